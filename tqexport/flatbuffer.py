@@ -1,0 +1,185 @@
+"""Editing TFLite files: a thin hand on the flatbuffer schema's object API.
+
+Knows tensors, buffers and operators; nothing of quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+
+from tqexport.errors import ConversionError
+
+__all__ = ["FlatModel", "Operator"]
+
+Operator = Any  # schema.OperatorT; the generated schema has no types
+
+_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+_DTYPES: dict[int, type[np.generic]] = {
+    schema.TensorType.FLOAT32: np.float32,
+    schema.TensorType.INT8: np.int8,
+    schema.TensorType.UINT8: np.uint8,
+    schema.TensorType.INT32: np.int32,
+    schema.TensorType.INT64: np.int64,
+}
+_TYPES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+class FlatModel:
+    """A TFLite file with one subgraph, unpacked for editing.
+
+    Tensors are named by their index in the subgraph throughout.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Unpack a file.
+
+        Raises:
+            ConversionError: It is not a TFLite file with exactly one subgraph.
+        """
+        if content[4:8] != b"TFL3":
+            raise ConversionError("the file is not a TFLite flatbuffer")
+        self.model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+        if len(self.model.subgraphs) != 1:
+            raise ConversionError(f"the TFLite file has {len(self.model.subgraphs)} subgraphs where one was expected")
+        self.graph: Any = self.model.subgraphs[0]
+
+    def operator_name(self, operator: Operator) -> str:
+        """The builtin operator's name, e.g. ``CONV_2D``."""
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        name: str = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        return name
+
+    def tensor(self, index: int) -> Any:
+        """The schema's tensor object."""
+        return self.graph.tensors[index]
+
+    def name(self, index: int) -> str:
+        """Name of a tensor."""
+        raw = self.tensor(index).name
+        return raw.decode() if isinstance(raw, bytes) else str(raw)
+
+    def constant(self, index: int) -> npt.NDArray[Any] | None:
+        """Value of a constant tensor, or None where it is computed or of another type."""
+        tensor = self.tensor(index)
+        data = self.model.buffers[tensor.buffer].data
+        dtype = _DTYPES.get(tensor.type)
+        if data is None or dtype is None or len(data) == 0:
+            return None
+        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape([int(n) for n in tensor.shape])
+
+    def consumers(self, index: int) -> list[Operator]:
+        """The operators that read a tensor."""
+        return [operator for operator in self.graph.operators if index in list(operator.inputs)]
+
+    def add_buffer(self, content: bytes) -> int:
+        """Append a buffer and return its index."""
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(content, np.uint8)
+        self.model.buffers.append(buffer)
+        return len(self.model.buffers) - 1
+
+    def add_constant(self, name: str, value: npt.NDArray[Any]) -> int:
+        """Append a constant tensor and return its index."""
+        index = self.add_tensor(name, value.shape, value.dtype.type)
+        self.tensor(index).buffer = self.add_buffer(value.tobytes())
+        return index
+
+    def add_tensor(self, name: str, shape: Sequence[int], dtype: type[np.generic] = np.float32) -> int:
+        """Append a computed tensor and return its index."""
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, np.array(shape, np.int32), _TYPES[dtype], 0
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def add_like(self, name: str, index: int, channels: int) -> int:
+        """Append a computed float32 tensor shaped like another, with another number of channels."""
+        source = self.tensor(index)
+        new = self.add_tensor(name, [*source.shape[:-1], channels])
+        if source.shapeSignature is not None:
+            self.tensor(new).shapeSignature = np.array([*source.shapeSignature[:-1], channels], np.int32)
+        return new
+
+    def operator(
+        self, kind: str, inputs: Sequence[int], output: int, options: Any = None, *, version: int = 1
+    ) -> Operator:
+        """Make an operator (without placing it).
+
+        Args:
+            kind: Builtin name, e.g. ``ADD``.
+            inputs: Tensors it reads.
+            output: The tensor it writes.
+            options: The schema's options object of the operator.
+            version: Operator version.
+        """
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._operator_code(getattr(schema.BuiltinOperator, kind), version)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        if options is not None:
+            operator.builtinOptions = options
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
+        return operator
+
+    def insert_before(self, anchor: Operator, operators: Sequence[Operator]) -> None:
+        """Place operators in front of another one."""
+        position = next(i for i, operator in enumerate(self.graph.operators) if operator is anchor)
+        self.graph.operators[position:position] = operators
+
+    def insert_after(self, anchor: Operator, operators: Sequence[Operator]) -> None:
+        """Place operators behind another one."""
+        position = next(i for i, operator in enumerate(self.graph.operators) if operator is anchor)
+        self.graph.operators[position + 1 : position + 1] = operators
+
+    def set_metadata(self, entries: dict[str, bytes]) -> None:
+        """Replace the file's metadata."""
+        self.model.metadata = []
+        for name, content in entries.items():
+            entry = schema.MetadataT()
+            entry.name, entry.buffer = name, self.add_buffer(content)
+            self.model.metadata.append(entry)
+        self.model.metadataBuffer = None
+
+    def metadata(self, name: str) -> bytes | None:
+        """One metadata entry, or None."""
+        for entry in self.model.metadata or []:
+            if entry.name in (name, name.encode()):
+                return bytes(np.asarray(self.model.buffers[entry.buffer].data, np.uint8))
+        return None
+
+    def pack(self) -> bytes:
+        """Serialise, without the buffers that nothing uses any more and equal ones stored once."""
+        self._compact_buffers()
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _operator_code(self, builtin: int, version: int) -> int:
+        for index, code in enumerate(self.model.operatorCodes):
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version >= version:
+                return index
+        code = schema.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
+        self.model.operatorCodes.append(code)
+        return len(self.model.operatorCodes) - 1
+
+    def _compact_buffers(self) -> None:
+        kept: list[Any] = [schema.BufferT()]
+        where: dict[bytes, int] = {}
+        for holder in (*self.graph.tensors, *(self.model.metadata or [])):
+            data = self.model.buffers[holder.buffer].data
+            content = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+            if not content:
+                holder.buffer = 0
+                continue
+            if content not in where:
+                where[content] = len(kept)
+                buffer = schema.BufferT()
+                buffer.data = np.frombuffer(content, np.uint8)
+                kept.append(buffer)
+            holder.buffer = where[content]
+        self.model.buffers = kept

@@ -1,0 +1,222 @@
+"""ONNX files with 8-bit codes and an explicit BitShift.
+
+A network is captured once into a :class:`Template`; a width is a set of initializer values put into it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import opset18 as op
+from onnxscript.optimizer import fold_constants
+from torch import nn
+
+from tqexport.checkpoint import CheckpointInfo, TruncModel
+from tqexport.deploy import deploy
+from tqexport.errors import ConversionError
+from tqexport.truncation import FLOAT_BITS
+
+__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "Template", "capture", "export_onnx", "render"]
+
+OPSET = 18
+IR_VERSION = 10  # what every onnxruntime of the last years reads
+INPUT_NAME = "input"
+OUTPUT_NAME = "output"
+METADATA_PREFIX = "tqexport."
+
+
+@dataclass(frozen=True)
+class Template:
+    """A captured network, without the values of any width.
+
+    Attributes:
+        graph_model: The ONNX graph; its initializers carry the names of the deployed network's state dict.
+        relu: Whether activations are plain ReLU (32 bits), which is another graph.
+    """
+
+    graph_model: ir.Model
+    relu: bool
+
+
+def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
+    """Export a network at several widths for little more than the price of one.
+
+    Args:
+        model: The reference network.
+        widths: The widths, each one that ``model`` has.
+
+    Yields:
+        Each width with its serialised ONNX file, in the order asked for. The same checkpoint gives the same bytes.
+
+    Raises:
+        InputError: The checkpoint lacks a width.
+        ConversionError: The network cannot be captured.
+    """
+    for bits in widths:
+        model.check_width(bits)
+    templates: dict[bool, Template] = {}
+    for bits in widths:
+        deployed = deploy(model, bits)
+        relu = model.info.activation_width(bits) == FLOAT_BITS
+        if relu not in templates:
+            templates[relu] = capture(deployed, model.info.input_shape, relu=relu)
+        yield bits, render(templates[relu], deployed, metadata(model, bits))
+
+
+def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = False) -> Template:
+    """Capture a deployed network as an ONNX graph with a dynamic batch.
+
+    Args:
+        deployed: See :func:`tqexport.deploy.deploy`.
+        input_shape: Shape of one sample.
+        relu: See :class:`Template`.
+
+    Raises:
+        ConversionError: torch.export cannot take the network, or its batch size is not free.
+    """
+    sample = torch.zeros((2, *input_shape))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                deployed,
+                (sample,),
+                dynamo=True,
+                optimize=False,  # it would fold the BitShift of small layers away
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table={
+                    torch.ops.tqexport.truncate.default: _truncate,
+                    torch.ops.tqexport.quantize_activation.default: _quantize_activation,
+                },
+                verbose=False,
+            )
+    except Exception as error:  # torch.export raises whatever the network's own code raises
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ConversionError(f"the network cannot be captured by torch.export: {lines[0]}") from error
+    assert program is not None
+    graph_model: ir.Model = program.model
+    _simplify(graph_model)
+    _name_after_modules(graph_model)
+    passes.ClearMetadataAndDocStringPass()(graph_model)
+    graph_model.ir_version = IR_VERSION
+    graph_model.producer_name = "tqexport"
+    graph_model.producer_version = None
+    graph_model.graph.name = "network"
+    return Template(graph_model, relu)
+
+
+def render(template: Template, deployed: nn.Module, metadata_props: Mapping[str, str]) -> bytes:
+    """Put the values of one width into a template.
+
+    Args:
+        template: From :func:`capture`, of the same network.
+        deployed: The network deployed at the width.
+        metadata_props: Model metadata of the file.
+
+    Returns:
+        The serialised, checked ONNX model.
+    """
+    values = deployed.state_dict()
+    for name, initializer in template.graph_model.graph.initializers.items():
+        if name in values:
+            initializer.const_value = ir.Tensor(values[name].detach().contiguous().numpy(), name=name)
+    template.graph_model.metadata_props.clear()
+    template.graph_model.metadata_props.update(metadata_props)
+    content: bytes = ir.to_proto(template.graph_model).SerializeToString(deterministic=True)
+    onnx.checker.check_model(content, full_check=True)
+    return content
+
+
+def metadata(model: TruncModel, bits: int) -> dict[str, str]:
+    """What a file says of itself: one ``tqexport.*`` entry per fact, JSON where it is not plain text."""
+    info: CheckpointInfo = model.info
+    facts: dict[str, Any] = {
+        "architecture": info.architecture,
+        "checkpoint_sha256": model.sha256,
+        "width": bits,
+        "activation_width": info.activation_width(bits),
+        "quantizer": info.scheme.quantizer,
+        "bias_correction": info.scheme.bias_correction,
+        "layout": "channels first",
+        "class_names": list(info.class_names),
+    }
+    if info.normalization:
+        facts["normalization"] = {"mean": list(info.normalization.mean), "std": list(info.normalization.std)}
+    return {
+        METADATA_PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
+    }
+
+
+def _truncate(codes: Any, shift: Any) -> Any:
+    return op.BitShift(codes, shift, direction="RIGHT")
+
+
+def _quantize_activation(input: Any, levels: Any) -> Any:
+    return op.Div(op.Round(op.Mul(op.Clip(input, 0.0, 1.0), levels)), levels)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about itself (absent torchvision, deprecations) off the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold what does not depend on a tensor of the network, so that nothing of a width is folded in."""
+    named = set(model.graph.initializers)
+
+    def independent(node: ir.Node) -> bool:
+        return all(value is None or value.name not in named for value in node.inputs)
+
+    fold_constants(model, should_fold=lambda node: None if independent(node) else False)
+    for node in model.graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3:
+            bias = node.inputs[2]
+            value = None if bias is None or bias.name in named else ir.convenience.get_const_tensor(bias)
+            if value is not None and not np.any(value.numpy()):
+                node.resize_inputs(2)  # the exporter writes a bias of zeros where there is none
+    passes.IdentityEliminationPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _name_after_modules(model: ir.Model) -> None:
+    """Name each module's last value after the module, and what is inside it ``module/operator``."""
+    used: dict[str, int] = {}
+    last_of: dict[str, ir.Value] = {}
+    fixed = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+        module = scopes[-2] if len(scopes) > 1 else ""
+        stem = f"{module}/{node.op_type}" if module else node.op_type
+        used[stem] = used.get(stem, 0) + 1
+        node.name = stem if used[stem] == 1 else f"{stem}_{used[stem]}"
+        for position, value in enumerate(node.outputs):
+            if id(value) not in fixed:
+                value.name = f"{node.name}:{position}"
+        if module and id(node.outputs[0]) not in fixed:
+            last_of[module] = node.outputs[0]
+    for module, value in last_of.items():
+        value.name = module

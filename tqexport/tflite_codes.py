@@ -1,0 +1,259 @@
+"""Putting the codes back into a float TFLite file, and reading them from there.
+
+The converter knows float32 weights alone, and it may fold a BatchNorm or an activation scale next to a layer into its
+filter. That multiplies whole output channels, ``filter[o] = gain[o] * weight[o]``, so the stored integers come back
+exactly: the file then holds them as int8 in front of a DEQUANTIZE that carries the gain.
+
+A weight ``alpha * u_b + beta`` is written ``scale * (q + k)`` with q in int8. Below 8 bits q is the odd integer
+``2 u_b - M_b`` and k = 0. At 8 bits odd integers do not fit: q = u - 128 and k = 1/2. A constant k other than 0 (bias
+correction has one too) is computed exactly by one more input channel:
+``conv(x, q + k) = conv([x, k * sum(x)], [q, 1])``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+
+from tqexport.errors import ConversionError
+from tqexport.flatbuffer import FlatModel, Operator
+from tqexport.onnx_file import CodedWeight
+from tqexport.truncation import STORED_BITS, max_code
+
+__all__ = ["integer_codes", "put_codes_back", "stored_integers"]
+
+# Where a filter's axes go to reach PyTorch's order, output channels first; and the axis of its output channels.
+_TO_TORCH = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
+_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+_FIT = 2e-6  # of a channel's largest weight: float32 rounding of two products. Half a step at 8 bits is 2e-3.
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A filter of the file that is ``gain * weight``."""
+
+    filter: int
+    operator: str
+    weight: CodedWeight
+    gain: npt.NDArray[np.float64]  # per output channel
+
+
+def integer_codes(shifted: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int8]:
+    """The int8 value that stands for each code: ``2 u_b - M_b`` below 8 bits, ``u - 128`` at 8 (same shape)."""
+    wide = shifted.astype(np.int16)
+    return (wide - 128 if bits == STORED_BITS else 2 * wide - max_code(bits)).astype(np.int8)
+
+
+def put_codes_back(flat: FlatModel, weights: Sequence[CodedWeight]) -> None:
+    """Replace the float filter of every quantised layer by its stored integers.
+
+    Args:
+        flat: The file as the converter wrote it; changed in place.
+        weights: The quantised layers of the network.
+
+    Raises:
+        ConversionError: A layer's weights are not found in the file; it names the layer.
+    """
+    matches = _match(flat, weights)
+    found = {match.weight.name for match in matches}
+    if missing := [weight.layer for weight in weights if weight.name not in found]:
+        raise ConversionError(
+            f"after conversion the weights of layer {missing[0]} are not recognisable in the TFLite file "
+            f"({len(missing)} of {len(weights)} layers); keep the layer in float or report its operators"
+        )
+    for match in matches:
+        _replace(flat, match)
+
+
+def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[np.int8]]]:
+    """The int8 filters of a file by weight name, in PyTorch's axis order with output channels first.
+
+    A filter may hold further input channels behind those of the layer (see the module's text).
+    """
+    found: dict[str, list[npt.NDArray[np.int8]]] = {}
+    for operator in flat.graph.operators:
+        if flat.operator_name(operator) != "DEQUANTIZE" or not flat.name(operator.inputs[0]).endswith(".codes"):
+            continue
+        value = flat.constant(operator.inputs[0])
+        kind = next(
+            (
+                name
+                for reader in flat.consumers(operator.outputs[0])
+                if (name := flat.operator_name(reader)) in _TO_TORCH
+            ),
+            None,
+        )
+        if value is not None and kind is not None:
+            name = flat.name(operator.inputs[0]).removesuffix(".codes")
+            found.setdefault(name, []).append(value.transpose(_TO_TORCH[kind]))
+    return found
+
+
+def _match(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[_Match]:
+    """Find the layer behind each constant filter of the file."""
+    expected = [(weight, weight.dequantized()) for weight in weights]
+    matches: list[_Match] = []
+    for index, kind in _filters(flat).items():
+        value = flat.constant(index)
+        if value is None or value.dtype != np.float32:
+            continue
+        torch_order = value.transpose(_TO_TORCH[kind])
+        for weight, dequantized in expected:
+            gain = _gain(torch_order, dequantized)
+            if gain is not None:
+                matches.append(_Match(index, kind, weight, gain))
+                break
+    return matches
+
+
+def _filters(flat: FlatModel) -> dict[int, str]:
+    """Filter tensors of the weighted operators, with the operator's kind."""
+    return {
+        int(operator.inputs[1]): kind
+        for operator in flat.graph.operators
+        if (kind := flat.operator_name(operator)) in _TO_TORCH
+    }
+
+
+def _gain(filter_: npt.NDArray[np.float32], weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """``gain`` with ``filter_ == gain[:, None] * weight`` up to float32 rounding, or None if there is none."""
+    if filter_.shape[0] != weight.shape[0] or filter_.size != weight.size:
+        return None
+    rows, reference = filter_.reshape(len(filter_), -1), weight.reshape(len(weight), -1)
+    if not _fits(rows[:1], reference[:1]):  # most candidates end here
+        return None
+    return _ratio(rows, reference) if _fits(rows, reference) else None
+
+
+def _ratio(rows: npt.NDArray[np.float32], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    squares: npt.NDArray[np.float64] = (reference**2).sum(1)
+    products: npt.NDArray[np.float64] = (rows * reference).sum(1)
+    return products / squares
+
+
+def _fits(rows: npt.NDArray[np.float32], reference: npt.NDArray[np.float64]) -> bool:
+    error = np.abs(rows - _ratio(rows, reference)[:, None] * reference).max(1)
+    return bool((error <= _FIT * np.abs(rows).max(1)).all())
+
+
+def _replace(flat: FlatModel, match: _Match) -> None:
+    """Put int8 integers and a DEQUANTIZE in the place of a float filter."""
+    weight, negative = match.weight, match.gain < 0
+    integers, scale, constant = _integer_form(weight)
+    integers = integers.reshape(len(integers), -1)
+    # A channel with a negative gain keeps a positive scale and has its integers turned round; ~q stays in int8.
+    if weight.bits == STORED_BITS:
+        integers = np.where(negative[:, None], ~integers, integers)
+        constants = np.where(negative, 1 - constant, constant)
+    else:
+        integers = np.where(negative[:, None], -integers, integers)
+        constants = np.where(negative, -constant, constant)
+    # A gain of 0 has no ratio; the codes stay, and the smallest harmless scale makes them vanish.
+    scales = np.where(match.gain == 0, 1e-30, np.abs(match.gain) * scale).astype(np.float32)
+
+    torch_shape = [int(flat.tensor(match.filter).shape[axis]) for axis in _TO_TORCH[match.operator]]
+    stored = integers.reshape(torch_shape)
+    readers = flat.consumers(match.filter)
+    if constants.any():
+        if all(_channels(flat, reader) == torch_shape[1] for reader in readers):
+            for value in np.unique(constants[constants != 0]):
+                column = (constants == value).astype(np.int8).reshape(-1, *[1] * (stored.ndim - 1))
+                stored = np.concatenate([stored, np.broadcast_to(column, (len(stored), 1, *stored.shape[2:]))], axis=1)
+            for reader in readers:
+                _widen_input(flat, reader, np.unique(constants[constants != 0]))
+        else:
+            ones = np.ones(torch_shape, np.int8) * np.sign(constants).astype(np.int8).reshape(
+                -1, *[1] * (stored.ndim - 1)
+            )
+            for reader in readers:
+                _add_constant_part(flat, reader, match, ones, scales * np.abs(constants).astype(np.float32))
+    _dequantized(flat, match.filter, match.operator, weight.name, stored, scales)
+
+
+def _integer_form(weight: CodedWeight) -> tuple[npt.NDArray[np.int8], float, float]:
+    """q, scale and k with ``weight = scale * (q + k)``."""
+    integers = integer_codes(weight.shifted(), weight.bits)
+    scale, middle = (
+        (weight.scale, 128.0) if weight.bits == STORED_BITS else (weight.scale / 2, max_code(weight.bits) / 2)
+    )
+    constant = (weight.offset + weight.scale * middle) / scale
+    exact = 0.5 if weight.bits == STORED_BITS else 0.0
+    # Without bias correction k is exact; what differs is the rounding of scale and offset to float32.
+    return integers, scale, exact if abs(constant - exact) * scale <= _FIT * abs(weight.offset) else constant
+
+
+def _channels(flat: FlatModel, operator: Operator) -> int:
+    """Input channels of an operator; 0 where its filter does not run over all of them."""
+    return 0 if flat.operator_name(operator) == "DEPTHWISE_CONV_2D" else int(flat.tensor(operator.inputs[0]).shape[-1])
+
+
+def _dequantized(
+    flat: FlatModel,
+    target: int,
+    kind: str,
+    name: str,
+    stored: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+) -> None:
+    """Make tensor ``target`` the dequantised ``stored`` (PyTorch's axis order), one scale per output channel."""
+    value = np.ascontiguousarray(stored.transpose(np.argsort(_TO_TORCH[kind])))
+    codes = flat.add_constant(f"{name}.codes", value)
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = scales, np.zeros(len(scales), np.int64)
+    quantization.quantizedDimension = _CHANNEL_AXIS[kind]
+    flat.tensor(codes).quantization = quantization
+    tensor = flat.tensor(target)
+    tensor.name, tensor.shape, tensor.buffer = name, np.array(value.shape, np.int32), 0
+    operator = flat.operator("DEQUANTIZE", [codes], target, schema.DequantizeOptionsT(), version=5)
+    flat.graph.operators.insert(0, operator)
+
+
+def _widen_input(flat: FlatModel, reader: Operator, multiples: npt.NDArray[np.float64]) -> None:
+    """Append ``k * sum over channels`` to an operator's input, once for each k; readers of one input share it."""
+    source = int(reader.inputs[0])
+    name = f"{flat.name(source)}/with_sum_{'_'.join(f'{value:.9g}' for value in multiples)}"
+    widened = next((i for i, tensor in enumerate(flat.graph.tensors) if tensor.name == name), None)
+    if widened is None:
+        total = flat.add_like(f"{flat.name(source)}/sum", source, 1)
+        axis = flat.add_constant("last_axis", np.array([len(flat.tensor(source).shape) - 1], np.int32))
+        reducer = schema.ReducerOptionsT()
+        reducer.keepDims = True
+        operators = [flat.operator("SUM", [source, axis], total, reducer)]
+        parts = [source]
+        for value in multiples:
+            parts.append(flat.add_like(f"{flat.name(source)}/{value:.9g}_sum", source, 1))
+            factor = flat.add_constant(f"{value:.9g}", np.array([value], np.float32))
+            operators.append(flat.operator("MUL", [total, factor], parts[-1], schema.MulOptionsT()))
+        widened = flat.add_like(name, source, int(flat.tensor(source).shape[-1]) + len(multiples))
+        concatenation = schema.ConcatenationOptionsT()
+        concatenation.axis = len(flat.tensor(source).shape) - 1
+        operators.append(flat.operator("CONCATENATION", parts, widened, concatenation))
+        flat.insert_before(reader, operators)
+    reader.inputs = np.array([widened, *reader.inputs[1:]], np.int32)
+
+
+def _add_constant_part(
+    flat: FlatModel, reader: Operator, match: _Match, ones: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+) -> None:
+    """Add ``conv(x, k)`` as an operator of its own, for filters that run over a group of channels."""
+    output = int(reader.outputs[0])
+    shape = [int(n) for n in flat.tensor(match.filter).shape]
+    filter_ = flat.add_tensor(f"{match.weight.name}/constant", shape)
+    _dequantized(flat, filter_, match.operator, f"{match.weight.name}/constant", ones, np.maximum(scales, 1e-30))
+    main, constant = (
+        flat.add_like(f"{flat.name(output)}/{part}", output, shape[_CHANNEL_AXIS[match.operator]])
+        for part in ("main", "constant")
+    )
+    second = copy.copy(reader)
+    second.inputs = np.array([reader.inputs[0], filter_, -1], np.int32)
+    second.outputs = np.array([constant], np.int32)
+    addition = schema.AddOptionsT()
+    addition.fusedActivationFunction = reader.builtinOptions.fusedActivationFunction
+    reader.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
+    reader.outputs = np.array([main], np.int32)
+    flat.insert_after(reader, [second, flat.operator("ADD", [main, constant], output, addition)])

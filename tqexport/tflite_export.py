@@ -1,0 +1,146 @@
+"""TFLite files that hold one byte per quantised weight.
+
+An ONNX file of ours goes to float TFLite through onnx2tf, then the codes go back in (:mod:`tqexport.tflite_codes`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from tqexport.errors import ConversionError
+from tqexport.flatbuffer import FlatModel
+from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
+from tqexport.onnx_file import coded_weights, read_metadata, with_float_weights
+from tqexport.tflite_codes import put_codes_back
+
+__all__ = ["METADATA_NAME", "convert_to_tflite", "run_once"]
+
+METADATA_NAME = "tqexport"
+LAYOUT = "channels last"
+
+_log = logging.getLogger(__name__)
+
+
+def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
+    """Convert ONNX files of tqexport to TFLite, codes intact.
+
+    The inputs and outputs of the result are channels last (NHWC), as TFLite has them; a batch dimension stays free.
+
+    Args:
+        models: ONNX models with BitShift nodes, at any widths.
+
+    Returns:
+        One serialised, loaded and tried TFLite file per model. The same model gives the same bytes.
+
+    Raises:
+        ConversionError: onnx2tf cannot convert the network, a layer's codes are not found again, an operator would
+            need code of its own on the device, or LiteRT does not run the file.
+    """
+    weights = [coded_weights(model) for model in models]
+    floats = [with_float_weights(model, found) for model, found in zip(models, weights, strict=True)]
+    results = []
+    for model, found, converted in zip(models, weights, _run_onnx2tf(floats), strict=True):
+        flat = FlatModel(converted)
+        _check_operators(flat)
+        _name_tensors(flat)
+        put_codes_back(flat, found)
+        facts = {**read_metadata(model), "layout": LAYOUT}
+        flat.set_metadata({METADATA_NAME: json.dumps(facts, sort_keys=True).encode()})
+        flat.model.description = "tqexport"
+        content = flat.pack()
+        run_once(content)
+        results.append(content)
+    return results
+
+
+def run_once(content: bytes) -> None:
+    """Load a file in LiteRT and run it on zeros, with XNNPACK and without.
+
+    Raises:
+        ConversionError: It does not load, does not run, or gives NaN.
+    """
+    for resolver in (OpResolverType.AUTO, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES):
+        try:
+            interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
+            interpreter.allocate_tensors()
+            for detail in interpreter.get_input_details():
+                interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+            interpreter.invoke()
+            outputs = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(f"LiteRT does not run the converted file: {error}") from error
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise ConversionError("the converted file gives NaN or infinity on an input of zeros")
+
+
+def _run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
+    """Convert float networks in one process of their own (see :mod:`tqexport.onnx2tf_worker`)."""
+    with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
+        sources = [Path(folder, f"{i}.onnx") for i in range(len(models))]
+        targets = [source.with_suffix(".tflite") for source in sources]
+        for model, source in zip(models, sources, strict=True):
+            onnx.save(model, str(source))
+        pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tqexport.onnx2tf_worker", *pairs],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            printed = process.communicate()[0].decode(errors="replace")
+        finally:  # an interrupt must not leave TensorFlow working on
+            process.kill()
+            process.wait()
+        _log.debug("onnx2tf printed:\n%s", printed)
+        if process.returncode or not all(target.is_file() for target in targets):
+            raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")
+        return [target.read_bytes() for target in targets]
+
+
+def _last_words(returncode: int, printed: str) -> str:
+    if returncode < 0:
+        return f"it was ended by {signal.Signals(-returncode).name} (is there enough memory?)"
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()]
+    return (telling or lines or ["it printed nothing"])[-1][:300] + " (--verbose shows all that it printed)"
+
+
+def _check_operators(flat: FlatModel) -> None:
+    for operator in flat.graph.operators:
+        name = flat.operator_name(operator)
+        code = flat.model.operatorCodes[operator.opcodeIndex]
+        if name == "CUSTOM" or code.customCode:
+            custom = code.customCode.decode() if code.customCode else name
+            raise ConversionError(f"the network needs the operator {custom}, which plain TFLite does not have")
+
+
+def _name_tensors(flat: FlatModel) -> None:
+    """Names that depend on the network alone, where TensorFlow's count what it did before."""
+    inputs, outputs = ([int(index) for index in indices] for indices in (flat.graph.inputs, flat.graph.outputs))
+    for index, tensor in enumerate(flat.graph.tensors):
+        tensor.name = f"t{index}"
+    for operator in flat.graph.operators:
+        for index in operator.outputs:
+            flat.tensor(index).name = f"{flat.operator_name(operator).lower()}_{index}"
+    for names, indices in (([INPUT_NAME], inputs), ([OUTPUT_NAME], outputs)):
+        for name, index in zip(names, indices, strict=True):
+            flat.tensor(index).name = name
+    flat.graph.name = "network"
+    for signature in flat.model.signatureDefs or []:
+        for entry in signature.inputs:
+            entry.name = INPUT_NAME
+        for entry in signature.outputs:
+            entry.name = OUTPUT_NAME

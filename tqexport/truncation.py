@@ -1,0 +1,188 @@
+"""The arithmetic of TruncQuant, and nothing else.
+
+One float32 weight tensor ``w`` (a whole layer) becomes one unsigned byte per weight, and those bytes shifted right
+serve every width from 1 to 8 bits (arXiv 2506.11431)::
+
+    t   = tanh(w)                     E = mean|w|          (raw w, one scalar per layer)
+    x   = t / 2 / max|t| + 0.5        in [0, 1]
+    u   = min(floor(256 x), 255)      the stored code
+    u_b = u >> (8 - b)                the code at b bits; equals min(floor(2^b x), M_b), M_b = 2^b - 1
+    w_b = E (2 u_b / M_b - 1)         = scale_b * u_b + offset_b
+
+Everything else in the package calls these functions; the formulas stand nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tqexport.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "FLOAT_BITS",
+    "STORED_BITS",
+    "WIDTHS",
+    "Affine",
+    "Quantizer",
+    "Scheme",
+    "StoredWeight",
+    "affine",
+    "check_weight",
+    "direct_codes",
+    "full_precision",
+    "max_code",
+    "normalize",
+    "quantize_activation",
+    "store",
+    "truncate",
+]
+
+STORED_BITS = 8
+WIDTHS = tuple(range(1, STORED_BITS + 1))
+FLOAT_BITS = 32  # "32 bits" in the research family: the full-precision path
+
+Quantizer = Literal["truncquant", "dorefa"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are quantised.
+
+    Attributes:
+        quantizer: ``truncquant`` floors, so its codes may be shifted; ``dorefa`` rounds, so they may not.
+        bias_correction: Match mean and standard deviation of each quantised layer to those of ``tanh(w)``.
+    """
+
+    quantizer: Quantizer = "truncquant"
+    bias_correction: bool = False
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``weight = scale * code + offset``, one pair per layer and width."""
+
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One layer as a file stores it at one width.
+
+    Attributes:
+        codes: uint8, the shape of the weight. The same tensor at every width for ``truncquant``.
+        shift: How far right the codes are shifted to reach the width.
+        affine: Turns the shifted codes into weights.
+    """
+
+    codes: Tensor
+    shift: int
+    affine: Affine
+
+
+def max_code(bits: int) -> int:
+    """``M_b = 2^b - 1``, the largest code at ``bits`` bits; de-quantisation divides by it."""
+    return (1 << bits) - 1
+
+
+def normalize(weight: Tensor) -> Tensor:
+    """Map a float32 weight to ``x = tanh(w) / 2 / max|tanh(w)| + 0.5`` in [0, 1], same shape."""
+    squashed = weight.tanh()
+    return squashed / 2 / squashed.abs().max() + 0.5
+
+
+def direct_codes(x: Tensor, bits: int, quantizer: Quantizer = "truncquant") -> Tensor:
+    """Quantise normalised weights straight to ``bits`` bits, as training does.
+
+    Args:
+        x: float32 in [0, 1], any shape (see :func:`normalize`).
+        bits: 1 to 8.
+        quantizer: ``truncquant``: ``min(floor(2^b x), M_b)``; ``dorefa``: ``round_half_even(M_b x)``.
+
+    Returns:
+        float32 tensor of whole numbers 0 to ``M_b``, the shape of ``x``.
+    """
+    if quantizer == "dorefa":
+        return (x * max_code(bits)).round()
+    return (x * (1 << bits)).floor().clamp(max=max_code(bits))
+
+
+def truncate(codes: Tensor, bits: int) -> Tensor:
+    """Cut stored uint8 codes to ``bits`` bits: ``u >> (8 - bits)``, uint8, same shape."""
+    return codes >> (STORED_BITS - bits)
+
+
+def full_precision(weight: Tensor) -> Tensor:
+    """The family's 32-bit path, ``E * tanh(w) / max|tanh(w)|`` (not the raw weight)."""
+    squashed = weight.tanh()
+    return weight.abs().mean().detach() * squashed / squashed.abs().max()
+
+
+def affine(weight: Tensor, codes: Tensor, bits: int, *, bias_correction: bool = False) -> Affine:
+    """Scale and offset that turn codes at ``bits`` bits into weights.
+
+    Without bias correction ``scale = 2E / M_b`` and ``offset = -E``. With it, ``base = scale * codes + offset`` is
+    moved and stretched to the mean and the standard deviation of ``tanh(w)``, which is affine again.
+
+    Args:
+        weight: float32, the raw weight.
+        codes: The codes at this width (already shifted), any dtype, the shape of ``weight``.
+        bits: 1 to 8.
+        bias_correction: See :class:`Scheme`.
+
+    Raises:
+        InputError: All codes are equal, so that bias correction would divide by zero.
+    """
+    magnitude = float(weight.abs().mean())
+    scale, offset = 2 * magnitude / max_code(bits), -magnitude
+    if not bias_correction:
+        return Affine(scale, offset)
+    squashed = weight.tanh().double()
+    base = codes.double() * scale + offset
+    spread = float((base - base.mean()).norm())
+    if spread == 0:
+        raise InputError(f"bias correction is undefined at {bits} bits: every code of the layer is the same")
+    stretch = float((squashed - squashed.mean()).norm()) / spread
+    return Affine(scale * stretch, (offset + float(squashed.mean() - base.mean())) * stretch)
+
+
+def store(weight: Tensor, bits: int, scheme: Scheme = Scheme()) -> StoredWeight:
+    """The stored form of one layer at one width.
+
+    Args:
+        weight: float32, finite, not all zero (see :func:`check_weight`).
+        bits: 1 to 8.
+        scheme: ``truncquant`` stores the 8-bit codes and a shift; ``dorefa`` codes must not be shifted, so each width
+            has codes of its own and a shift of 0.
+    """
+    x = normalize(weight.detach())
+    if scheme.quantizer == "dorefa":
+        codes, shift = direct_codes(x, bits, "dorefa").byte(), 0
+    else:
+        codes, shift = direct_codes(x, STORED_BITS).byte(), STORED_BITS - bits
+    return StoredWeight(
+        codes, shift, affine(weight.detach(), codes >> shift, bits, bias_correction=scheme.bias_correction)
+    )
+
+
+def quantize_activation(x: Tensor, bits: int) -> Tensor:
+    """``round_half_even(clamp(x, 0, 1) * M_a) / M_a``; a plain ReLU at 32 bits. float32, same shape."""
+    if bits == FLOAT_BITS:
+        return x.relu()
+    return (x.clamp(0, 1) * max_code(bits)).round() / max_code(bits)
+
+
+def check_weight(name: str, weight: Tensor) -> None:
+    """Refuse a layer whose codes would be undefined.
+
+    Raises:
+        InputError: ``weight`` holds NaN or infinity, or nothing but zeros.
+    """
+    if not bool(weight.isfinite().all()):
+        raise InputError(f"layer {name} holds NaN or infinite weights; it cannot be quantised")
+    if not bool(weight.any()):
+        raise InputError(f"layer {name} is all zeros, so its codes are undefined (0/0); train it or keep it float")
