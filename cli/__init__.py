@@ -1,0 +1,38 @@
+"""The command line: parse, call the library, print. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from . import onnx, tflite, verify
+from .common import run_and_exit
+
+__all__ = ["cli", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tqexport")
+def cli() -> None:
+    """Take TruncQuant networks to ONNX and TFLite with their 8-bit codes intact, and prove it.
+
+    \b
+    A first run:
+      tqexport onnx ckpt.pt --bits 8
+      tqexport tflite
+      tqexport verify --bits 2,4,6
+
+    \b
+    Exit codes: 0 good, 1 model and export differ, 2 usage, 3 input refused, 4 something is missing on this
+    machine, 70 a bug in tqexport, 130 interrupted.
+    """
+
+
+for command in (onnx.command, tflite.command, verify.command):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the ``tqexport`` command."""
+    sys.exit(run_and_exit(cli))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +14,12 @@ import torch
 from torch import nn
 
 from tqexport.errors import InputError, TqExportError
-from tqexport.files import atomic_path
+from tqexport.files import atomic_path, sha256_of
 from tqexport.layers import at_width, quantized_layers, switchable_batch_norms
 from tqexport.models import find_factory
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme, check_weight
 
-__all__ = ["CheckpointInfo", "Normalization", "TruncModel", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointInfo", "Normalization", "ReadOptions", "TruncModel", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "tqexport"
 FORMAT_VERSION = 1
@@ -32,6 +31,17 @@ class Normalization:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a reader of a checkpoint says because the file does not.
+
+    Attributes:
+        model: ``package.module:factory`` to use in place of the architecture that the file names.
+    """
+
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,12 +121,12 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         torch.save(content, stream)
 
 
-def load_checkpoint(path: str | Path, *, model: str | None = None) -> TruncModel:
+def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> TruncModel:
     """Read a checkpoint into a network ready to run and to export.
 
     Args:
         path: A file written by :func:`save_checkpoint`.
-        model: ``package.module:factory`` to use in place of the architecture that the file names.
+        options: What the file does not say.
 
     Raises:
         InputError: The file is missing, empty, truncated, unsafe, of another format, or does not fit its network.
@@ -134,14 +144,14 @@ def load_checkpoint(path: str | Path, *, model: str | None = None) -> TruncModel
             "update tqexport"
         )
     try:
-        info = _read_info(content, model)
+        info = _read_info(content, options)
         state_dict = dict(content["state_dict"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is a damaged tqexport checkpoint: {type(error).__name__} {error}") from error
     module = _build(path, info)
     _load_state(path, module, state_dict)
     _check(path, module, info)
-    return TruncModel(module.eval(), info, hashlib.sha256(path.read_bytes()).hexdigest())
+    return TruncModel(module.eval(), info, sha256_of(path))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -172,7 +182,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_info(content: Mapping[str, Any], model: str | None) -> CheckpointInfo:
+def _read_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
     widths = _integers(content["widths"])
     activation_bits = _integers(content["activation_bits"])
     if not widths or not set(widths) <= set(WIDTHS) or len(activation_bits) not in (0, len(widths)):
@@ -181,7 +191,7 @@ def _read_info(content: Mapping[str, Any], model: str | None) -> CheckpointInfo:
         raise ValueError(f"activation widths {activation_bits}")
     normalization = content["normalization"]
     return CheckpointInfo(
-        architecture=model or str(content["architecture"]),
+        architecture=options.model or str(content["architecture"]),
         arguments=dict(content["arguments"]),
         input_shape=_integers(content["input_shape"]),
         widths=widths,

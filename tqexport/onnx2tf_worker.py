@@ -28,7 +28,9 @@ def main(arguments: list[str]) -> None:
 def _convert(source: str) -> bytes:
     import onnx2tf
     import tensorflow as tf
+    import tf_keras
 
+    tf_keras.backend.clear_session()  # operator names count from zero for every file
     network: Any = onnx2tf.convert(
         input_onnx_file_path=source,
         output_folder_path="onnx2tf",

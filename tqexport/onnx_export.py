@@ -136,7 +136,9 @@ def render(template: Template, deployed: nn.Module, metadata_props: Mapping[str,
             initializer.const_value = ir.Tensor(values[name].detach().contiguous().numpy(), name=name)
     template.graph_model.metadata_props.clear()
     template.graph_model.metadata_props.update(metadata_props)
-    content: bytes = ir.to_proto(template.graph_model).SerializeToString(deterministic=True)
+    proto = ir.to_proto(template.graph_model)
+    del proto.graph.value_info[:]  # shapes that every reader infers again, a fifth of a small file
+    content: bytes = proto.SerializeToString(deterministic=True)
     onnx.checker.check_model(content, full_check=True)
     return content
 
@@ -215,7 +217,7 @@ def _name_after_modules(model: ir.Model) -> None:
         node.name = stem if used[stem] == 1 else f"{stem}_{used[stem]}"
         for position, value in enumerate(node.outputs):
             if id(value) not in fixed:
-                value.name = f"{node.name}:{position}"
+                value.name = node.name if position == 0 else f"{node.name}:{position}"
         if module and id(node.outputs[0]) not in fixed:
             last_of[module] = node.outputs[0]
     for module, value in last_of.items():

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from tqexport.errors import InputError
 
-__all__ = ["CodedWeight", "coded_weights", "read_metadata", "read_onnx", "with_float_weights"]
+__all__ = ["CodedWeight", "activation_outputs", "coded_weights", "read_metadata", "read_onnx", "with_float_weights"]
 
 _CODES = ".codes"
 
@@ -147,3 +147,16 @@ def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -
     graph.node.extend(kept)
     graph.initializer.extend(initializers)
     return folded
+
+
+def activation_outputs(model: onnx.ModelProto) -> list[str]:
+    """The values that hold quantised activations as whole numbers 0 to ``M_a``, in the order they are computed.
+
+    Named ``<module>/Round`` by the exporter; a module called again has ``<module>/Round_2``.
+    """
+    rounded = {node.output[0] for node in model.graph.node if node.op_type == "Round"}
+    return [
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Div" and node.input[0] in rounded and node.input[1].endswith(".levels")
+    ]

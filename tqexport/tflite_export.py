@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tqexport.errors import ConversionError
+from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
+from tqexport.litert import open_interpreter
 from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
 from tqexport.onnx_file import coded_weights, read_metadata, with_float_weights
 from tqexport.tflite_codes import put_codes_back
@@ -53,7 +54,7 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
     for model, found, converted in zip(models, weights, _run_onnx2tf(floats), strict=True):
         flat = FlatModel(converted)
         _check_operators(flat)
-        _name_tensors(flat)
+        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
         put_codes_back(flat, found)
         facts = {**read_metadata(model), "layout": LAYOUT}
         flat.set_metadata({METADATA_NAME: json.dumps(facts, sort_keys=True).encode()})
@@ -70,15 +71,14 @@ def run_once(content: bytes) -> None:
     Raises:
         ConversionError: It does not load, does not run, or gives NaN.
     """
-    for resolver in (OpResolverType.AUTO, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES):
+    for xnnpack in (True, False):
         try:
-            interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
-            interpreter.allocate_tensors()
+            interpreter = open_interpreter(content, xnnpack=xnnpack)
             for detail in interpreter.get_input_details():
                 interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
             interpreter.invoke()
             outputs = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
-        except (RuntimeError, ValueError) as error:
+        except (InputError, RuntimeError, ValueError) as error:
             raise ConversionError(f"LiteRT does not run the converted file: {error}") from error
         if not all(np.isfinite(output).all() for output in outputs):
             raise ConversionError("the converted file gives NaN or infinity on an input of zeros")
@@ -127,20 +127,26 @@ def _check_operators(flat: FlatModel) -> None:
             raise ConversionError(f"the network needs the operator {custom}, which plain TFLite does not have")
 
 
-def _name_tensors(flat: FlatModel) -> None:
-    """Names that depend on the network alone, where TensorFlow's count what it did before."""
-    inputs, outputs = ([int(index) for index in indices] for indices in (flat.graph.inputs, flat.graph.outputs))
+def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:
+    """Names that depend on the network alone, where TensorFlow counts what it did before.
+
+    Args:
+        flat: The file; changed in place.
+        rounds: Names of the network's Round results in graph order. onnx2tf numbers its ``tf.math.round`` operators in
+            that order, which survives where the order of operators in the file does not.
+    """
     for index, tensor in enumerate(flat.graph.tensors):
-        tensor.name = f"t{index}"
+        tensor.name = f"constant_{index}" if flat.constant(index) is not None else f"value_{index}/{flat.name(index)}"
     for operator in flat.graph.operators:
-        for index in operator.outputs:
-            flat.tensor(index).name = f"{flat.operator_name(operator).lower()}_{index}"
-    for names, indices in (([INPUT_NAME], inputs), ([OUTPUT_NAME], outputs)):
-        for name, index in zip(names, indices, strict=True):
+        kind = flat.operator_name(operator)
+        for index in map(int, operator.outputs):
+            number = re.search(r"/tf\.math\.round(?:_(\d+))?/", flat.name(index)) if kind == "ROUND" else None
+            flat.tensor(index).name = rounds[int(number[1] or 0)] if number else f"{kind.lower()}_{index}"
+    for name, indices in ((INPUT_NAME, flat.graph.inputs), (OUTPUT_NAME, flat.graph.outputs)):
+        for index in indices:
             flat.tensor(index).name = name
     flat.graph.name = "network"
     for signature in flat.model.signatureDefs or []:
-        for entry in signature.inputs:
-            entry.name = INPUT_NAME
-        for entry in signature.outputs:
-            entry.name = OUTPUT_NAME
+        for entries, name in ((signature.inputs, INPUT_NAME), (signature.outputs, OUTPUT_NAME)):
+            for entry in entries:
+                entry.name = name

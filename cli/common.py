@@ -1,0 +1,160 @@
+"""What the commands share: widths, options, output, and the edge where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tqexport.errors import TqExportError
+
+if TYPE_CHECKING:
+    from tqexport.checkpoint import ReadOptions
+    from tqexport.manifest import Artifact
+
+__all__ = ["Output", "Widths", "checkpoint_options", "output_options", "read_options", "run_and_exit", "widths_option"]
+
+BUG_EXIT_CODE = 70
+INTERRUPTED_EXIT_CODE = 130
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bit widths as a user wrote them."""
+
+    listed: tuple[int, ...]  # empty: all that the checkpoint has
+
+    def resolve(self, available: Sequence[int]) -> tuple[int, ...]:
+        """The widths meant, ascending."""
+        return self.listed or tuple(available)
+
+
+class _WidthsType(click.ParamType[Widths]):
+    name = "widths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Widths:
+        if isinstance(value, Widths):
+            return value
+        if value.strip().lower() == "all":
+            return Widths(())
+        widths: set[int] = set()
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+            if not 1 <= first <= last <= 8:
+                self.fail(f"{value!r} is no list of widths from 1 to 8; write 8, 2,4,8, 1-8 or all.", param, ctx)
+            widths.update(range(first, last + 1))
+        return Widths(tuple(sorted(widths)))
+
+
+def widths_option(help_default: str, default: str | None = None) -> Callable[[Any], Any]:
+    """``--bits``."""
+    return click.option(
+        "--bits",
+        "widths",
+        type=_WidthsType(),
+        default=default,
+        metavar="WIDTHS",
+        help=f"Widths: 8, 2,4,8, 1-8 or all. Default: {help_default}.",
+    )
+
+
+def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say about a checkpoint what its file does not."""
+    return click.option(
+        "--model",
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="Build the network with a function of your own, called with the checkpoint's arguments.",
+    )(function)
+
+
+def read_options(model: str | None) -> ReadOptions:
+    """The library's form of :func:`checkpoint_options`."""
+    from tqexport.checkpoint import ReadOptions
+
+    return ReadOptions(model=model)
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json`` and ``--verbose``, which every command has."""
+    for option in (
+        click.option("--verbose", is_flag=True, help="Show what the converters print, and tracebacks."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+    ):
+        function = option(function)
+    return function
+
+
+class Output:
+    """Where a command's words go: people read standard output, or with ``--json`` standard error."""
+
+    def __init__(self, *, as_json: bool, verbose: bool) -> None:
+        from rich.console import Console
+
+        self.as_json = as_json
+        width = None if (sys.stderr if as_json else sys.stdout).isatty() else 120
+        self.people = Console(width=width, stderr=as_json, highlight=False, soft_wrap=True, emoji=False, markup=False)
+        self.progress = Console(stderr=True)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+        logging.getLogger("tqexport").setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+    def say(self, text: Any = "") -> None:
+        """A line, or a table, for people."""
+        self.people.print(text)
+
+    def document(self, content: dict[str, Any]) -> None:
+        """The JSON document, where one was asked for."""
+        if self.as_json:
+            click.echo(json.dumps(content, indent=2))
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """A spinner while something slow runs, on a terminal only."""
+        if self.progress.is_terminal:
+            with self.progress.status(f"{text} …"):
+                yield
+        else:
+            yield
+
+
+def say_artifact(output: Output, folder: Path, artifact: Artifact) -> None:
+    """One line per file written."""
+    output.say(f"{folder / artifact.file}  {artifact.bytes:,} bytes, {artifact.layout}")
+
+
+def run_and_exit(cli: click.Group) -> int:
+    """Run the command line and return its exit code; every failure is one sentence on standard error."""
+    arguments = sys.argv[1:]
+    try:
+        result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return _failed(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED_EXIT_CODE
+    except TqExportError as error:
+        click.echo(f"tqexport: {error}", err=True)
+        return _failed(str(error), error.exit_code)
+    except Exception as error:  # a bug must not look like a failed parity check, which is exit code 1
+        if "--verbose" in arguments:
+            traceback.print_exc()
+        text = f"internal error, {type(error).__name__}: {error}"
+        click.echo(f"tqexport: {text}\nThis is a bug in tqexport; --verbose shows where.", err=True)
+        return _failed(text, BUG_EXIT_CODE)
+
+
+def _failed(text: str, exit_code: int) -> int:
+    if "--json" in sys.argv[1:]:
+        click.echo(json.dumps({"error": text, "exit_code": exit_code}, indent=2))
+    return exit_code

@@ -1,0 +1,37 @@
+"""``tqexport onnx``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from .common import Output, Widths, checkpoint_options, output_options, read_options, say_artifact, widths_option
+
+
+@click.command("onnx")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@widths_option("8", default="8")
+@click.option(
+    "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: ./tqexport-out."
+)
+@checkpoint_options
+@output_options
+def command(
+    checkpoint: Path, widths: Widths, folder: Path | None, model: str | None, as_json: bool, verbose: bool
+) -> None:
+    """Export CHECKPOINT to ONNX with 8-bit codes and a BitShift node.
+
+    Writes NAME-wB.onnx for each width B, and the manifest tqexport.json.
+    """
+    output = Output(as_json=as_json, verbose=verbose)
+    with output.step("Starting"):
+        from tqexport.project import open_project
+
+        project = open_project(checkpoint, folder, read_options(model), output.step)
+    artifacts = []
+    for artifact in project.export_onnx(widths.resolve(project.model.info.widths)):
+        say_artifact(output, project.folder, artifact)
+        artifacts.append(artifact)
+    output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})

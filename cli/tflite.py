@@ -1,0 +1,39 @@
+"""``tqexport tflite``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from .common import Output, Widths, checkpoint_options, output_options, read_options, say_artifact, widths_option
+
+
+@click.command("tflite")
+@click.argument("source", type=click.Path(path_type=Path), required=False)
+@widths_option("the widths exported to ONNX")
+@click.option(
+    "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: the export folder."
+)
+@checkpoint_options
+@output_options
+def command(
+    source: Path | None, widths: Widths | None, folder: Path | None, model: str | None, as_json: bool, verbose: bool
+) -> None:
+    """Convert to TFLite with one byte per quantised weight.
+
+    SOURCE is an export folder (default ./tqexport-out) or a checkpoint. Writes NAME-wB.tflite for each width B.
+    Inputs are channels last (NHWC), as TFLite has them.
+    """
+    output = Output(as_json=as_json, verbose=verbose)
+    with output.step("Starting"):
+        from tqexport.project import open_project
+
+        project = open_project(source, folder, read_options(model), output.step)
+    asked = widths.resolve(project.widths) if widths else project.exported_widths()
+    artifacts = []
+    for artifact in project.export_tflite(asked):
+        say_artifact(output, project.folder, artifact)
+        artifacts.append(artifact)
+    output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})

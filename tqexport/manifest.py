@@ -1,0 +1,142 @@
+"""``tqexport.json``: what an export folder holds, and from which checkpoint it came."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqexport.errors import InputError
+from tqexport.files import sha256_of, write_bytes
+
+__all__ = ["FILE_NAME", "Artifact", "Kind", "Manifest", "TensorInfo", "read_manifest"]
+
+FILE_NAME = "tqexport.json"
+SCHEMA_VERSION = 1
+
+Kind = Literal["onnx", "tflite"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of an artifact; the batch dimension is the string ``batch``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file.
+
+    Attributes:
+        file: Name in the export folder.
+        kind: ``onnx`` or ``tflite``.
+        width: Bits of its weights.
+        layout: ``channels first`` or ``channels last``.
+        sha256: Hash of the file, hex.
+        bytes: Its size.
+        inputs: Its inputs.
+        outputs: Its outputs.
+    """
+
+    file: str
+    kind: Kind
+    width: int
+    layout: str
+    sha256: str
+    bytes: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An export folder's contents.
+
+    Attributes:
+        checkpoint: Path of the checkpoint, relative to the manifest.
+        checkpoint_sha256: Its hash, hex.
+        options: How the checkpoint was read, where the file does not say it.
+        quantizer: ``truncquant`` or ``dorefa``.
+        widths: Every width that the checkpoint can be exported at.
+        input_shape: Shape of one sample, channels first.
+        artifacts: The exported files.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str
+    quantizer: str
+    widths: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: tuple[Artifact, ...] = ()
+
+    def find(self, kind: Kind, width: int) -> Artifact | None:
+        """The artifact of a kind and width, if it was exported."""
+        return next((a for a in self.artifacts if (a.kind, a.width) == (kind, width)), None)
+
+    def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
+        """This manifest with artifacts added, or replaced where kind and width are the same."""
+        merged = {(a.kind, a.width): a for a in (*self.artifacts, *added)}
+        return replace(self, artifacts=tuple(merged[key] for key in sorted(merged)))
+
+    def write(self, folder: Path) -> None:
+        """Write ``tqexport.json`` into a folder, whole or not at all."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        write_bytes(folder / FILE_NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``tqexport.json`` of an export folder.
+
+    Raises:
+        InputError: There is none, or it is damaged or of another version.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {FILE_NAME}; run tqexport onnx CHECKPOINT first, or name an export folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path} has schema version {version}, this tqexport reads {SCHEMA_VERSION}; export again")
+        artifacts = tuple(_artifact(entry) for entry in content.pop("artifacts"))
+        for key in ("widths", "input_shape"):
+            content[key] = tuple(int(value) for value in content[key])
+        return Manifest(**content, artifacts=artifacts)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
+
+
+def check_artifact(folder: Path, artifact: Artifact) -> Path:
+    """The path of an artifact whose bytes are those that were exported.
+
+    Raises:
+        InputError: The file is gone or was changed.
+    """
+    path = folder / artifact.file
+    if not path.is_file():
+        raise InputError(f"{path} is in {FILE_NAME} but not in the folder; export it again")
+    if sha256_of(path) != artifact.sha256:
+        raise InputError(
+            f"{path} is not the file that was exported (its sha256 differs from {FILE_NAME}); export again"
+        )
+    return path
+
+
+def relative_to(path: Path, folder: Path) -> str:
+    """``path`` as seen from ``folder``, with forward slashes."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _artifact(entry: dict[str, Any]) -> Artifact:
+    for key in ("inputs", "outputs"):
+        entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
+    if Path(entry["file"]).name != entry["file"]:
+        raise ValueError(f"artifact {entry['file']!r} is not in the folder")
+    return Artifact(**entry)

@@ -1,0 +1,268 @@
+"""An export folder at work: where the checkpoint is, what was exported, and how more of it comes in."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqexport.errors import InputError, UsageError
+from tqexport.files import ensure_folder, sha256_of, write_bytes
+from tqexport.manifest import (
+    FILE_NAME,
+    Artifact,
+    Kind,
+    Manifest,
+    TensorInfo,
+    check_artifact,
+    read_manifest,
+    relative_to,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from tqexport.checkpoint import ReadOptions, TruncModel
+
+__all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
+
+DEFAULT_FOLDER = Path("tqexport-out")
+DEFAULT_WIDTH = 8
+
+Step = Callable[[str], AbstractContextManager[object]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Project:
+    """A checkpoint and the folder that its exports go to.
+
+    Attributes:
+        checkpoint: The checkpoint file.
+        folder: Where artifacts and manifest are written.
+        options: How the checkpoint is read.
+        manifest: What ``folder`` holds of this checkpoint; None if nothing yet.
+        source: The export folder that was named, with its manifest, where it is not ``folder``.
+        step: Called with a sentence around everything slow, for progress.
+    """
+
+    checkpoint: Path
+    folder: Path
+    options: ReadOptions
+    manifest: Manifest | None = None
+    source: tuple[Path, Manifest] | None = None
+    step: Step = lambda text: nullcontext(text)
+    _exported: dict[int, bytes] = field(default_factory=dict)  # ONNX files made since the project was opened
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name without its extensions, which the artifacts are named after."""
+        name = self.checkpoint.name
+        for suffix in (".tar", ".pth", ".pt", ".ckpt"):
+            name = name.removesuffix(suffix)
+        return name or self.checkpoint.name
+
+    @functools.cached_property
+    def model(self) -> TruncModel:
+        """The reference network, loaded when first asked for."""
+        from tqexport.checkpoint import load_checkpoint
+
+        with self.step(f"Reading {self.checkpoint}"):
+            model = load_checkpoint(self.checkpoint, self.options)
+        for folder, manifest in self._exports():
+            if manifest.checkpoint_sha256 != model.sha256:
+                raise InputError(
+                    f"{self.checkpoint} has changed since {folder} was exported; run tqexport onnx on it again"
+                )
+        return model
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width the checkpoint has; without reading it where the manifest says so."""
+        return next((manifest.widths for _, manifest in self._exports()), None) or self.model.info.widths
+
+    def exported_widths(self) -> tuple[int, ...]:
+        """The widths of which there is an artifact, or 8 bits where there is none."""
+        found = {artifact.width for _, manifest in self._exports() for artifact in manifest.artifacts}
+        return tuple(sorted(found)) or (DEFAULT_WIDTH,)
+
+    def export_onnx(self, widths: Sequence[int]) -> Iterator[Artifact]:
+        """Write ``NAME-wB.onnx`` for each width and enter it into the manifest.
+
+        Raises:
+            InputError: The checkpoint lacks a width.
+            HostError: The folder cannot be written.
+        """
+        ensure_folder(self.folder)
+        for bits, content in self.onnx_bytes(widths):
+            yield self._keep(self._artifact("onnx", bits, content), content)
+
+    def onnx_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Each width with its ONNX file, from the checkpoint."""
+        from tqexport.onnx_export import export_onnx
+
+        for bits in widths:
+            self.model.check_width(bits)
+        exports = export_onnx(self.model, tuple(bits for bits in widths if bits not in self._exported))
+        for bits in widths:
+            if bits not in self._exported:
+                with self.step(f"Exporting {bits} bits to ONNX"):
+                    self._exported.update([next(exports)])
+            yield bits, self._exported[bits]
+
+    def export_tflite(self, widths: Sequence[int]) -> Iterator[Artifact]:
+        """Write ``NAME-wB.tflite`` for each width and enter it into the manifest.
+
+        The ONNX files of the folder are converted; widths without one are exported on the way.
+
+        Raises:
+            InputError: The checkpoint lacks a width, or an ONNX file was changed.
+            ConversionError: The network cannot be converted.
+            HostError: The folder cannot be written.
+        """
+        ensure_folder(self.folder)
+        for bits, content in self.tflite_bytes(widths):
+            yield self._keep(self._artifact("tflite", bits, content), content)
+
+    def tflite_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
+        import onnx
+
+        from tqexport.tflite_export import convert_to_tflite
+
+        models: dict[int, onnx.ModelProto] = {}
+        for bits in widths:
+            if path := self.find("onnx", bits):
+                from tqexport.onnx_file import read_onnx
+
+                models[bits] = read_onnx(path)
+        for bits, content in self.onnx_bytes([bits for bits in widths if bits not in models]):
+            models[bits] = onnx.load_from_string(content)
+        with self.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
+            converted = convert_to_tflite([models[bits] for bits in widths])
+        yield from zip(widths, converted, strict=True)
+
+    def find(self, kind: Kind, bits: int) -> Path | None:
+        """The file of a kind and width if it was exported.
+
+        Raises:
+            InputError: It is gone or was changed since.
+        """
+        for folder, manifest in self._exports():
+            if artifact := manifest.find(kind, bits):
+                return check_artifact(folder, artifact)
+        return None
+
+    def _exports(self) -> list[tuple[Path, Manifest]]:
+        """The folders with exports of this checkpoint, the one that is written to first."""
+        own = [(self.folder, self.manifest)] if self.manifest else []
+        return own + ([self.source] if self.source else [])
+
+    def _artifact(self, kind: Kind, bits: int, content: bytes) -> Artifact:
+        import hashlib
+
+        describe = _describe_onnx if kind == "onnx" else _describe_tflite
+        inputs, outputs = describe(content)
+        layout = "channels first" if kind == "onnx" else "channels last"
+        file = f"{self.name}-w{bits}.{kind}"
+        return Artifact(file, kind, bits, layout, hashlib.sha256(content).hexdigest(), len(content), inputs, outputs)
+
+    def _keep(self, artifact: Artifact, content: bytes) -> Artifact:
+        write_bytes(self.folder / artifact.file, content)
+        self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])
+        self.manifest.write(self.folder)
+        return artifact
+
+    def _new_manifest(self) -> Manifest:
+        info = self.model.info
+        return Manifest(
+            checkpoint=relative_to(self.checkpoint, self.folder),
+            checkpoint_sha256=self.model.sha256,
+            quantizer=info.scheme.quantizer,
+            widths=info.widths,
+            input_shape=info.input_shape,
+            options=recorded_options(self.options),
+        )
+
+
+def open_project(source: Path | None, output: Path | None, options: ReadOptions, step: Step | None = None) -> Project:
+    """Find checkpoint and export folder from what a user named.
+
+    Args:
+        source: A checkpoint, an export folder, or None for ``./tqexport-out``.
+        output: Where to write; default the export folder named, or ``./tqexport-out``.
+        options: How to read the checkpoint; an export folder brings its own.
+        step: See :class:`Project`.
+
+    Raises:
+        InputError: Nothing is there, or the folder's manifest is damaged.
+        UsageError: The output folder holds the exports of another checkpoint.
+    """
+    source = source or DEFAULT_FOLDER
+    step = step or (lambda text: nullcontext(text))
+    if source.is_file():
+        folder = output or DEFAULT_FOLDER
+        manifest = _manifest_of(folder, source, sha256_of(source), options)
+        return Project(source, folder, options, manifest, step=step)
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; name a checkpoint file, or an export folder made by tqexport onnx")
+    manifest = read_manifest(source)
+    if options != type(options)():
+        raise UsageError(f"{source} records how its checkpoint is read; give such options with a checkpoint instead")
+    if unknown := sorted(set(manifest.options) - set(asdict(options))):
+        raise InputError(f"{source / FILE_NAME} has options this tqexport does not know: {unknown}; update tqexport")
+    options = type(options)(**manifest.options)
+    checkpoint = Path(os.path.relpath(source / manifest.checkpoint))
+    if output is None or output.resolve() == source.resolve():
+        return Project(checkpoint, source, options, manifest, step=step)
+    there = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, options)
+    return Project(checkpoint, output, options, there, source=(source, manifest), step=step)
+
+
+def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptions) -> Manifest | None:
+    """The manifest of a folder that may be written to, if it is of the same checkpoint read in the same way."""
+    if not (folder / FILE_NAME).is_file():
+        return None
+    manifest = read_manifest(folder)
+    if manifest.checkpoint != relative_to(checkpoint, folder):
+        raise UsageError(f"{folder} holds exports of {manifest.checkpoint}; choose another folder with --output")
+    if manifest.checkpoint_sha256 == sha256 and dict(manifest.options) == recorded_options(options):
+        return manifest
+    _log.warning("%s holds exports of an earlier %s; they leave its manifest", folder, checkpoint.name)
+    return None
+
+
+def recorded_options(options: ReadOptions) -> dict[str, object]:
+    """The options that differ from nothing said, as the manifest keeps them."""
+    return {key: value for key, value in asdict(options).items() if value is not None}
+
+
+def _describe_onnx(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    import onnx
+
+    def info(value: onnx.ValueInfoProto) -> TensorInfo:
+        tensor = value.type.tensor_type
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim))
+
+    graph = onnx.load_from_string(content).graph
+    return tuple(map(info, graph.input)), tuple(map(info, graph.output))
+
+
+def _describe_tflite(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    from tqexport.litert import open_interpreter
+
+    interpreter = open_interpreter(content)
+
+    def info(detail: dict[str, object]) -> TensorInfo:
+        signature = detail["shape_signature"]
+        shape = tuple("batch" if n < 0 else int(n) for n in signature)  # type: ignore[attr-defined]
+        return TensorInfo(str(detail["name"]), detail["dtype"].__name__, shape)  # type: ignore[attr-defined]
+
+    return tuple(map(info, interpreter.get_input_details())), tuple(map(info, interpreter.get_output_details()))
