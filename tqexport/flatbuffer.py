@@ -5,6 +5,7 @@ Knows tensors, buffers and operators; nothing of quantisation.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,10 @@ class FlatModel:
         """
         if content[4:8] != b"TFL3":
             raise ConversionError("the file is not a TFLite flatbuffer")
-        self.model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+        try:
+            self.model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+        except (struct.error, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ConversionError("the TFLite file is damaged or truncated") from error
         if len(self.model.subgraphs) != 1:
             raise ConversionError(f"the TFLite file has {len(self.model.subgraphs)} subgraphs where one was expected")
         self.graph: Any = self.model.subgraphs[0]

@@ -28,6 +28,7 @@ from tqexport.truncation import (
 
 __all__ = [
     "ActivationQuantizer",
+    "Clamp",
     "Estimator",
     "SwitchableBatchNorm1d",
     "SwitchableBatchNorm2d",
@@ -156,6 +157,17 @@ class ActivationQuantizer(nn.Module):
         return result
 
 
+class Clamp(nn.Module):
+    """``clamp(x, 0, 1)``, not rounded, at quantised activation widths; ReLU at 32 bits. float32, same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bits = STORED_BITS
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.relu() if self.bits == FLOAT_BITS else input.clamp(0, 1)
+
+
 class _SwitchableBatchNorm(nn.Module):
     """One BatchNorm per width, chosen by ``bits``; keys ``bn_dict.<width>.*`` as in the research family."""
 
@@ -237,12 +249,12 @@ def at_width(
         ...     len(layer.quantized_weight().unique()) <= 4
         True
     """
-    before: dict[TruncLayer | ActivationQuantizer | _SwitchableBatchNorm, int] = {}
+    before: dict[TruncLayer | ActivationQuantizer | Clamp | _SwitchableBatchNorm, int] = {}
     try:
         for module in model.modules():
-            if isinstance(module, (*TRUNC_LAYERS, ActivationQuantizer, _SwitchableBatchNorm)):
+            if isinstance(module, (*TRUNC_LAYERS, ActivationQuantizer, Clamp, _SwitchableBatchNorm)):
                 before[module] = module.bits
-                if isinstance(module, ActivationQuantizer):
+                if isinstance(module, (ActivationQuantizer, Clamp)):
                     module.bits = bits if activation_bits is None else activation_bits
                 elif isinstance(module, _SwitchableBatchNorm):
                     module.bits = bits if batch_norm_bits is None else batch_norm_bits

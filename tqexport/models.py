@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tqexport.errors import UsageError
-from tqexport.prepare import prepare
+from tqexport.preparation import prepare
+from tqexport.research_models import RESEARCH_ARCHITECTURES
 
 __all__ = ["ARCHITECTURES", "Factory", "find_factory", "resnet8"]
 
@@ -72,7 +73,7 @@ def resnet8(
     return prepare(_ResNet8(in_channels, num_classes, width), widths)
 
 
-ARCHITECTURES: dict[str, Factory] = {"resnet8": resnet8}
+ARCHITECTURES: dict[str, Factory] = {"resnet8": resnet8, **RESEARCH_ARCHITECTURES}
 
 
 def find_factory(architecture: str) -> Factory:

@@ -199,9 +199,23 @@ def _simplify(model: ir.Model) -> None:
             value = None if bias is None or bias.name in named else ir.convenience.get_const_tensor(bias)
             if value is not None and not np.any(value.numpy()):
                 node.resize_inputs(2)  # the exporter writes a bias of zeros where there is none
+        elif node.op_type == "Reshape":
+            _fix_target_shape(model.graph, node)
     passes.IdentityEliminationPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveUnusedNodesPass()(model)
+
+
+def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
+    """Give a Reshape a constant target where only the batch is free; the exporter computes it at run time."""
+    shape = node.outputs[0].shape
+    if shape is None or sum(not isinstance(dim, int) for dim in shape) != 1:
+        return
+    target = np.array([dim if isinstance(dim, int) else -1 for dim in shape], np.int64)
+    name = "shape_" + "_".join(str(dim) for dim in target).replace("-1", "batch")
+    if name not in graph.initializers:
+        graph.register_initializer(ir.Value(name=name, const_value=ir.Tensor(target, name=name)))
+    node.replace_input_with(1, graph.initializers[name])
 
 
 def _name_after_modules(model: ir.Model) -> None:

@@ -16,7 +16,7 @@ differ by any amount. So the logits alone prove nothing, and this module compare
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,6 +145,10 @@ def compare(
     )
 
 
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [int(n) for n in shape if n != 1]
+
+
 def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
 
@@ -219,10 +223,11 @@ class _Tracer:
     def _substitute(self, key: str, bits: int, value: Tensor, output: Tensor) -> Tensor:
         steps = max_code(bits)
         found = self.activations.get(key)
-        if found is None or found.shape != tuple(output.shape):
+        if found is None or _without_ones(found.shape) != _without_ones(output.shape):
             where = "is not in the file" if found is None else f"has shape {found.shape}, not {tuple(output.shape)}"
             self.problems.append(f"activation {key} {where}")
             return output
+        found = found.reshape(output.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
         scaled = value.double().clamp(0, 1) * steps
         rounding_error = TOLERANCE * float(value.abs().max()) * steps
         distance = (scaled - scaled.floor() - 0.5).abs()  # from the nearest boundary, in steps

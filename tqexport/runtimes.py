@@ -100,6 +100,7 @@ def _onnx_outputs(content: bytes, inputs: npt.NDArray[np.float32], batchless: in
     """Every output of a model over all samples; those at positions 1 to ``batchless`` do not depend on the sample."""
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -121,8 +122,9 @@ def _tflite_outputs(content: bytes, inputs: npt.NDArray[np.float32]) -> list[Arr
     try:
         detail = interpreter.get_input_details()[0]
         samples = _channels_last(inputs)
-        if tuple(detail["shape"][1:]) != samples.shape[1:]:
-            raise InputError(f"the file takes samples of shape {tuple(detail['shape'][1:])}, not {samples.shape[1:]}")
+        wanted = tuple(int(n) for n in detail["shape"][1:])
+        if wanted != samples.shape[1:]:
+            raise InputError(f"the file takes samples of shape {wanted}, not {samples.shape[1:]}")
         collected: list[list[Array]] = []
         for sample in samples:
             interpreter.set_tensor(detail["index"], sample[None])

@@ -250,7 +250,8 @@ def _add_constant_part(
         for part in ("main", "constant")
     )
     second = copy.copy(reader)
-    second.inputs = np.array([reader.inputs[0], filter_, -1], np.int32)
+    no_bias = flat.add_constant(f"{match.weight.name}/no_bias", np.zeros(len(scales), np.float32))
+    second.inputs = np.array([reader.inputs[0], filter_, no_bias], np.int32)
     second.outputs = np.array([constant], np.int32)
     addition = schema.AddOptionsT()
     addition.fusedActivationFunction = reader.builtinOptions.fusedActivationFunction

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -95,6 +96,7 @@ def _run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tqexport.onnx2tf_worker", *pairs],
             cwd=folder,
+            env={**os.environ, "TMPDIR": folder},  # whatever the libraries leave behind goes with the folder
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

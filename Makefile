@@ -1,0 +1,47 @@
+# make demo   the main job on a bundled checkpoint
+# make test   lint, types and tests
+# Both set everything up first; only Python 3.11 and a network are needed.
+
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
+BIN := $(CURDIR)/.venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint types unit install fixtures benchmark clean
+
+demo: install
+	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
+	@cd build/demo && PATH="$(BIN):$$PATH" && for line in \
+		"onnx ckpt.pt --bits 8" \
+		"tflite" \
+		"verify --bits 2,4,6" \
+		"verify --bits all --data ../../fixtures/digits-test.npz"; \
+	do echo "\$$ tqexport $$line"; tqexport $$line || exit $$?; echo; done
+
+test: lint types unit
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy tqexport cli
+
+unit: install
+	$(BIN)/pytest
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Setting up .venv; the first time this takes a few minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+fixtures: install
+	$(BIN)/python fixtures/train_digits.py
+
+benchmark: install
+	$(BIN)/python benchmarks/main_job.py
+
+clean:
+	rm -rf .venv build *.egg-info
