@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from . import onnx, tflite, verify
+from . import convert, inspect, onnx, tflite, verify
 from .common import run_and_exit
 
 __all__ = ["cli", "main"]
@@ -29,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (onnx.command, tflite.command, verify.command):
+for command in (onnx.command, tflite.command, verify.command, inspect.command, convert.command):
     cli.add_command(command)
 
 

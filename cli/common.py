@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -16,12 +17,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tqexport.errors import TqExportError
+from tqexport.options import ReadOptions
 
 if TYPE_CHECKING:
-    from tqexport.checkpoint import ReadOptions
     from tqexport.manifest import Artifact
 
-__all__ = ["Output", "Widths", "checkpoint_options", "output_options", "read_options", "run_and_exit", "widths_option"]
+__all__ = [
+    "Output",
+    "Widths",
+    "checkpoint_options",
+    "output_options",
+    "run_and_exit",
+    "say_artifact",
+    "widths_option",
+]
 
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
@@ -68,20 +77,64 @@ def widths_option(help_default: str, default: str | None = None) -> Callable[[An
     )
 
 
-def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say about a checkpoint what its file does not."""
-    return click.option(
+class _IntegersType(click.ParamType[tuple[int, ...]]):
+    name = "integers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"\d+(,\d+)*", value) or "0" in value.split(","):
+            self.fail(f"{value!r} is no list of positive whole numbers; write e.g. 3,32,32.", param, ctx)
+        return tuple(map(int, value.split(",")))
+
+
+class _ActivationBitsType(_IntegersType):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        widths = super().convert(value, param, ctx)
+        if not {*widths} <= {*range(1, 9), 32}:
+            self.fail(f"{value!r}: activation widths are 1 to 8, or 32 for float.", param, ctx)
+        return widths
+
+
+_CHECKPOINT_OPTIONS = (
+    click.option("--arch", metavar="NAME", help="Architecture, where the file does not say it."),
+    click.option(
         "--model",
         metavar="PACKAGE.MODULE:FACTORY",
         help="Build the network with a function of your own, called with the checkpoint's arguments.",
-    )(function)
+    ),
+    click.option(
+        "--quantizer", type=click.Choice(["truncquant", "dorefa"]), help="How it was trained. Default: truncquant."
+    ),
+    click.option(
+        "--bias-correction/--no-bias-correction", default=None, help="Whether its weights are corrected. Default: no."
+    ),
+    click.option(
+        "--act-bits",
+        type=_ActivationBitsType(),
+        metavar="WIDTHS",
+        help="Activation widths: one for all, or one per width; 32 is float. Default: as the weights.",
+    ),
+    click.option(
+        "--bn-key",
+        type=click.Choice(["weight", "activation"]),
+        help="Which width chooses the BatchNorm. Default: weight.",
+    ),
+    click.option("--input-shape", type=_IntegersType(), metavar="C,H,W", help="Shape of one sample."),
+)
 
 
-def read_options(model: str | None) -> ReadOptions:
-    """The library's form of :func:`checkpoint_options`."""
-    from tqexport.checkpoint import ReadOptions
+def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say about a checkpoint what its file does not; the command gets them as ``options``."""
 
-    return ReadOptions(model=model)
+    @functools.wraps(function)
+    def command(**arguments: Any) -> Any:
+        said = {name: arguments.pop(name) for name in ReadOptions.__dataclass_fields__}
+        return function(**arguments, options=ReadOptions(**said))
+
+    for option in reversed(_CHECKPOINT_OPTIONS):
+        command = option(command)
+    return command
 
 
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:

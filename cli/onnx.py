@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from .common import Output, Widths, checkpoint_options, output_options, read_options, say_artifact, widths_option
+from tqexport.options import ReadOptions
+
+from .common import Output, Widths, checkpoint_options, output_options, say_artifact, widths_option
 
 
 @click.command("onnx")
@@ -19,7 +21,7 @@ from .common import Output, Widths, checkpoint_options, output_options, read_opt
 @checkpoint_options
 @output_options
 def command(
-    checkpoint: Path, widths: Widths, folder: Path | None, model: str | None, as_json: bool, verbose: bool
+    checkpoint: Path, widths: Widths, folder: Path | None, options: ReadOptions, as_json: bool, verbose: bool
 ) -> None:
     """Export CHECKPOINT to ONNX with 8-bit codes and a BitShift node.
 
@@ -29,7 +31,7 @@ def command(
     with output.step("Starting"):
         from tqexport.project import open_project
 
-        project = open_project(checkpoint, folder, read_options(model), output.step)
+        project = open_project(checkpoint, folder, options, output.step)
     artifacts = []
     for artifact in project.export_onnx(widths.resolve(project.model.info.widths)):
         say_artifact(output, project.folder, artifact)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from .common import Output, Widths, checkpoint_options, output_options, read_options, say_artifact, widths_option
+from tqexport.options import ReadOptions
+
+from .common import Output, Widths, checkpoint_options, output_options, say_artifact, widths_option
 
 
 @click.command("tflite")
@@ -19,7 +21,7 @@ from .common import Output, Widths, checkpoint_options, output_options, read_opt
 @checkpoint_options
 @output_options
 def command(
-    source: Path | None, widths: Widths | None, folder: Path | None, model: str | None, as_json: bool, verbose: bool
+    source: Path | None, widths: Widths | None, folder: Path | None, options: ReadOptions, as_json: bool, verbose: bool
 ) -> None:
     """Convert to TFLite with one byte per quantised weight.
 
@@ -30,7 +32,7 @@ def command(
     with output.step("Starting"):
         from tqexport.project import open_project
 
-        project = open_project(source, folder, read_options(model), output.step)
+        project = open_project(source, folder, options, output.step)
     asked = widths.resolve(project.widths) if widths else project.exported_widths()
     artifacts = []
     for artifact in project.export_tflite(asked):

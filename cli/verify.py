@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common import Output, Widths, checkpoint_options, output_options, read_options, widths_option
+from tqexport.options import ReadOptions
+
+from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +34,7 @@ def command(
     widths: Widths | None,
     data: Path | None,
     samples: int,
-    model: str | None,
+    options: ReadOptions,
     as_json: bool,
     verbose: bool,
 ) -> int:
@@ -46,7 +48,7 @@ def command(
         from tqexport.project import open_project
         from tqexport.verification import load_samples, random_samples, verify
 
-        project = open_project(source, None, read_options(model), output.step)
+        project = open_project(source, None, options, output.step)
     asked = widths.resolve(project.widths) if widths else project.exported_widths()
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
     checked = list(verify(project, asked, chosen))

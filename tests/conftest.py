@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tqexport.checkpoint import ReadOptions, TruncModel, load_checkpoint
+from tqexport import ReadOptions, TruncModel, load_checkpoint
 from tqexport.project import open_project
 from tqexport.verification import Samples, load_samples
 

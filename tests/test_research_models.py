@@ -10,7 +10,7 @@ import torch
 from networks import randomize_
 from torch import nn
 
-from tqexport.checkpoint import CheckpointInfo, TruncModel
+from tqexport import CheckpointInfo, TruncModel
 from tqexport.errors import InputError, UsageError
 from tqexport.layers import ActivationQuantizer, Clamp, at_width, quantized_layers
 from tqexport.onnx_export import export_onnx

@@ -6,14 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tqexport.checkpoint import (
-        CheckpointInfo,
-        Normalization,
-        ReadOptions,
-        TruncModel,
-        load_checkpoint,
-        save_checkpoint,
-    )
+    from tqexport.checkpoint import load_checkpoint, save_checkpoint
     from tqexport.layers import (
         ActivationQuantizer,
         SwitchableBatchNorm1d,
@@ -23,8 +16,10 @@ if TYPE_CHECKING:
         TruncLinear,
         at_width,
     )
+    from tqexport.options import ReadOptions
     from tqexport.preparation import prepare
     from tqexport.qat import calibrate_batch_norms, joint_backward
+    from tqexport.trunc_model import CheckpointInfo, Normalization, TruncModel
     from tqexport.truncation import Scheme
 
 __all__ = [
@@ -48,11 +43,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "CheckpointInfo": "checkpoint",
-    "Normalization": "checkpoint",
-    "ReadOptions": "checkpoint",
+    "CheckpointInfo": "trunc_model",
+    "Normalization": "trunc_model",
+    "ReadOptions": "options",
     "Scheme": "truncation",
-    "TruncModel": "checkpoint",
+    "TruncModel": "trunc_model",
     "calibrate_batch_norms": "qat",
     "joint_backward": "qat",
     "load_checkpoint": "checkpoint",

@@ -1,110 +1,29 @@
-"""Checkpoint files, and the network with everything an export must know about it."""
+"""Checkpoint files: the native one, which says for itself what it is, and those of the research family."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tqexport.errors import InputError, TqExportError
+from tqexport.errors import InputError, TqExportError, UsageError
 from tqexport.files import atomic_path, sha256_of
-from tqexport.layers import at_width, quantized_layers, switchable_batch_norms
-from tqexport.models import find_factory
+from tqexport.layers import quantized_layers, switchable_batch_norms
+from tqexport.models import ARCHITECTURES, find_factory
+from tqexport.options import ReadOptions
+from tqexport.research_checkpoint import FAMILY_DEFAULTS, read_research
+from tqexport.tensor_file import checked_state_dict, read_tensor_file
+from tqexport.trunc_model import CheckpointInfo, Normalization, TruncModel
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme, check_weight
 
-__all__ = ["CheckpointInfo", "Normalization", "ReadOptions", "TruncModel", "load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 FORMAT = "tqexport"
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """``(x - mean) / std`` per channel, in the units of the raw input."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What a reader of a checkpoint says because the file does not.
-
-    Attributes:
-        model: ``package.module:factory`` to use in place of the architecture that the file names.
-    """
-
-    model: str | None = None
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says of itself besides its tensors.
-
-    Attributes:
-        architecture: Registered name, or ``package.module:factory``.
-        arguments: Keyword arguments of the factory; plain values only.
-        input_shape: Shape of one sample, channels first, without the batch, e.g. (3, 32, 32).
-        widths: Bit widths that can be exported, ascending.
-        scheme: The weight quantiser.
-        activation_bits: Activation width of each of ``widths``; empty means the width of the weights.
-        normalization: How raw input becomes network input, if known.
-        class_names: Names of the outputs, if known.
-    """
-
-    architecture: str
-    arguments: Mapping[str, Any]
-    input_shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    scheme: Scheme = field(default_factory=Scheme)
-    activation_bits: tuple[int, ...] = ()
-    normalization: Normalization | None = None
-    class_names: tuple[str, ...] = ()
-
-    def activation_width(self, bits: int) -> int:
-        """The activation width that goes with weight width ``bits``."""
-        return self.activation_bits[self.widths.index(bits)] if self.activation_bits else bits
-
-
-@dataclass(frozen=True)
-class TruncModel:
-    """A loaded network, in evaluation mode, with its description.
-
-    Attributes:
-        module: The PyTorch reference; input (N, *input_shape) float32.
-        info: What the checkpoint says of itself.
-        sha256: Hash of the checkpoint file, hex; empty for a network that was never saved.
-    """
-
-    module: nn.Module
-    info: CheckpointInfo
-    sha256: str = field(default="")
-
-    def check_width(self, bits: int) -> None:
-        """Refuse a width this network does not have.
-
-        Raises:
-            InputError: ``bits`` is not among ``info.widths``.
-        """
-        if bits not in self.info.widths:
-            have = ", ".join(map(str, self.info.widths))
-            raise InputError(
-                f"this checkpoint has no {bits}-bit BatchNorm, so {bits} bits cannot be exported; it has {have}"
-            )
-
-    @contextmanager
-    def at_width(self, bits: int) -> Iterator[nn.Module]:
-        """The reference network set to ``bits`` bits, with the activation width that belongs to it."""
-        self.check_width(bits)
-        with at_width(self.module, bits, self.info.activation_width(bits)) as module:
-            yield module
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -> None:
@@ -125,64 +44,49 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
     """Read a checkpoint into a network ready to run and to export.
 
     Args:
-        path: A file written by :func:`save_checkpoint`.
+        path: A file written by :func:`save_checkpoint`, or one of the research family.
         options: What the file does not say.
 
     Raises:
         InputError: The file is missing, empty, truncated, unsafe, of another format, or does not fit its network.
-        UsageError: The architecture is unknown.
+        UsageError: The architecture is unknown, or an option contradicts the file.
     """
     path = Path(path)
-    content = read_tensors(path)
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is a PyTorch file but not a tqexport checkpoint; write one with tqexport.save_checkpoint"
+    content = read_tensor_file(path)
+    assumed: tuple[str, ...] = ()
+    if content.get("format") == FORMAT:
+        info = _read_native(path, content, options)
+        state_dict = checked_state_dict(path, content.get("state_dict"))
+    else:
+        info, state_dict = read_research(path, content, options)
+        assumed = tuple(
+            f"{name.replace('_', ' ')} {said}" for name, said in FAMILY_DEFAULTS.items() if name not in options.given()
         )
+    module = _build(path, info)
+    _load_state(path, module, state_dict)
+    for layer in quantized_layers(module).values():
+        layer.scheme = info.scheme
+    _check(path, module, info)
+    return TruncModel(module.eval(), info, sha256_of(path), assumed)
+
+
+def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
+    """What a native checkpoint says of itself."""
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path} has checkpoint format {content.get('format_version')!r}, this tqexport reads {FORMAT_VERSION}; "
             "update tqexport"
         )
+    if refused := sorted(set(options.given()) - {"model"}):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
+        raise UsageError(f"{path} says for itself how it was trained; {names} is for files that do not")
     try:
-        info = _read_info(content, options)
-        state_dict = dict(content["state_dict"])
+        return _native_info(content, options)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is a damaged tqexport checkpoint: {type(error).__name__} {error}") from error
-    module = _build(path, info)
-    _load_state(path, module, state_dict)
-    _check(path, module, info)
-    return TruncModel(module.eval(), info, sha256_of(path))
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a ``.pt`` file without ever unpickling code.
-
-    Raises:
-        InputError: The file is missing, empty, truncated, would run code, or does not hold a dictionary.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"{path} does not exist; name a checkpoint file" if not path.exists() else f"{path} is no file"
-        )
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty; copy it again from where it was trained")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
-        if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
-            raise InputError(
-                f"{path} holds more than tensors and plain values, and loading it could run code; "
-                "save its state dict alone and try again"
-            ) from error
-        raise InputError(f"{path} is not a PyTorch checkpoint, or it is truncated; copy it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
-def _read_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
+def _native_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
     widths = _integers(content["widths"])
     activation_bits = _integers(content["activation_bits"])
     if not widths or not set(widths) <= set(WIDTHS) or len(activation_bits) not in (0, len(widths)):
@@ -197,6 +101,7 @@ def _read_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointIn
         widths=widths,
         scheme=Scheme(**content["scheme"]),
         activation_bits=activation_bits,
+        batch_norm_key=content["batch_norm_key"],
         normalization=normalization and Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
         class_names=tuple(map(str, content["class_names"])),
     )
@@ -208,8 +113,11 @@ def _integers(values: Sequence[Any]) -> tuple[int, ...]:
 
 def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     factory = find_factory(info.architecture)
+    # Without memory until the shapes are known to fit the file; a factory of the user's may need real tensors.
+    device = "meta" if info.architecture in ARCHITECTURES else "cpu"
     try:
-        module = factory(**info.arguments)
+        with torch.device(device):
+            module = factory(**info.arguments)
     except TqExportError:
         raise
     except Exception as error:  # a factory may be the user's own code: whatever it raises is about this file
@@ -219,7 +127,7 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     return module
 
 
-def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load every key or none."""
     wanted = module.state_dict()
     problems = [f"missing {key}" for key in wanted if key not in state_dict]
@@ -232,7 +140,8 @@ def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Any]) ->
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise InputError(f"{path} does not fit its architecture: {shown}")
-    module.load_state_dict(state_dict)
+    fitting = {key: state_dict[key].to(value.dtype).contiguous() for key, value in wanted.items()}
+    module.load_state_dict(fitting, assign=True)
 
 
 def _check(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
@@ -248,5 +157,5 @@ def _check(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: {key} holds NaN or infinite values; the training diverged")
     for name, norm in switchable_batch_norms(module).items():
-        if missing := sorted(set(info.widths) - set(norm.widths)):
-            raise InputError(f"{path} claims widths {list(info.widths)}, but {name} has no BatchNorm for {missing}")
+        if missing := sorted({info.batch_norm_width(bits) for bits in info.widths} - set(norm.widths)):
+            raise InputError(f"{path}: {name} has no BatchNorm for {missing} bits, which its widths need")

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tqexport.checkpoint import TruncModel
 from tqexport.errors import InputError
 from tqexport.layers import (
     ActivationQuantizer,
@@ -24,6 +23,7 @@ from tqexport.layers import (
     quantized_layers,
     switchable_batch_norms,
 )
+from tqexport.trunc_model import TruncModel
 from tqexport.truncation import FLOAT_BITS, Scheme, max_code, store
 
 __all__ = ["CODES_SUFFIX", "deploy"]

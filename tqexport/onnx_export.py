@@ -23,9 +23,9 @@ from onnxscript import opset18 as op
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-from tqexport.checkpoint import CheckpointInfo, TruncModel
 from tqexport.deploy import deploy
 from tqexport.errors import ConversionError
+from tqexport.trunc_model import CheckpointInfo, TruncModel
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "Template", "capture", "export_onnx", "render"]
@@ -151,6 +151,7 @@ def metadata(model: TruncModel, bits: int) -> dict[str, str]:
         "checkpoint_sha256": model.sha256,
         "width": bits,
         "activation_width": info.activation_width(bits),
+        "batch_norm_width": info.batch_norm_width(bits),
         "quantizer": info.scheme.quantizer,
         "bias_correction": info.scheme.bias_correction,
         "layout": "channels first",

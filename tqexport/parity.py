@@ -26,10 +26,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.checkpoint import TruncModel
 from tqexport.layers import ActivationQuantizer, quantized_layers
 from tqexport.runtimes import RuntimeRun
 from tqexport.tflite_codes import integer_codes
+from tqexport.trunc_model import TruncModel
 from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize
 
 __all__ = ["TOLERANCE", "Verdict", "compare", "normalized"]

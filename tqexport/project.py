@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,12 @@ from tqexport.manifest import (
     read_manifest,
     relative_to,
 )
+from tqexport.options import ReadOptions
 
 if TYPE_CHECKING:
     import onnx
 
-    from tqexport.checkpoint import ReadOptions, TruncModel
+    from tqexport.trunc_model import TruncModel
 
 __all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
 
@@ -75,6 +76,10 @@ class Project:
 
         with self.step(f"Reading {self.checkpoint}"):
             model = load_checkpoint(self.checkpoint, self.options)
+        if model.info.scheme.quantizer == "dorefa":
+            _log.warning(
+                "dorefa rounds, so its codes cannot be truncated: each width is quantised anew from the float weights"
+            )
         for folder, manifest in self._exports():
             if manifest.checkpoint_sha256 != model.sha256:
                 raise InputError(
@@ -187,7 +192,7 @@ class Project:
             quantizer=info.scheme.quantizer,
             widths=info.widths,
             input_shape=info.input_shape,
-            options=recorded_options(self.options),
+            options=self.options.given(),
         )
 
 
@@ -213,11 +218,9 @@ def open_project(source: Path | None, output: Path | None, options: ReadOptions,
     if not source.is_dir():
         raise InputError(f"{source} does not exist; name a checkpoint file, or an export folder made by tqexport onnx")
     manifest = read_manifest(source)
-    if options != type(options)():
+    if options.given():
         raise UsageError(f"{source} records how its checkpoint is read; give such options with a checkpoint instead")
-    if unknown := sorted(set(manifest.options) - set(asdict(options))):
-        raise InputError(f"{source / FILE_NAME} has options this tqexport does not know: {unknown}; update tqexport")
-    options = type(options)(**manifest.options)
+    options = ReadOptions.from_record(manifest.options)
     checkpoint = Path(os.path.relpath(source / manifest.checkpoint))
     if output is None or output.resolve() == source.resolve():
         return Project(checkpoint, source, options, manifest, step=step)
@@ -232,15 +235,10 @@ def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptio
     manifest = read_manifest(folder)
     if manifest.checkpoint != relative_to(checkpoint, folder):
         raise UsageError(f"{folder} holds exports of {manifest.checkpoint}; choose another folder with --output")
-    if manifest.checkpoint_sha256 == sha256 and dict(manifest.options) == recorded_options(options):
+    if manifest.checkpoint_sha256 == sha256 and dict(manifest.options) == options.given():
         return manifest
     _log.warning("%s holds exports of an earlier %s; they leave its manifest", folder, checkpoint.name)
     return None
-
-
-def recorded_options(options: ReadOptions) -> dict[str, object]:
-    """The options that differ from nothing said, as the manifest keeps them."""
-    return {key: value for key, value in asdict(options).items() if value is not None}
 
 
 def _describe_onnx(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.checkpoint import TruncModel
 from tqexport.errors import InputError
 from tqexport.parity import Verdict, compare, normalized
 from tqexport.project import Project
 from tqexport.runtimes import run_onnx, run_tflite
+from tqexport.trunc_model import TruncModel
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 

@@ -1,0 +1,110 @@
+"""``tqexport inspect``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tqexport.options import ReadOptions
+
+from .common import Output, checkpoint_options, output_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tqexport.inspection import Inspection
+    from tqexport.trunc_model import CheckpointInfo
+
+
+@click.command("inspect")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@checkpoint_options
+@output_options
+def command(checkpoint: Path, options: ReadOptions, as_json: bool, verbose: bool) -> None:
+    """Show what CHECKPOINT holds, what it costs, and whether it can be truncated."""
+    output = Output(as_json=as_json, verbose=verbose)
+    with output.step(f"Reading {checkpoint}"):
+        from tqexport.checkpoint import load_checkpoint
+        from tqexport.inspection import inspect_model
+
+        model = load_checkpoint(checkpoint, options)
+        found = inspect_model(model)
+    for line in _description(model.info, model.assumed):
+        output.say(line)
+    output.say(_layer_table(found))
+    output.say(_width_table(found))
+    output.say(_storage_line(found))
+    output.say(_truncation_line(found, model.info))
+    output.document(
+        {
+            "checkpoint": str(checkpoint),
+            "sha256": model.sha256,
+            **asdict(model.info),
+            "assumed": model.assumed,
+            **asdict(found),
+            "truncatable": found.truncatable,
+        }
+    )
+
+
+def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
+    arguments = ", ".join(f"{key}={value}" for key, value in info.arguments.items())
+    activations = ", ".join(f"{bits}: {info.activation_width(bits)}" for bits in info.widths)
+    lines = [
+        f"{info.architecture}({arguments}), input {'x'.join(map(str, info.input_shape))}",
+        f"quantizer {info.scheme.quantizer}{', bias correction' if info.scheme.bias_correction else ''}; "
+        f"BatchNorm chosen by {info.batch_norm_key} width",
+        f"widths {', '.join(map(str, info.widths))}; activation width of each: "
+        + ("the same" if not info.activation_bits else activations),
+    ]
+    if assumed:
+        lines.append(f"assumed, because the file does not say it: {', '.join(assumed)}")
+    return lines
+
+
+def _layer_table(found: Inspection) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("layer", "kind", "shape", "stored as", "weights", "E"):
+        table.add_column(column, justify="right" if column in ("weights", "E") else "left", no_wrap=True)
+    for layer in found.layers:
+        shape = "x".join(map(str, layer.shape))
+        stored = "8-bit codes" if layer.quantized else "float32"
+        table.add_row(layer.name, layer.kind, shape, stored, f"{layer.weights:,}", f"{layer.magnitude:.4f}")
+    return table
+
+
+def _width_table(found: Inspection) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("bits", "packed bytes", "of float32", "codes changed by shifting"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for bits, size in found.storage.packed.items():
+        share = f"{100 * size / found.storage.float32:.1f} %"
+        table.add_row(str(bits), f"{size:,}", share, f"{100 * found.changed[bits]:.2f} %")
+    return table
+
+
+def _storage_line(found: Inspection) -> str:
+    storage = found.storage
+    return (
+        f"parameters: {storage.float32:,} bytes in float32; {storage.codes:,} with 8-bit codes "
+        f"({storage.float32 / storage.codes:.2f}x smaller); {storage.every_width:,} for every width in one"
+    )
+
+
+def _truncation_line(found: Inspection, info: CheckpointInfo) -> str:
+    if found.truncatable:
+        return "The codes can be truncated: shifting them gives exactly the weights trained at every width."
+    worst = max(found.changed, key=lambda bits: found.changed[bits])
+    return (
+        f"The codes must not be truncated: {info.scheme.quantizer} rounds, and shifting would change "
+        f"{100 * found.changed[worst]:.1f} % of them at {worst} bits. Each width is exported from the float weights."
+    )

@@ -1,0 +1,137 @@
+"""What a checkpoint holds, what it costs to store, and whether its codes can be truncated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from tqexport.layers import quantized_layers
+from tqexport.trunc_model import TruncModel
+from tqexport.truncation import STORED_BITS, direct_codes, normalize, truncate
+
+__all__ = ["Inspection", "LayerReport", "StorageReport", "inspect_model"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weighted layer.
+
+    Attributes:
+        name: Module name.
+        kind: Class of the layer without ``Trunc``, e.g. ``Conv2d``.
+        shape: Shape of its weight.
+        quantized: Whether it is stored as codes.
+        magnitude: ``E = mean|w|``.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    quantized: bool
+    magnitude: float
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+
+@dataclass(frozen=True)
+class StorageReport:
+    """Bytes of the parameters, at one width where not said otherwise.
+
+    Attributes:
+        float32: Everything in float32.
+        codes: One byte per quantised weight, everything else in float32.
+        packed: By width: that many bits per quantised weight, everything else in float32.
+        every_width: One byte per quantised weight, and the float parameters of every width.
+    """
+
+    float32: int
+    codes: int
+    packed: Mapping[int, int]
+    every_width: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """See the attributes.
+
+    Attributes:
+        layers: Every convolution and linear layer, in definition order.
+        storage: What it costs to store.
+        changed: By width: the share of codes that differ between quantising the float weights directly to that width
+            and shifting the 8-bit codes, over all layers. 0 means that the codes can be truncated.
+    """
+
+    layers: tuple[LayerReport, ...]
+    storage: StorageReport
+    changed: Mapping[int, float]
+
+    @property
+    def truncatable(self) -> bool:
+        """Whether shifting gives the codes that training used, at every width."""
+        return not any(self.changed.values())
+
+
+def inspect_model(model: TruncModel) -> Inspection:
+    """Look into a network.
+
+    Args:
+        model: A loaded checkpoint.
+    """
+    quantized = quantized_layers(model.module)
+    layers = tuple(
+        LayerReport(
+            name,
+            type(module).__name__.removeprefix("Trunc"),
+            tuple(module.weight.shape),
+            name in quantized,
+            float(module.weight.detach().abs().mean()),
+        )
+        for name, module in model.module.named_modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    )
+    return Inspection(layers, _storage(model, layers), _changed_codes(model))
+
+
+def _storage(model: TruncModel, layers: tuple[LayerReport, ...]) -> StorageReport:
+    codes = sum(layer.weights for layer in layers if layer.quantized)
+    per_width: dict[int, int] = dict.fromkeys(model.info.widths, 0)
+    shared = 0
+    for key, value in model.module.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        _, dictionary, after = key.partition(".bn_dict.")
+        if not dictionary:
+            shared += value.numel()
+            continue
+        norm = int(after.partition(".")[0])
+        for bits in per_width:
+            per_width[bits] += value.numel() * (model.info.batch_norm_width(bits) == norm)
+    widest = max(per_width)
+    other = 4 * (shared - codes + per_width[widest])
+    return StorageReport(
+        float32=4 * codes + other,
+        codes=codes + other,
+        packed={bits: (codes * bits + 7) // 8 + other for bits in per_width},
+        every_width=codes + other + 4 * sum(n for bits, n in per_width.items() if bits != widest),
+    )
+
+
+def _changed_codes(model: TruncModel) -> dict[int, float]:
+    changed = dict.fromkeys(model.info.widths, 0)
+    total = 0
+    quantizer = model.info.scheme.quantizer
+    for layer in quantized_layers(model.module).values():
+        x = normalize(layer.weight.detach())
+        stored = direct_codes(x, STORED_BITS, quantizer).byte()
+        total += x.numel()
+        for bits in changed:
+            changed[bits] += int((truncate(stored, bits) != direct_codes(x, bits, quantizer)).sum())
+    return {bits: count / total for bits, count in changed.items()}

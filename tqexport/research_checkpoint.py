@@ -1,0 +1,112 @@
+"""Checkpoints of the research family (Any-Precision, TruncQuant and their siblings).
+
+Such a file holds tensors and perhaps the architecture's name. How its weights were quantised is not in it, so that is
+an option with the family's default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tqexport.errors import InputError, UsageError
+from tqexport.options import ReadOptions
+from tqexport.recognition import recognize
+from tqexport.tensor_file import checked_state_dict
+from tqexport.trunc_model import CheckpointInfo
+from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme
+
+__all__ = ["FAMILY_DEFAULTS", "read_research"]
+
+FAMILY_DEFAULTS = {
+    "quantizer": "truncquant",
+    "bias_correction": "none",
+    "act_bits": "as the weights",
+    "bn_key": "weight",
+}
+
+
+def read_research(
+    path: Path, content: Mapping[str, Any], options: ReadOptions
+) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """What a checkpoint of the family holds, as far as file and options tell.
+
+    Args:
+        path: The file, for messages.
+        content: ``{'model': name, 'state_dict': ..., ...}``, or a bare state dict.
+        options: What the file does not say.
+
+    Returns:
+        The description and the state dict, without the ``module.`` that DataParallel puts in front.
+
+    Raises:
+        InputError: There is no state dict in it, or it is of no known network.
+        UsageError: An option does not fit the file.
+    """
+    state_dict = _state_dict(path, content)
+    architecture, arguments, natural_shape = _architecture(path, content, state_dict, options)
+    input_shape = options.input_shape or natural_shape
+    if input_shape is None:
+        raise UsageError(f"{path} does not say what its network takes; add --input-shape, e.g. 3,32,32")
+    widths = _widths(state_dict)
+    if not widths:
+        raise InputError(f"{path} has a BatchNorm for {FLOAT_BITS} bits alone, so there is no width to export")
+    info = CheckpointInfo(
+        architecture=architecture,
+        arguments=arguments,
+        input_shape=input_shape,
+        widths=widths,
+        scheme=Scheme(options.quantizer or "truncquant", bool(options.bias_correction)),
+        activation_bits=_activation_bits(options.act_bits, widths),
+        batch_norm_key=options.bn_key or "weight",
+    )
+    return info, state_dict
+
+
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    candidate = content.get("state_dict", content)
+    if candidate is content and not any(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(
+            f"{path} is a PyTorch file but no checkpoint: it has neither a state_dict entry nor tensors "
+            f"(its entries are {', '.join(map(str, list(content)[:5]))})"
+        )
+    state_dict = checked_state_dict(path, candidate)
+    if all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return state_dict
+
+
+def _architecture(
+    path: Path, content: Mapping[str, Any], state_dict: Mapping[str, Tensor], options: ReadOptions
+) -> tuple[str, dict[str, Any], tuple[int, ...] | None]:
+    if options.model:
+        return options.model, {}, None
+    named = content.get("model", content.get("arch"))
+    try:
+        if options.arch or not isinstance(named, str):
+            return recognize(state_dict, options.arch)
+        try:
+            return recognize(state_dict, named)
+        except UsageError:  # a name of the user's own for one of the known networks
+            return recognize(state_dict)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _widths(state_dict: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The widths that have a BatchNorm; all where BatchNorm does not depend on the width."""
+    found = {int(match[1]) for key in state_dict if (match := re.search(r"\.bn_dict\.(\d{1,2})\.", key))}
+    return tuple(sorted(found & set(WIDTHS))) if found else WIDTHS
+
+
+def _activation_bits(asked: tuple[int, ...] | None, widths: tuple[int, ...]) -> tuple[int, ...]:
+    if asked is None:
+        return ()
+    if len(asked) not in (1, len(widths)):
+        listed = ", ".join(map(str, widths))
+        raise UsageError(f"--act-bits has {len(asked)} widths; give one, or one for each of the widths {listed}")
+    return asked if len(asked) == len(widths) else asked * len(widths)
