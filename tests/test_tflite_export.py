@@ -14,9 +14,10 @@ from torch import nn
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
+from tqexport.float_graph import with_float_weights
 from tqexport.litert import open_interpreter
 from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import coded_weights, with_float_weights
+from tqexport.onnx_file import coded_weights
 from tqexport.parity import compare
 from tqexport.runtimes import run_tflite
 from tqexport.tflite_codes import integer_codes, put_codes_back, stored_integers

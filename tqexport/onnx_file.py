@@ -1,4 +1,4 @@
-"""Reading the ONNX files that tqexport writes: which layers hold codes, and the same network in plain float32.
+"""Reading the ONNX files that tqexport writes: which layers hold codes, and what else they say.
 
 Needs onnx and numpy alone.
 """
@@ -6,7 +6,6 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from onnx import numpy_helper
 
 from tqexport.errors import InputError
 
-__all__ = ["CodedWeight", "activation_outputs", "coded_weights", "read_metadata", "read_onnx", "with_float_weights"]
+__all__ = ["CodedWeight", "activation_outputs", "coded_weights", "read_metadata", "read_onnx"]
 
 _CODES = ".codes"
 
@@ -112,41 +111,6 @@ def coded_weights(model: onnx.ModelProto) -> list[CodedWeight]:
     if not found:
         raise InputError("the ONNX file holds no BitShift node, so it was not written by tqexport")
     return list(found.values())
-
-
-def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> onnx.ModelProto:
-    """The same network with every ``BitShift -> Cast -> Mul -> Add`` replaced by its float32 result.
-
-    This is what an ordinary exporter would have written; converters that know no shift can take it.
-    """
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
-    graph = folded.graph
-    named = {weight.name: weight for weight in weights}
-    parts = {f"{name}.{part}" for name in named for part in ("codes", "shift", "scale", "offset")}
-    # A weight used twice has two chains: an Add inherits the name of the codes that its chain starts from.
-    origin: dict[str, str] = {}
-    rename: dict[str, str] = {}
-    kept = []
-    for node in graph.node:
-        start = next((origin[value] for value in node.input if value in origin), None)
-        if node.op_type == "BitShift":
-            origin[node.output[0]] = node.input[0].removesuffix(_CODES)
-        elif start is not None and node.op_type in ("Cast", "Mul"):
-            origin[node.output[0]] = start
-        elif start is not None and node.op_type == "Add":
-            rename[node.output[0]] = start
-        else:
-            node.input[:] = [rename.get(value, value) for value in node.input]
-            kept.append(node)
-    initializers = [tensor for tensor in graph.initializer if tensor.name not in parts]
-    initializers += [
-        numpy_helper.from_array(weight.dequantized().astype(np.float32), name) for name, weight in named.items()
-    ]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(initializers)
-    return folded
 
 
 def activation_outputs(model: onnx.ModelProto) -> list[str]:

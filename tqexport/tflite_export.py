@@ -21,9 +21,10 @@ import onnx
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
+from tqexport.float_graph import with_float_weights, without_batch_norms
 from tqexport.litert import open_interpreter
 from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
-from tqexport.onnx_file import coded_weights, read_metadata, with_float_weights
+from tqexport.onnx_file import coded_weights, read_metadata
 from tqexport.tflite_codes import put_codes_back
 
 __all__ = ["METADATA_NAME", "convert_to_tflite", "run_once"]
@@ -50,7 +51,9 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
             need code of its own on the device, or LiteRT does not run the file.
     """
     weights = [coded_weights(model) for model in models]
-    floats = [with_float_weights(model, found) for model, found in zip(models, weights, strict=True)]
+    floats = [
+        without_batch_norms(with_float_weights(model, found)) for model, found in zip(models, weights, strict=True)
+    ]
     results = []
     for model, found, converted in zip(models, weights, _run_onnx2tf(floats), strict=True):
         flat = FlatModel(converted)

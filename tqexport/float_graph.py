@@ -1,0 +1,113 @@
+"""A network of ours as a converter that knows no shift can take it, and quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from tqexport.onnx_file import CodedWeight
+
+__all__ = ["with_float_weights", "without_batch_norms"]
+
+
+def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> onnx.ModelProto:
+    """The same network with every ``BitShift -> Cast -> Mul -> Add`` replaced by its float32 result.
+
+    This is what an ordinary exporter would have written; converters that know no shift can take it.
+    """
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    graph = folded.graph
+    named = {weight.name: weight for weight in weights}
+    parts = {f"{name}.{part}" for name in named for part in ("codes", "shift", "scale", "offset")}
+    # A weight used twice has two chains: an Add inherits the name of the codes that its chain starts from.
+    origin: dict[str, str] = {}
+    rename: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        start = next((origin[value] for value in node.input if value in origin), None)
+        if node.op_type == "BitShift":
+            origin[node.output[0]] = node.input[0].removesuffix(".codes")
+        elif start is not None and node.op_type in ("Cast", "Mul"):
+            origin[node.output[0]] = start
+        elif start is not None and node.op_type == "Add":
+            rename[node.output[0]] = start
+        else:
+            node.input[:] = [rename.get(value, value) for value in node.input]
+            kept.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name not in parts]
+    initializers += [
+        numpy_helper.from_array(weight.dequantized().astype(np.float32), name) for name, weight in named.items()
+    ]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(initializers)
+    return folded
+
+
+def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same float32 network with each BatchNormalization in the convolution before it, or as Mul and Add.
+
+    onnx2tf tries every axis order of every BatchNormalization, which takes most of its time.
+
+    Args:
+        model: A network with float32 weights; it is not changed.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    producers = {node.output[0]: node for node in graph.node}
+    readers: dict[str, int] = {value.name: 1 for value in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    ranks = _ranks(model)
+    added: dict[str, npt.NDArray[np.float32]] = {}
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "BatchNormalization":
+            kept.append(node)
+            continue
+        source, output = node.input[0], node.output[0]
+        gain, shift = _gain_and_shift(node, values)
+        before = producers.get(source)
+        if before and before.op_type == "Conv" and before.input[1] in values and readers[source] == 1:
+            weight = values[before.input[1]]
+            bias = values[before.input[2]] if len(before.input) > 2 else np.zeros(len(weight), np.float32)
+            added[f"{output}/weight"] = (weight * gain.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+            added[f"{output}/bias"] = (bias * gain + shift).astype(np.float32)
+            before.input[1:] = [f"{output}/weight", f"{output}/bias"]
+            before.output[0] = output
+        else:
+            shape = (1, -1, *[1] * (ranks[source] - 2))
+            added[f"{output}/gain"] = gain.reshape(shape).astype(np.float32)
+            added[f"{output}/shift"] = shift.reshape(shape).astype(np.float32)
+            kept.append(onnx.helper.make_node("Mul", [source, f"{output}/gain"], [f"{output}/scaled"]))
+            kept.append(onnx.helper.make_node("Add", [f"{output}/scaled", f"{output}/shift"], [output]))
+    used = {name for node in kept for name in node.input}
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    initializers += [numpy_helper.from_array(value, name) for name, value in added.items()]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(initializers)
+    return changed
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Number of dimensions of every value."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+
+
+def _gain_and_shift(
+    node: onnx.NodeProto, values: dict[str, npt.NDArray[np.float32]]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    weight, bias, mean, variance = (values[name].astype(np.float64) for name in node.input[1:5])
+    epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+    gain = weight / np.sqrt(variance + epsilon)
+    return gain, bias - mean * gain
