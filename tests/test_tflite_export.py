@@ -11,7 +11,7 @@ import torch
 from networks import randomize_
 from torch import nn
 
-from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport import CheckpointInfo, Scheme, TruncModel, prepare, tflite_export
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
 from tqexport.float_graph import with_float_weights
@@ -151,6 +151,42 @@ def test_one_dimensional_convolutions():
 def test_fully_connected_networks():
     network = nn.Sequential(nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5), nn.ReLU(), nn.Linear(5, 3))
     assert_parity(*convert(randomize_(prepare(network, (1, 4, 8)), 7), (7,)))
+
+
+def conversions(monkeypatch):
+    """Counts the networks that go through onnx2tf."""
+    counts = []
+    original = tflite_export._run_onnx2tf
+    monkeypatch.setattr(tflite_export, "_run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
+    return counts
+
+
+def test_all_widths_cost_one_conversion(monkeypatch):
+    counts = conversions(monkeypatch)
+    network = nn.Sequential(
+        nn.Linear(7, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Linear(11, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)
+    )
+    assert_parity(*convert(randomize_(prepare(network, WIDTHS), 8), (7,), WIDTHS))
+    assert counts == [1]
+
+
+class LearnedScale(nn.Module):
+    """The converter multiplies such a scale into the filter before it, where neither is recognisable."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 5, (3, 1), bias=False), nn.Conv2d(5, 2, 1)
+        self.scale = nn.Parameter(torch.tensor([0.5, -0.7, 1.1, 0.9, 1.3]).reshape(5, 1, 1))
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.last(self.middle(self.act(self.first(x))) * self.scale).mean((2, 3))
+
+
+def test_parameters_that_the_converter_combines(monkeypatch):
+    counts = conversions(monkeypatch)
+    assert_parity(*convert(randomize_(prepare(LearnedScale(), (1, 4, 8)), 9), (2, 8, 9)))
+    assert counts == [1, 3]
 
 
 def test_a_layer_whose_codes_are_not_found_is_named(exported_once):

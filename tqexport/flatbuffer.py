@@ -77,6 +77,10 @@ class FlatModel:
             return None
         return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape([int(n) for n in tensor.shape])
 
+    def set_constant(self, index: int, value: npt.NDArray[Any]) -> None:
+        """Give a constant tensor another value of the same shape and type."""
+        self.tensor(index).buffer = self.add_buffer(value.tobytes())
+
     def consumers(self, index: int) -> list[Operator]:
         """The operators that read a tensor."""
         return [operator for operator in self.graph.operators if index in list(operator.inputs)]

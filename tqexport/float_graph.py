@@ -50,7 +50,7 @@ def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -
 
 
 def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same float32 network with each BatchNormalization in the convolution before it, or as Mul and Add.
+    """The same float32 network with each BatchNormalization in the layer before it, or as Mul and Add.
 
     onnx2tf tries every axis order of every BatchNormalization, which takes most of its time.
 
@@ -76,7 +76,7 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
         source, output = node.input[0], node.output[0]
         gain, shift = _gain_and_shift(node, values)
         before = producers.get(source)
-        if before and before.op_type == "Conv" and before.input[1] in values and readers[source] == 1:
+        if before and _rows_are_channels(before) and before.input[1] in values and readers[source] == 1:
             weight = values[before.input[1]]
             bias = values[before.input[2]] if len(before.input) > 2 else np.zeros(len(weight), np.float32)
             added[f"{output}/weight"] = (weight * gain.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
@@ -96,6 +96,15 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(kept)
     graph.initializer.extend(initializers)
     return changed
+
+
+def _rows_are_channels(node: onnx.NodeProto) -> bool:
+    """Whether the first axis of the weight is that of the output channels, and nothing scales the bias."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "Gemm":
+        unscaled = all(attributes[name].f == 1 for name in ("alpha", "beta") if name in attributes)
+        return "transB" in attributes and attributes["transB"].i == 1 and unscaled
+    return node.op_type == "Conv"
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:

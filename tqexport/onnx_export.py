@@ -35,6 +35,7 @@ IR_VERSION = 10  # what every onnxruntime of the last years reads
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 METADATA_PREFIX = "tqexport."
+CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
         raise ConversionError(f"the network cannot be captured by torch.export: {lines[0]}") from error
     assert program is not None
     graph_model: ir.Model = program.model
-    _simplify(graph_model)
-    _name_after_modules(graph_model)
+    named = set(deployed.state_dict())
+    _simplify(graph_model, named)
+    _name_after_modules(graph_model, named)
     passes.ClearMetadataAndDocStringPass()(graph_model)
     graph_model.ir_version = IR_VERSION
     graph_model.producer_name = "tqexport"
@@ -186,9 +188,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _simplify(model: ir.Model) -> None:
+def _simplify(model: ir.Model, named: set[str]) -> None:
     """Fold what does not depend on a tensor of the network, so that nothing of a width is folded in."""
-    named = set(model.graph.initializers)
 
     def independent(node: ir.Node) -> bool:
         return all(value is None or value.name not in named for value in node.inputs)
@@ -219,7 +220,7 @@ def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _name_after_modules(model: ir.Model) -> None:
+def _name_after_modules(model: ir.Model, named: set[str]) -> None:
     """Name each module's last value after the module, and what is inside it ``module/operator``."""
     used: dict[str, int] = {}
     last_of: dict[str, ir.Value] = {}
@@ -237,3 +238,7 @@ def _name_after_modules(model: ir.Model) -> None:
             last_of[module] = node.outputs[0]
     for module, value in last_of.items():
         value.name = module
+    for number, name in enumerate([name for name in model.graph.initializers if name not in named]):
+        initializer = model.graph.initializers.pop(name)
+        initializer.name = f"{CONSTANT_PREFIX}{number}"
+        model.graph.initializers.add(initializer)

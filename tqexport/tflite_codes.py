@@ -25,10 +25,10 @@ from tqexport.flatbuffer import FlatModel, Operator
 from tqexport.onnx_file import CodedWeight
 from tqexport.truncation import STORED_BITS, max_code
 
-__all__ = ["integer_codes", "put_codes_back", "stored_integers"]
+__all__ = ["TO_TORCH", "filters", "integer_codes", "put_codes_back", "stored_integers"]
 
 # Where a filter's axes go to reach PyTorch's order, output channels first; and the axis of its output channels.
-_TO_TORCH = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
+TO_TORCH = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 _FIT = 2e-6  # of a channel's largest weight: float32 rounding of two products. Half a step at 8 bits is 2e-3.
 
@@ -84,13 +84,13 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[np.int8]]]:
             (
                 name
                 for reader in flat.consumers(operator.outputs[0])
-                if (name := flat.operator_name(reader)) in _TO_TORCH
+                if (name := flat.operator_name(reader)) in TO_TORCH
             ),
             None,
         )
         if value is not None and kind is not None:
             name = flat.name(operator.inputs[0]).removesuffix(".codes")
-            found.setdefault(name, []).append(value.transpose(_TO_TORCH[kind]))
+            found.setdefault(name, []).append(value.transpose(TO_TORCH[kind]))
     return found
 
 
@@ -98,11 +98,11 @@ def _match(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[_Match]:
     """Find the layer behind each constant filter of the file."""
     expected = [(weight, weight.dequantized()) for weight in weights]
     matches: list[_Match] = []
-    for index, kind in _filters(flat).items():
+    for index, kind in filters(flat).items():
         value = flat.constant(index)
         if value is None or value.dtype != np.float32:
             continue
-        torch_order = value.transpose(_TO_TORCH[kind])
+        torch_order = value.transpose(TO_TORCH[kind])
         for weight, dequantized in expected:
             gain = _gain(torch_order, dequantized)
             if gain is not None:
@@ -111,12 +111,12 @@ def _match(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[_Match]:
     return matches
 
 
-def _filters(flat: FlatModel) -> dict[int, str]:
-    """Filter tensors of the weighted operators, with the operator's kind."""
+def filters(flat: FlatModel) -> dict[int, str]:
+    """The filter tensors of the weighted operators, with the operator's kind."""
     return {
         int(operator.inputs[1]): kind
         for operator in flat.graph.operators
-        if (kind := flat.operator_name(operator)) in _TO_TORCH
+        if (kind := flat.operator_name(operator)) in TO_TORCH
     }
 
 
@@ -156,7 +156,7 @@ def _replace(flat: FlatModel, match: _Match) -> None:
     # A gain of 0 has no ratio; the codes stay, and the smallest harmless scale makes them vanish.
     scales = np.where(match.gain == 0, 1e-30, np.abs(match.gain) * scale).astype(np.float32)
 
-    torch_shape = [int(flat.tensor(match.filter).shape[axis]) for axis in _TO_TORCH[match.operator]]
+    torch_shape = [int(flat.tensor(match.filter).shape[axis]) for axis in TO_TORCH[match.operator]]
     stored = integers.reshape(torch_shape)
     readers = flat.consumers(match.filter)
     if constants.any():
@@ -201,7 +201,7 @@ def _dequantized(
     scales: npt.NDArray[np.float32],
 ) -> None:
     """Make tensor ``target`` the dequantised ``stored`` (PyTorch's axis order), one scale per output channel."""
-    value = np.ascontiguousarray(stored.transpose(np.argsort(_TO_TORCH[kind])))
+    value = np.ascontiguousarray(stored.transpose(np.argsort(TO_TORCH[kind])))
     codes = flat.add_constant(f"{name}.codes", value)
     quantization = schema.QuantizationParametersT()
     quantization.scale, quantization.zeroPoint = scales, np.zeros(len(scales), np.int64)

@@ -26,6 +26,7 @@ from tqexport.litert import open_interpreter
 from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
 from tqexport.onnx_file import coded_weights, read_metadata
 from tqexport.tflite_codes import put_codes_back
+from tqexport.tflite_template import graph_key, locate_parameters, parameters, with_fingerprints
 
 __all__ = ["METADATA_NAME", "convert_to_tflite", "run_once"]
 
@@ -55,8 +56,7 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
         without_batch_norms(with_float_weights(model, found)) for model, found in zip(models, weights, strict=True)
     ]
     results = []
-    for model, found, converted in zip(models, weights, _run_onnx2tf(floats), strict=True):
-        flat = FlatModel(converted)
+    for model, found, flat in zip(models, weights, _converted(floats), strict=True):
         _check_operators(flat)
         _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
         put_codes_back(flat, found)
@@ -67,6 +67,23 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
         run_once(content)
         results.append(content)
     return results
+
+
+def _converted(models: Sequence[onnx.ModelProto]) -> list[FlatModel]:
+    """Float networks in TFLite; those that differ in their parameters alone are converted once."""
+    keys = [graph_key(model) for model in models]
+    graphs = {key: with_fingerprints(model) for key, model in zip(keys, models, strict=True)}
+    converted = _run_onnx2tf(list(graphs.values()))
+    templates = {
+        key: locate_parameters(content, graph) for (key, graph), content in zip(graphs.items(), converted, strict=True)
+    }
+    # Where the converter combined parameters beyond recognition, each network is converted by itself.
+    singly = [i for i, key in enumerate(keys) if templates[key] is None]
+    single = dict(zip(singly, _run_onnx2tf([models[i] for i in singly]) if singly else [], strict=True))
+    return [
+        FlatModel(single[i]) if template is None else template.fill(parameters(models[i]))
+        for i, template in enumerate(templates[key] for key in keys)
+    ]
 
 
 def run_once(content: bytes) -> None:

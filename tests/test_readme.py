@@ -1,0 +1,31 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from test_cli import run
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_training_example_runs_and_its_checkpoint_exports(tmp_path):
+    network, training = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "net.py").write_text(network)
+    loader = "loader = [(torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))) for _ in range(2)]\n"
+    (tmp_path / "train.py").write_text("import torch\n" + loader + training)
+    trained = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    exported = run("onnx", "ckpt.pt", "--bits", "2,8", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert torch.load(tmp_path / "ckpt.pt", weights_only=True)["architecture"] == "net:build"
+
+
+def test_every_command_is_in_the_readme(tmp_path):
+    listed = re.findall(r"^  (\w+) ", run("--help", cwd=tmp_path).stdout.partition("Commands:")[2], re.MULTILINE)
+    assert len(listed) >= 5
+    assert all(f"| `tqexport {name}" in README for name in listed)

@@ -1,0 +1,154 @@
+"""One conversion for every width: a TFLite graph, and where in it each parameter of the network went.
+
+The network is converted with *fingerprints*, random numbers in the place of its parameters. Each float constant of the
+result is then recognised as one parameter, perhaps in another axis order, perhaps divided by the number of steps of an
+activation quantiser (the converter moves such factors into filters). A width is the same graph with its own parameters
+in these places. The graph cannot depend on a parameter that happens to be 0 or 1 at some width, either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from tqexport.flatbuffer import FlatModel
+from tqexport.onnx_export import CONSTANT_PREFIX
+from tqexport.tflite_codes import TO_TORCH, filters
+
+__all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
+
+Array = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A constant of the file: a parameter, in ``order``, or its reciprocal, divided by a number of steps."""
+
+    parameter: str
+    order: tuple[int, ...] | None = None  # axes from PyTorch's to the file's
+    reciprocal: bool = False
+    divided_by: str | None = None
+
+
+@dataclass(frozen=True)
+class TfliteTemplate:
+    """A converted graph whose parameters are known by name.
+
+    Attributes:
+        content: The file, with fingerprints in it.
+        places: What each constant tensor is, by its index.
+    """
+
+    content: bytes
+    places: Mapping[int, _Place]
+
+    def fill(self, values: Mapping[str, Array]) -> FlatModel:
+        """The graph with the parameters of one width, float32 by name."""
+        flat = FlatModel(self.content)
+        for index, place in self.places.items():
+            value = values[place.parameter]
+            if place.reciprocal:
+                value = np.reciprocal(value)
+            if place.divided_by is not None:
+                value = np.divide(value, values[place.divided_by], dtype=np.float32)
+            shape = [int(n) for n in flat.tensor(index).shape]
+            if place.order is not None:
+                torch_shape = [shape[axis] for axis in np.argsort(place.order)]
+                value = value.reshape(torch_shape).transpose(place.order)
+            flat.set_constant(index, np.ascontiguousarray(value.reshape(shape), np.float32))
+        return flat
+
+
+def parameters(model: onnx.ModelProto) -> dict[str, Array]:
+    """The float32 initializers that belong to the network, not to its operators, by name."""
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and not tensor.name.startswith(CONSTANT_PREFIX)
+    }
+
+
+def graph_key(model: onnx.ModelProto) -> bytes:
+    """Equal for two networks that differ in the values of their parameters alone."""
+    bare = onnx.ModelProto()
+    bare.graph.CopyFrom(model.graph)
+    names = set(parameters(model))
+    for tensor in bare.graph.initializer:
+        if tensor.name in names:
+            tensor.ClearField("raw_data")
+            del tensor.float_data[:]
+    key: bytes = bare.SerializeToString(deterministic=True)
+    return key
+
+
+def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network with random numbers from 0.5 to 1.5 as its parameters, always the same ones."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    random = np.random.default_rng(0)
+    names = set(parameters(model))
+    for tensor in changed.graph.initializer:
+        if tensor.name in names:
+            value = random.random(tuple(tensor.dims), np.float32) + np.float32(0.5)
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), tensor.name))
+    return changed
+
+
+def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteTemplate | None:
+    """Recognise every constant of a file that was converted from a network with fingerprints.
+
+    Returns:
+        The template; None where the converter combined parameters in a way that is not recognised.
+    """
+    flat = FlatModel(content)
+    known = parameters(fingerprinted)
+    steps = {name: value for name, value in known.items() if name.endswith(".levels")}
+    kinds = filters(flat)
+    places: dict[int, _Place] = {}
+    for index in range(len(flat.graph.tensors)):
+        value = flat.constant(index)
+        if value is None or value.dtype != np.float32:
+            continue
+        place = _recognise(value, kinds.get(index), known, steps)
+        if place is not None:
+            places[index] = place
+        elif not _is_plain(value):
+            _log.debug("constant %d of the TFLite file, shape %s, is not recognised", index, value.shape)
+            return None
+    return TfliteTemplate(content, places)
+
+
+def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]) -> _Place | None:
+    order = None if kind is None else tuple(int(axis) for axis in np.argsort(TO_TORCH[kind]))
+    flat = (value if kind is None else value.transpose(TO_TORCH[kind])).ravel()
+    for name, parameter in known.items():
+        if parameter.size != flat.size:
+            continue
+        fingerprint = parameter.ravel()
+        if name in steps and _equal(flat, np.reciprocal(fingerprint)):
+            return _Place(name, order, reciprocal=True)
+        if _equal(flat, fingerprint):
+            return _Place(name, order)
+        if flat.size > 1 and np.ptp(flat[:64] / fingerprint[:64]) < 1e-5:
+            for divisor, levels in steps.items():
+                if _equal(flat, np.divide(fingerprint, levels, dtype=np.float32)):
+                    return _Place(name, order, divided_by=divisor)
+    return None
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return bool(np.allclose(a[:16], b[:16], rtol=1e-6, atol=0) and np.allclose(a, b, rtol=1e-6, atol=0))
+
+
+def _is_plain(value: Array) -> bool:
+    """Whether a constant holds short numbers (0, 1, 0.5) or infinities alone, which no fingerprint leads to."""
+    with np.errstate(over="ignore"):
+        return bool(np.all((value * 1024 == np.round(value * 1024)) | (np.abs(value) > 1e30)))
