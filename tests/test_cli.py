@@ -55,7 +55,7 @@ def test_the_three_lines_as_typed(workplace):
     manifest = json.loads((workplace / "tqexport-out" / "tqexport.json").read_text())
     assert manifest["checkpoint"] == "../ckpt.pt"
     assert [artifact["file"] for artifact in manifest["artifacts"]] == ["ckpt-w8.onnx", "ckpt-w8.tflite"]
-    assert manifest["artifacts"][1]["inputs"][0]["shape"] == ["batch", 8, 8, 1]
+    assert manifest["artifacts"][1]["inputs"][0]["shape"] == [1, 8, 8, 1]
     assert str(workplace) not in json.dumps(manifest)
 
 

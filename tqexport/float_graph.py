@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from tqexport.onnx_file import CodedWeight
 
-__all__ = ["with_float_weights", "without_batch_norms"]
+__all__ = ["for_one_sample", "with_float_weights", "without_batch_norms"]
 
 
 def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> onnx.ModelProto:
@@ -111,6 +111,15 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Number of dimensions of every value."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+
+
+def for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with a batch of 1; onnx2tf gets slices wrong where the batch is free."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for value in (*changed.graph.input, *changed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    return changed
 
 
 def _gain_and_shift(

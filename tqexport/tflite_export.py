@@ -21,7 +21,7 @@ import onnx
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
-from tqexport.float_graph import with_float_weights, without_batch_norms
+from tqexport.float_graph import for_one_sample, with_float_weights, without_batch_norms
 from tqexport.litert import open_interpreter
 from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
 from tqexport.onnx_file import coded_weights, read_metadata
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
     """Convert ONNX files of tqexport to TFLite, codes intact.
 
-    The inputs and outputs of the result are channels last (NHWC), as TFLite has them; a batch dimension stays free.
+    The result takes one sample at a time, channels last (NHWC), as devices do.
 
     Args:
         models: ONNX models with BitShift nodes, at any widths.
@@ -53,7 +53,8 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
     """
     weights = [coded_weights(model) for model in models]
     floats = [
-        without_batch_norms(with_float_weights(model, found)) for model, found in zip(models, weights, strict=True)
+        for_one_sample(without_batch_norms(with_float_weights(model, found)))
+        for model, found in zip(models, weights, strict=True)
     ]
     results = []
     for model, found, flat in zip(models, weights, _converted(floats), strict=True):

@@ -1,0 +1,94 @@
+"""The fixed TFLite file of one width from the run-time file.
+
+A run-time file has the converter's network with four operators per weight in front (see
+:mod:`tqexport.tflite_switching`). Taking them away again, and putting the codes back as for a fixed file, gives the
+fixed file. Scale and offset of each weight are in the metadata, because a scale per channel cannot be taken apart into
+the weight's and the channel's without rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tqexport.flatbuffer import FlatModel, Operator
+from tqexport.onnx_file import CodedWeight
+from tqexport.switching import AFFINE, OPERATOR_CODES, WEIGHTS, WIDTHS
+from tqexport.tflite_codes import TO_TORCH, _Match, _replace
+from tqexport.tflite_switching import finish_fixed, subgraph_of
+from tqexport.truncation import STORED_BITS
+
+__all__ = ["fixed_tflite"]
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """A weight that a run-time file computes: the four operators, first to last."""
+
+    operators: Sequence[Operator]
+
+    @property
+    def codes(self) -> int:
+        """Tensor of the codes; the first that was added to the converter's."""
+        return int(self.operators[0].inputs[0])
+
+    @property
+    def scale(self) -> int:
+        """Tensor of the scale per channel."""
+        return int(self.operators[2].inputs[1])
+
+    @property
+    def filter(self) -> int:
+        """Tensor of the weight."""
+        return int(self.operators[3].outputs[0])
+
+
+def fixed_tflite(model: Any, facts: Mapping[str, Any], fixed_facts: Mapping[str, Any], bits: int) -> bytes:
+    """The fixed file of one width.
+
+    Args:
+        model: The run-time file, from :func:`tqexport.tflite_switching.unpack`.
+        facts: What it says of itself, likewise.
+        fixed_facts: What the fixed file is to say of itself.
+        bits: A width that it has.
+    """
+    row = facts[WIDTHS].index(bits)
+    flat = subgraph_of(model, bits)
+    found = _shifted(flat)
+    matches = [_match(flat, each, bits, facts[WEIGHTS], facts[AFFINE][:, row]) for each in found]
+    flat.graph.operators = flat.graph.operators[4 * len(found) :]
+    flat.graph.tensors = flat.graph.tensors[: min(each.codes for each in found)]
+    _list_operator_codes(flat, facts[OPERATOR_CODES][row])
+    for match in matches:
+        _replace(flat, match)
+    return finish_fixed(flat, fixed_facts)
+
+
+def _shifted(flat: FlatModel) -> list[_Shifted]:
+    """The computed weights, in the order in which they were found in the converter's file."""
+    operators = flat.graph.operators
+    found: list[_Shifted] = []
+    while flat.operator_name(operators[4 * len(found)]) == "RIGHT_SHIFT":
+        found.append(_Shifted(operators[4 * len(found) : 4 * len(found) + 4]))
+    return found[::-1]  # each was put in front of those before it
+
+
+def _match(flat: FlatModel, shifted: _Shifted, bits: int, names: Sequence[str], affine: Any) -> _Match:
+    codes, scale = flat.constant(shifted.codes), flat.constant(shifted.scale)
+    if codes is None or scale is None:
+        raise ValueError("a weight has no codes or no scale")
+    name = flat.name(shifted.filter)
+    alpha, beta = map(float, affine[names.index(name)])
+    kind = next(kind for reader in flat.consumers(shifted.filter) if (kind := flat.operator_name(reader)) in TO_TORCH)
+    weight = CodedWeight(name, codes.transpose(TO_TORCH[kind]), STORED_BITS - bits, alpha, beta, bits)
+    return _Match(shifted.filter, kind, weight, scale.astype(np.float64).ravel() / alpha)
+
+
+def _list_operator_codes(flat: FlatModel, listed: Sequence[int]) -> None:
+    """List the operator codes as the converter did for this width alone."""
+    flat.model.operatorCodes = [flat.model.operatorCodes[index] for index in listed]
+    for operator in flat.graph.operators:
+        operator.opcodeIndex = listed.index(operator.opcodeIndex)
