@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tqexport.manifest import Kernel
 from tqexport.options import ReadOptions
 
 from .common import Output, Widths, checkpoint_options, output_options, say_artifact, widths_option
@@ -18,15 +19,28 @@ from .common import Output, Widths, checkpoint_options, output_options, say_arti
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: the export folder."
 )
+@click.option(
+    "--kernel",
+    type=click.Choice(["exact", "dynamic"]),
+    default="exact",
+    show_default=True,
+    help="exact: float kernels over the trained weights. dynamic: integer kernels, faster, which round their input.",
+)
 @checkpoint_options
 @output_options
 def command(
-    source: Path | None, widths: Widths | None, folder: Path | None, options: ReadOptions, as_json: bool, verbose: bool
+    source: Path | None,
+    widths: Widths | None,
+    folder: Path | None,
+    kernel: Kernel,
+    options: ReadOptions,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Convert to TFLite with one byte per quantised weight.
 
     SOURCE is an export folder (default ./tqexport-out) or a checkpoint. Writes NAME-wB.tflite for each width B.
-    Inputs are channels last (NHWC), as TFLite has them.
+    Inputs are channels last (NHWC), as TFLite has them, one sample at a time.
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step("Starting"):
@@ -35,7 +49,7 @@ def command(
         project = open_project(source, folder, options, output.step)
     asked = widths.resolve(project.widths) if widths else project.exported_widths()
     artifacts = []
-    for artifact in project.export_tflite(asked):
+    for artifact in project.export_tflite(asked, kernel):
         say_artifact(output, project.folder, artifact)
         artifacts.append(artifact)
     output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})

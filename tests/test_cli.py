@@ -261,3 +261,14 @@ def test_a_bug_does_not_look_like_a_parity_failure(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tqexport"])
     assert common.run_and_exit(broken) == 70
     assert "internal error, ZeroDivisionError: oops" in capsys.readouterr().err
+
+
+def test_dynamic_kernels_stand_beside_the_exact_file(exported):
+    converted = run("tflite", "out", "--bits", "4", "--kernel", "dynamic", cwd=exported)
+    assert converted.returncode == 0, converted.stderr
+    manifest = json.loads((exported / "out" / "tqexport.json").read_text())
+    entries = {(e["file"], e["kernel"]) for e in manifest["artifacts"] if (e["kind"], e["width"]) == ("tflite", 4)}
+    assert entries == {("ckpt-w4.tflite", "exact"), ("ckpt-w4-dynamic.tflite", "dynamic")}
+    checked = json.loads(run("verify", "out", "--bits", "4", "--json", cwd=exported).stdout)
+    assert [result["runtime"] for result in checked["results"]] == ["onnxruntime", "LiteRT", "LiteRT dynamic"]
+    assert checked["passed"]

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from tqexport.flatbuffer import FlatModel
 from tqexport.parity import compare
 from tqexport.runtimes import run_onnx, run_tflite
+from tqexport.tflite_export import convert_to_tflite
 
 WIDTHS = range(1, 9)
 
@@ -103,6 +104,36 @@ def test_a_wrong_scale_in_a_tflite_file_is_caught(digits, digits_samples, export
     assert not found.passed
     assert found.codes_wrong == 0
     assert "activation layers.1.act1" in found.problems[0]
+
+
+@pytest.fixture(scope="module")
+def dynamic(exported_once) -> dict[int, bytes]:
+    files = [onnx.load(exported_once / "out" / f"ckpt-w{bits}.onnx") for bits in WIDTHS]
+    return dict(zip(WIDTHS, convert_to_tflite(files, "dynamic"), strict=True))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_dynamic_kernels_hold_the_trained_weights_and_round_their_input(digits, digits_samples, dynamic, bits):
+    run = run_tflite(dynamic[bits], digits_samples.inputs)
+    found = compare(digits, bits, run, digits_samples.inputs, digits_samples.labels, "dynamic")
+    assert found.passed, found.problems
+    assert found.codes == 76_288
+    assert found.codes_wrong == 0
+    assert found.activations_wrong < 0.1 * found.activations
+    assert found.accuracy > found.reference_accuracy - 0.01
+    flat = FlatModel(dynamic[bits])
+    filters = [flat.constant(op.inputs[1]) for op in flat.graph.operators if flat.operator_name(op) == "CONV_2D"]
+    assert sum(value is not None and value.dtype == np.int8 for value in filters) == 8
+
+
+@pytest.mark.parametrize("bits", [4, 6, 7, 8])  # at fewer bits the next level is a large part of the range
+def test_a_wrong_scale_in_front_of_dynamic_kernels_is_caught(digits, digits_samples, dynamic, bits):
+    flat = FlatModel(dynamic[bits])
+    codes = next(t for i, t in enumerate(flat.graph.tensors) if flat.name(i) == "layers.1.conv1.weight.codes")
+    codes.quantization.scale = np.asarray(codes.quantization.scale) * np.float32(1.3)
+    inputs = digits_samples.inputs[:64]
+    found = compare(digits, bits, run_tflite(flat.pack(), inputs), inputs, None, "dynamic")
+    assert not found.passed
 
 
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])

@@ -12,12 +12,13 @@ from typing import Any, Literal
 from tqexport.errors import InputError
 from tqexport.files import sha256_of, write_bytes
 
-__all__ = ["FILE_NAME", "Artifact", "Kind", "Manifest", "TensorInfo", "read_manifest"]
+__all__ = ["FILE_NAME", "Artifact", "Kernel", "Kind", "Manifest", "TensorInfo", "read_manifest"]
 
 FILE_NAME = "tqexport.json"
 SCHEMA_VERSION = 1
 
 Kind = Literal["onnx", "tflite"]
+Kernel = Literal["exact", "dynamic"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Artifact:
         bytes: Its size.
         inputs: Its inputs.
         outputs: Its outputs.
+        kernel: ``exact``, or ``dynamic`` for a TFLite file whose kernels round their input to 8 bits.
     """
 
     file: str
@@ -52,6 +54,7 @@ class Artifact:
     bytes: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    kernel: Kernel = "exact"
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,13 @@ class Manifest:
     options: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
 
-    def find(self, kind: Kind, width: int) -> Artifact | None:
+    def find(self, kind: Kind, width: int, kernel: Kernel = "exact") -> Artifact | None:
         """The artifact of a kind and width, if it was exported."""
-        return next((a for a in self.artifacts if (a.kind, a.width) == (kind, width)), None)
+        return next((a for a in self.artifacts if (a.kind, a.width, a.kernel) == (kind, width, kernel)), None)
 
     def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
-        """This manifest with artifacts added, or replaced where kind and width are the same."""
-        merged = {(a.kind, a.width): a for a in (*self.artifacts, *added)}
+        """This manifest with artifacts added, or replaced where kind, width and kernel are the same."""
+        merged = {(a.kind, a.width, a.kernel): a for a in (*self.artifacts, *added)}
         return replace(self, artifacts=tuple(merged[key] for key in sorted(merged)))
 
     def write(self, folder: Path) -> None:

@@ -16,6 +16,7 @@ from tqexport.files import ensure_folder, sha256_of, write_bytes
 from tqexport.manifest import (
     FILE_NAME,
     Artifact,
+    Kernel,
     Kind,
     Manifest,
     TensorInfo,
@@ -121,8 +122,8 @@ class Project:
                     self._exported.update([next(exports)])
             yield bits, self._exported[bits]
 
-    def export_tflite(self, widths: Sequence[int]) -> Iterator[Artifact]:
-        """Write ``NAME-wB.tflite`` for each width and enter it into the manifest.
+    def export_tflite(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[Artifact]:
+        """Write ``NAME-wB.tflite`` (``NAME-wB-dynamic.tflite``) for each width and enter it into the manifest.
 
         The ONNX files of the folder are converted; widths without one are exported on the way.
 
@@ -132,10 +133,10 @@ class Project:
             HostError: The folder cannot be written.
         """
         ensure_folder(self.folder)
-        for bits, content in self.tflite_bytes(widths):
-            yield self._keep(self._artifact("tflite", bits, content), content)
+        for bits, content in self.tflite_bytes(widths, kernel):
+            yield self._keep(self._artifact("tflite", bits, content, kernel), content)
 
-    def tflite_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def tflite_bytes(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[tuple[int, bytes]]:
         """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
         import onnx
 
@@ -150,17 +151,17 @@ class Project:
         for bits, content in self.onnx_bytes([bits for bits in widths if bits not in models]):
             models[bits] = onnx.load_from_string(content)
         with self.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
-            converted = convert_to_tflite([models[bits] for bits in widths])
+            converted = convert_to_tflite([models[bits] for bits in widths], kernel)
         yield from zip(widths, converted, strict=True)
 
-    def find(self, kind: Kind, bits: int) -> Path | None:
-        """The file of a kind and width if it was exported.
+    def find(self, kind: Kind, bits: int, kernel: Kernel = "exact") -> Path | None:
+        """The file of a kind, width and kernel if it was exported.
 
         Raises:
             InputError: It is gone or was changed since.
         """
         for folder, manifest in self._exports():
-            if artifact := manifest.find(kind, bits):
+            if artifact := manifest.find(kind, bits, kernel):
                 return check_artifact(folder, artifact)
         return None
 
@@ -169,14 +170,19 @@ class Project:
         own = [(self.folder, self.manifest)] if self.manifest else []
         return own + ([self.source] if self.source else [])
 
-    def _artifact(self, kind: Kind, bits: int, content: bytes) -> Artifact:
+    def _artifact(self, kind: Kind, bits: int, content: bytes, kernel: Kernel = "exact") -> Artifact:
         import hashlib
 
         describe = _describe_onnx if kind == "onnx" else _describe_tflite
         inputs, outputs = describe(content)
         layout = "channels first" if kind == "onnx" else "channels last"
-        file = f"{self.name}-w{bits}.{kind}"
-        return Artifact(file, kind, bits, layout, hashlib.sha256(content).hexdigest(), len(content), inputs, outputs)
+        file = self.file_name(kind, bits, kernel)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return Artifact(file, kind, bits, layout, sha256, len(content), inputs, outputs, kernel)
+
+    def file_name(self, kind: Kind, bits: int, kernel: Kernel = "exact") -> str:
+        """What an artifact is called."""
+        return f"{self.name}-w{bits}{'' if kernel == 'exact' else f'-{kernel}'}.{kind}"
 
     def _keep(self, artifact: Artifact, content: bytes) -> Artifact:
         write_bytes(self.folder / artifact.file, content)

@@ -22,6 +22,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.errors import ConversionError
 from tqexport.flatbuffer import FlatModel, Operator
+from tqexport.manifest import Kernel
 from tqexport.onnx_file import CodedWeight
 from tqexport.truncation import STORED_BITS, max_code
 
@@ -49,12 +50,15 @@ def integer_codes(shifted: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.i
     return (wide - 128 if bits == STORED_BITS else 2 * wide - max_code(bits)).astype(np.int8)
 
 
-def put_codes_back(flat: FlatModel, weights: Sequence[CodedWeight]) -> None:
+def put_codes_back(flat: FlatModel, weights: Sequence[CodedWeight], kernel: Kernel = "exact") -> None:
     """Replace the float filter of every quantised layer by its stored integers.
 
     Args:
         flat: The file as the converter wrote it; changed in place.
         weights: The quantised layers of the network.
+        kernel: ``exact``: the integers are de-quantised, once, for the float kernels. ``dynamic``: the kernels multiply
+            with the integers themselves and round their input to 8 bits as they run; depthwise and grouped
+            convolutions stay exact.
 
     Raises:
         ConversionError: A layer's weights are not found in the file; it names the layer.
@@ -67,7 +71,7 @@ def put_codes_back(flat: FlatModel, weights: Sequence[CodedWeight]) -> None:
             f"({len(missing)} of {len(weights)} layers); keep the layer in float or report its operators"
         )
     for match in matches:
-        _replace(flat, match)
+        _replace(flat, match, kernel)
 
 
 def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[np.int8]]]:
@@ -76,21 +80,21 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[np.int8]]]:
     A filter may hold further input channels behind those of the layer (see the module's text).
     """
     found: dict[str, list[npt.NDArray[np.int8]]] = {}
+    seen: set[int] = set()
+    dequantized = {
+        int(operator.outputs[0]): int(operator.inputs[0])
+        for operator in flat.graph.operators
+        if flat.operator_name(operator) == "DEQUANTIZE"
+    }
     for operator in flat.graph.operators:
-        if flat.operator_name(operator) != "DEQUANTIZE" or not flat.name(operator.inputs[0]).endswith(".codes"):
+        kind = flat.operator_name(operator)
+        if kind not in TO_TORCH:
             continue
-        value = flat.constant(operator.inputs[0])
-        kind = next(
-            (
-                name
-                for reader in flat.consumers(operator.outputs[0])
-                if (name := flat.operator_name(reader)) in TO_TORCH
-            ),
-            None,
-        )
-        if value is not None and kind is not None:
-            name = flat.name(operator.inputs[0]).removesuffix(".codes")
-            found.setdefault(name, []).append(value.transpose(TO_TORCH[kind]))
+        codes = dequantized.get(int(operator.inputs[1]), int(operator.inputs[1]))
+        value = flat.constant(codes)
+        if value is not None and value.dtype == np.int8 and codes not in seen:
+            seen.add(codes)
+            found.setdefault(flat.name(codes).removesuffix(".codes"), []).append(value.transpose(TO_TORCH[kind]))
     return found
 
 
@@ -141,8 +145,8 @@ def _fits(rows: npt.NDArray[np.float32], reference: npt.NDArray[np.float64]) -> 
     return bool((error <= _FIT * np.abs(rows).max(1)).all())
 
 
-def _replace(flat: FlatModel, match: _Match) -> None:
-    """Put int8 integers and a DEQUANTIZE in the place of a float filter."""
+def _replace(flat: FlatModel, match: _Match, kernel: Kernel = "exact") -> None:
+    """Put int8 integers in the place of a float filter, behind a DEQUANTIZE where the kernel is a float one."""
     weight, negative = match.weight, match.gain < 0
     integers, scale, constant = _integer_form(weight)
     integers = integers.reshape(len(integers), -1)
@@ -159,20 +163,27 @@ def _replace(flat: FlatModel, match: _Match) -> None:
     torch_shape = [int(flat.tensor(match.filter).shape[axis]) for axis in TO_TORCH[match.operator]]
     stored = integers.reshape(torch_shape)
     readers = flat.consumers(match.filter)
+    over_all_channels = all(_channels(flat, reader) == torch_shape[1] for reader in readers)
+    in_integers = kernel == "dynamic" and over_all_channels
     if constants.any():
-        if all(_channels(flat, reader) == torch_shape[1] for reader in readers):
+        if over_all_channels and not in_integers:
             for value in np.unique(constants[constants != 0]):
                 column = (constants == value).astype(np.int8).reshape(-1, *[1] * (stored.ndim - 1))
                 stored = np.concatenate([stored, np.broadcast_to(column, (len(stored), 1, *stored.shape[2:]))], axis=1)
             for reader in readers:
                 _widen_input(flat, reader, np.unique(constants[constants != 0]))
         else:
-            ones = np.ones(torch_shape, np.int8) * np.sign(constants).astype(np.int8).reshape(
-                -1, *[1] * (stored.ndim - 1)
-            )
+            # Rounded to 8 bits, a sum among the input's channels would take their precision; it stays float.
+            shape = (torch_shape[0], 1, *torch_shape[2:]) if in_integers else tuple(torch_shape)
+            signs = np.sign(constants).astype(np.int8).reshape(-1, *[1] * (stored.ndim - 1))
+            ones = np.ones(shape, np.int8) * signs
             for reader in readers:
-                _add_constant_part(flat, reader, match, ones, scales * np.abs(constants).astype(np.float32))
-    _dequantized(flat, match.filter, match.operator, weight.name, stored, scales)
+                source = _channel_sum(flat, reader) if in_integers else int(reader.inputs[0])
+                _add_constant_part(flat, reader, source, match, ones, scales * np.abs(constants).astype(np.float32))
+    if in_integers:
+        _store(flat, match.filter, match.operator, weight.name, stored, scales)
+    else:
+        _store_dequantized(flat, match.filter, match.operator, weight.name, stored, scales)
 
 
 def _integer_form(weight: CodedWeight) -> tuple[npt.NDArray[np.int8], float, float]:
@@ -192,7 +203,7 @@ def _channels(flat: FlatModel, operator: Operator) -> int:
     return 0 if flat.operator_name(operator) == "DEPTHWISE_CONV_2D" else int(flat.tensor(operator.inputs[0]).shape[-1])
 
 
-def _dequantized(
+def _store_dequantized(
     flat: FlatModel,
     target: int,
     kind: str,
@@ -200,19 +211,34 @@ def _dequantized(
     stored: npt.NDArray[np.int8],
     scales: npt.NDArray[np.float32],
 ) -> None:
-    """Make tensor ``target`` the dequantised ``stored`` (PyTorch's axis order), one scale per output channel."""
+    """Make tensor ``target`` a float one that is de-quantised from stored integers."""
+    codes = flat.add_tensor(name, (), np.int8)
+    _store(flat, codes, kind, name, stored, scales)
+    tensor = flat.tensor(target)
+    tensor.name, tensor.shape, tensor.buffer = name, flat.tensor(codes).shape, 0
+    operator = flat.operator("DEQUANTIZE", [codes], target, schema.DequantizeOptionsT(), version=5)
+    flat.graph.operators.insert(0, operator)
+
+
+def _store(
+    flat: FlatModel,
+    target: int,
+    kind: str,
+    name: str,
+    stored: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+) -> None:
+    """Make tensor ``target`` the constant ``NAME.codes``: ``stored`` (PyTorch's axis order), scales per channel."""
     value = np.ascontiguousarray(stored.transpose(np.argsort(TO_TORCH[kind])))
-    codes = flat.add_constant(f"{name}.codes", value)
     if np.ptp(scales) <= 1e-7 * scales.max():
         scales = scales[:1]  # each scale costs 12 bytes in the file
     quantization = schema.QuantizationParametersT()
     quantization.scale, quantization.zeroPoint = scales, np.zeros(len(scales), np.int64)
     quantization.quantizedDimension = _CHANNEL_AXIS[kind]
-    flat.tensor(codes).quantization = quantization
     tensor = flat.tensor(target)
-    tensor.name, tensor.shape, tensor.buffer = name, np.array(value.shape, np.int32), 0
-    operator = flat.operator("DEQUANTIZE", [codes], target, schema.DequantizeOptionsT(), version=5)
-    flat.graph.operators.insert(0, operator)
+    tensor.name, tensor.shape, tensor.type = f"{name}.codes", np.array(value.shape, np.int32), schema.TensorType.INT8
+    tensor.quantization = quantization
+    flat.set_constant(target, value)
 
 
 def _widen_input(flat: FlatModel, reader: Operator, multiples: npt.NDArray[np.float64]) -> None:
@@ -221,12 +247,8 @@ def _widen_input(flat: FlatModel, reader: Operator, multiples: npt.NDArray[np.fl
     name = f"{flat.name(source)}/with_sum_{'_'.join(f'{value:.9g}' for value in multiples)}"
     widened = next((i for i, tensor in enumerate(flat.graph.tensors) if tensor.name == name), None)
     if widened is None:
-        total = flat.add_like(f"{flat.name(source)}/sum", source, 1)
-        axis = flat.add_constant("last_axis", np.array([len(flat.tensor(source).shape) - 1], np.int32))
-        reducer = schema.ReducerOptionsT()
-        reducer.keepDims = True
-        operators = [flat.operator("SUM", [source, axis], total, reducer)]
-        parts = [source]
+        total = _channel_sum(flat, reader)
+        operators, parts = [], [source]
         for value in multiples:
             parts.append(flat.add_like(f"{flat.name(source)}/{value:.9g}_sum", source, 1))
             factor = flat.add_constant(f"{value:.9g}", np.array([value], np.float32))
@@ -239,21 +261,36 @@ def _widen_input(flat: FlatModel, reader: Operator, multiples: npt.NDArray[np.fl
     reader.inputs = np.array([widened, *reader.inputs[1:]], np.int32)
 
 
+def _channel_sum(flat: FlatModel, reader: Operator) -> int:
+    """The sum over the channels of an operator's input; readers of one input share it."""
+    source = int(reader.inputs[0])
+    name = f"{flat.name(source)}/sum"
+    total = next((i for i, tensor in enumerate(flat.graph.tensors) if tensor.name == name), None)
+    if total is None:
+        total = flat.add_like(name, source, 1)
+        axis = flat.add_constant("last_axis", np.array([len(flat.tensor(source).shape) - 1], np.int32))
+        reducer = schema.ReducerOptionsT()
+        reducer.keepDims = True
+        flat.insert_before(reader, [flat.operator("SUM", [source, axis], total, reducer)])
+    return total
+
+
 def _add_constant_part(
-    flat: FlatModel, reader: Operator, match: _Match, ones: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+    flat: FlatModel,
+    reader: Operator,
+    source: int,
+    match: _Match,
+    ones: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
 ) -> None:
-    """Add ``conv(x, k)`` as an operator of its own, for filters that run over a group of channels."""
-    output = int(reader.outputs[0])
-    shape = [int(n) for n in flat.tensor(match.filter).shape]
-    filter_ = flat.add_tensor(f"{match.weight.name}/constant", shape)
-    _dequantized(flat, filter_, match.operator, f"{match.weight.name}/constant", ones, np.maximum(scales, 1e-30))
-    main, constant = (
-        flat.add_like(f"{flat.name(output)}/{part}", output, shape[_CHANNEL_AXIS[match.operator]])
-        for part in ("main", "constant")
-    )
+    """Add ``conv(source, k)`` to an operator's result, with an operator of its own over ``ones``."""
+    output, name = int(reader.outputs[0]), f"{match.weight.name}/constant"
+    filter_ = flat.add_tensor(name, ())
+    _store_dequantized(flat, filter_, match.operator, name, ones, np.maximum(scales, 1e-30))
+    main, constant = (flat.add_like(f"{flat.name(output)}/{part}", output, len(ones)) for part in ("main", "constant"))
     second = copy.copy(reader)
     no_bias = flat.add_constant(f"{match.weight.name}/no_bias", np.zeros(len(scales), np.float32))
-    second.inputs = np.array([reader.inputs[0], filter_, no_bias], np.int32)
+    second.inputs = np.array([source, filter_, no_bias], np.int32)
     second.outputs = np.array([constant], np.int32)
     addition = schema.AddOptionsT()
     addition.fusedActivationFunction = reader.builtinOptions.fusedActivationFunction

@@ -23,6 +23,7 @@ from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
 from tqexport.float_graph import for_one_sample, with_float_weights, without_batch_norms
 from tqexport.litert import open_interpreter
+from tqexport.manifest import Kernel
 from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
 from tqexport.onnx_file import coded_weights, read_metadata
 from tqexport.tflite_codes import put_codes_back
@@ -36,13 +37,14 @@ LAYOUT = "channels last"
 _log = logging.getLogger(__name__)
 
 
-def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
+def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact") -> list[bytes]:
     """Convert ONNX files of tqexport to TFLite, codes intact.
 
     The result takes one sample at a time, channels last (NHWC), as devices do.
 
     Args:
         models: ONNX models with BitShift nodes, at any widths.
+        kernel: See :func:`tqexport.tflite_codes.put_codes_back`.
 
     Returns:
         One serialised, loaded and tried TFLite file per model. The same model gives the same bytes.
@@ -60,8 +62,8 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto]) -> list[bytes]:
     for model, found, flat in zip(models, weights, _converted(floats), strict=True):
         _check_operators(flat)
         _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
-        put_codes_back(flat, found)
-        facts = {**read_metadata(model), "layout": LAYOUT}
+        put_codes_back(flat, found, kernel)
+        facts = {**read_metadata(model), "layout": LAYOUT, "kernel": kernel}
         flat.set_metadata({METADATA_NAME: json.dumps(facts, sort_keys=True).encode()})
         flat.model.description = "tqexport"
         content = flat.pack()

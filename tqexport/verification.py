@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError
+from tqexport.manifest import Kernel, Kind
 from tqexport.parity import Verdict, compare, normalized
 from tqexport.project import Project
 from tqexport.runtimes import run_onnx, run_tflite
 from tqexport.trunc_model import TruncModel
+
+Export = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 
@@ -96,22 +98,25 @@ def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterato
         InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
         ConversionError: A width that was not exported cannot be.
     """
-    files: dict[tuple[str, int], tuple[str, bytes, bool]] = {}
-    for kind, export in (("onnx", project.onnx_bytes), ("tflite", project.tflite_bytes)):
+    files: list[tuple[int, Kind, Kernel, str, bytes, bool]] = []
+    exporters: tuple[tuple[Kind, Export], ...] = (("onnx", project.onnx_bytes), ("tflite", project.tflite_bytes))
+    for kind, export in exporters:
         missing = []
         for bits in widths:
             project.model.check_width(bits)
-            if path := project.find(kind, bits):  # type: ignore[arg-type]
-                files[kind, bits] = (path.name, path.read_bytes(), False)
+            if path := project.find(kind, bits):
+                files.append((bits, kind, "exact", path.name, path.read_bytes(), False))
             else:
                 missing.append(bits)
-        for bits, content in export(missing):
-            files[kind, bits] = (f"{project.name}-w{bits}.{kind}", content, True)
-    for (kind, bits), (file, content, temporary) in sorted(files.items(), key=lambda item: item[0][::-1]):
+            if path := project.find(kind, bits, "dynamic"):
+                files.append((bits, kind, "dynamic", path.name, path.read_bytes(), False))
+        for bits, content in export(missing) if missing else ():
+            files.append((bits, kind, "exact", project.file_name(kind, bits), content, True))
+    for bits, kind, kernel, file, content, temporary in sorted(files, key=lambda item: (*item[:2], item[2] != "exact")):
         with project.step(f"Comparing {file} with PyTorch"):
             try:
-                run: Any = (run_onnx if kind == "onnx" else run_tflite)(content, samples.inputs)
+                run = (run_onnx if kind == "onnx" else run_tflite)(content, samples.inputs)
             except InputError as error:
                 raise InputError(f"{file}: {error}") from error
-            verdict = compare(project.model, bits, run, samples.inputs, samples.labels)
+            verdict = compare(project.model, bits, run, samples.inputs, samples.labels, kernel)
         yield Checked(file, len(content), temporary, verdict)
