@@ -25,17 +25,14 @@ from torch import nn
 
 from tqexport.deploy import deploy
 from tqexport.errors import ConversionError
+from tqexport.onnx_file import CONSTANT_PREFIX, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 from tqexport.trunc_model import CheckpointInfo, TruncModel
 from tqexport.truncation import FLOAT_BITS
 
-__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "Template", "capture", "export_onnx", "render"]
+__all__ = ["OPSET", "Template", "capture", "export_onnx", "render"]
 
 OPSET = 18
 IR_VERSION = 10  # what every onnxruntime of the last years reads
-INPUT_NAME = "input"
-OUTPUT_NAME = "output"
-METADATA_PREFIX = "tqexport."
-CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ from tqexport.errors import InputError
 
 __all__ = ["CodedWeight", "activation_outputs", "coded_weights", "read_metadata", "read_onnx"]
 
+INPUT_NAME = "input"
+OUTPUT_NAME = "output"
+METADATA_PREFIX = "tqexport."
+CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
 _CODES = ".codes"
 
 
@@ -78,8 +82,8 @@ def read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     """The ``tqexport.*`` metadata without the prefix, JSON values decoded."""
     facts: dict[str, Any] = {}
     for entry in model.metadata_props:
-        prefix, dot, key = entry.key.partition(".")
-        if prefix == "tqexport" and dot:
+        if entry.key.startswith(METADATA_PREFIX):
+            key = entry.key.removeprefix(METADATA_PREFIX)
             try:
                 facts[key] = json.loads(entry.value)
             except json.JSONDecodeError:

@@ -24,8 +24,7 @@ from tqexport.flatbuffer import FlatModel
 from tqexport.float_graph import for_one_sample, with_float_weights, without_batch_norms
 from tqexport.litert import open_interpreter
 from tqexport.manifest import Kernel
-from tqexport.onnx_export import INPUT_NAME, OUTPUT_NAME
-from tqexport.onnx_file import coded_weights, read_metadata
+from tqexport.onnx_file import INPUT_NAME, OUTPUT_NAME, coded_weights, read_metadata
 from tqexport.tflite_codes import put_codes_back
 from tqexport.tflite_template import graph_key, locate_parameters, parameters, with_fingerprints
 

@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.flatbuffer import FlatModel
-from tqexport.onnx_export import CONSTANT_PREFIX
+from tqexport.onnx_file import CONSTANT_PREFIX
 from tqexport.tflite_codes import TO_TORCH, filters
 
 __all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
