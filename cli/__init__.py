@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from . import convert, inspect, onnx, tflite, verify
+from . import convert, inspect, onnx, tflite, truncate, verify
 from .common import run_and_exit
 
 __all__ = ["cli", "main"]
@@ -29,7 +29,14 @@ def cli() -> None:
     """
 
 
-for command in (onnx.command, tflite.command, verify.command, inspect.command, convert.command):
+for command in (
+    onnx.command,
+    tflite.command,
+    verify.command,
+    truncate.command,
+    inspect.command,
+    convert.command,
+):
     cli.add_command(command)
 
 

@@ -40,7 +40,8 @@ INTERRUPTED_EXIT_CODE = 130
 class Widths:
     """Bit widths as a user wrote them."""
 
-    listed: tuple[int, ...]  # empty: all that the checkpoint has
+    listed: tuple[int, ...] = ()  # empty: all that the checkpoint has
+    run_time: bool = False  # one file for all of them
 
     def resolve(self, available: Sequence[int]) -> tuple[int, ...]:
         """The widths meant, ascending."""
@@ -50,11 +51,18 @@ class Widths:
 class _WidthsType(click.ParamType[Widths]):
     name = "widths"
 
+    def __init__(self, run_time: bool) -> None:
+        self.run_time = run_time
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Widths:
         if isinstance(value, Widths):
             return value
         if value.strip().lower() == "all":
-            return Widths(())
+            return Widths()
+        if value.strip().lower() == "runtime":
+            if not self.run_time:
+                self.fail("runtime is for exporting; name widths, or all.", param, ctx)
+            return Widths(run_time=True)
         widths: set[int] = set()
         for part in value.split(","):
             match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -65,15 +73,16 @@ class _WidthsType(click.ParamType[Widths]):
         return Widths(tuple(sorted(widths)))
 
 
-def widths_option(help_default: str, default: str | None = None) -> Callable[[Any], Any]:
+def widths_option(help_default: str, default: str | None = None, *, run_time: bool = False) -> Callable[[Any], Any]:
     """``--bits``."""
+    switched = ", or runtime for one file with every width" if run_time else ""
     return click.option(
         "--bits",
         "widths",
-        type=_WidthsType(),
+        type=_WidthsType(run_time),
         default=default,
         metavar="WIDTHS",
-        help=f"Widths: 8, 2,4,8, 1-8 or all. Default: {help_default}.",
+        help=f"Widths: 8, 2,4,8, 1-8 or all{switched}. Default: {help_default}.",
     )
 
 

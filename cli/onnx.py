@@ -14,7 +14,7 @@ from .common import Output, Widths, checkpoint_options, output_options, say_arti
 
 @click.command("onnx")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@widths_option("8", default="8")
+@widths_option("8", default="8", run_time=True)
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: ./tqexport-out."
 )
@@ -25,7 +25,8 @@ def command(
 ) -> None:
     """Export CHECKPOINT to ONNX with 8-bit codes and a BitShift node.
 
-    Writes NAME-wB.onnx for each width B, and the manifest tqexport.json.
+    Writes NAME-wB.onnx for each width B, and the manifest tqexport.json. With --bits runtime it writes one NAME.onnx,
+    whose second input, bits, chooses the width as it runs.
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step("Starting"):
@@ -33,7 +34,10 @@ def command(
 
         project = open_project(checkpoint, folder, options, output.step)
     artifacts = []
-    for artifact in project.export_onnx(widths.resolve(project.model.info.widths)):
+    exported = (
+        [project.export_run_time_onnx()] if widths.run_time else project.export_onnx(widths.resolve(project.widths))
+    )
+    for artifact in exported:
         say_artifact(output, project.folder, artifact)
         artifacts.append(artifact)
     output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})

@@ -15,7 +15,7 @@ from .common import Output, Widths, checkpoint_options, output_options, say_arti
 
 @click.command("tflite")
 @click.argument("source", type=click.Path(path_type=Path), required=False)
-@widths_option("the widths exported to ONNX")
+@widths_option("the widths exported to ONNX", run_time=True)
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: the export folder."
 )
@@ -40,7 +40,8 @@ def command(
     """Convert to TFLite with one byte per quantised weight.
 
     SOURCE is an export folder (default ./tqexport-out) or a checkpoint. Writes NAME-wB.tflite for each width B.
-    Inputs are channels last (NHWC), as TFLite has them, one sample at a time.
+    With --bits runtime it writes one NAME.tflite, with a signature for each width (w1 to w8) over one copy of the
+    codes. Inputs are channels last (NHWC), as TFLite has them, one sample at a time.
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step("Starting"):
@@ -48,8 +49,9 @@ def command(
 
         project = open_project(source, folder, options, output.step)
     asked = widths.resolve(project.widths) if widths else project.exported_widths()
+    switched = widths is not None and widths.run_time
     artifacts = []
-    for artifact in project.export_tflite(asked, kernel):
+    for artifact in [project.export_run_time_tflite(kernel)] if switched else project.export_tflite(asked, kernel):
         say_artifact(output, project.folder, artifact)
         artifacts.append(artifact)
     output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})

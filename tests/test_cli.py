@@ -62,7 +62,7 @@ def test_the_three_lines_as_typed(workplace):
 def test_json_is_all_there_is_on_standard_output(workplace):
     exported = run("onnx", "ckpt.pt", "--bits", "1-3", "-o", "my exports", "--json", cwd=workplace)
     document = json.loads(exported.stdout)
-    assert [artifact["width"] for artifact in document["artifacts"]] == [1, 2, 3]
+    assert [artifact["widths"] for artifact in document["artifacts"]] == [[1], [2], [3]]
     assert document["folder"] == "my exports"
     converted = run("tflite", "my exports", "--bits", "2", "--json", cwd=workplace)
     assert [artifact["file"] for artifact in json.loads(converted.stdout)["artifacts"]] == ["ckpt-w2.tflite"]
@@ -80,7 +80,7 @@ def test_a_later_export_adds_to_the_folder_and_a_new_checkpoint_starts_it_anew(w
     run("onnx", "ckpt.pt", "--bits", "8", cwd=workplace)
     run("onnx", "ckpt.pt", "--bits", "2", cwd=workplace)
     manifest = workplace / "tqexport-out" / "tqexport.json"
-    assert [entry["width"] for entry in json.loads(manifest.read_text())["artifacts"]] == [2, 8]
+    assert [entry["widths"] for entry in json.loads(manifest.read_text())["artifacts"]] == [[2], [8]]
 
     content = torch.load(workplace / "ckpt.pt", weights_only=True)
     content["state_dict"]["fc.bias"] += 1
@@ -91,7 +91,7 @@ def test_a_later_export_adds_to_the_folder_and_a_new_checkpoint_starts_it_anew(w
     again = run("onnx", "ckpt.pt", "--bits", "4", cwd=workplace)
     assert again.returncode == 0
     assert "exports of an earlier ckpt.pt" in again.stderr
-    assert [entry["width"] for entry in json.loads(manifest.read_text())["artifacts"]] == [4]
+    assert [entry["widths"] for entry in json.loads(manifest.read_text())["artifacts"]] == [[4]]
 
     shutil.copy(DIGITS, workplace / "other.pt")
     other = run("onnx", "other.pt", cwd=workplace)
@@ -245,7 +245,7 @@ def test_help_does_not_wait_for_the_heavy_imports():
 
 def test_every_command_is_in_the_help_and_has_json(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    for name in ("onnx", "tflite", "verify"):
+    for name in ("onnx", "tflite", "verify", "truncate", "inspect", "convert"):
         assert f"\n  {name} " in text
         assert "--json" in run(name, "--help", cwd=tmp_path).stdout
 
@@ -267,8 +267,32 @@ def test_dynamic_kernels_stand_beside_the_exact_file(exported):
     converted = run("tflite", "out", "--bits", "4", "--kernel", "dynamic", cwd=exported)
     assert converted.returncode == 0, converted.stderr
     manifest = json.loads((exported / "out" / "tqexport.json").read_text())
-    entries = {(e["file"], e["kernel"]) for e in manifest["artifacts"] if (e["kind"], e["width"]) == ("tflite", 4)}
+    entries = {(e["file"], e["kernel"]) for e in manifest["artifacts"] if (e["kind"], e["widths"]) == ("tflite", [4])}
     assert entries == {("ckpt-w4.tflite", "exact"), ("ckpt-w4-dynamic.tflite", "dynamic")}
     checked = json.loads(run("verify", "out", "--bits", "4", "--json", cwd=exported).stdout)
     assert [result["runtime"] for result in checked["results"]] == ["onnxruntime", "LiteRT", "LiteRT dynamic"]
     assert checked["passed"]
+
+
+def test_one_file_for_every_width_and_back(exported):
+    fixed = {path.name: path.read_bytes() for path in (exported / "out").iterdir()}
+    shutil.rmtree(exported / "out")
+    assert run("onnx", "ckpt.pt", "--bits", "runtime", "-o", "out", cwd=exported).returncode == 0
+    assert run("tflite", "out", "--bits", "runtime", cwd=exported).returncode == 0
+    assert files(exported / "out") == ["ckpt.onnx", "ckpt.tflite", "tqexport.json"]
+    manifest = json.loads((exported / "out" / "tqexport.json").read_text())
+    assert [entry["widths"] for entry in manifest["artifacts"]] == [[1, 2, 3, 4, 5, 6, 7, 8]] * 2
+    assert [tensor["name"] for tensor in manifest["artifacts"][0]["inputs"]] == ["input", "bits"]
+    checked = run("verify", "out", "--bits", "1,4,8", cwd=exported)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.count("switched") == 6
+
+    assert run("truncate", "out/ckpt.onnx", "--bits", "4", cwd=exported).returncode == 0
+    assert run("truncate", "out/ckpt.tflite", "--bits", "1,8", "-o", "cut", cwd=exported).returncode == 0
+    assert (exported / "out" / "ckpt-w4.onnx").read_bytes() == fixed["ckpt-w4.onnx"]
+    for bits in (1, 8):
+        assert (exported / "cut" / f"ckpt-w{bits}.tflite").read_bytes() == fixed[f"ckpt-w{bits}.tflite"]
+    refused = run("truncate", "out/ckpt-w4.onnx", "--bits", "2", cwd=exported)
+    assert refused.returncode == 3
+    assert "holds one width only (4 bits)" in refused.stderr
+    assert run("verify", "out", "--bits", "runtime", cwd=exported).returncode == 2

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from tqexport.errors import InputError
@@ -68,6 +69,15 @@ def test_a_batch_of_another_shape_or_a_damaged_file_is_refused(onnx_file, export
             SwitchableModel(content)
     with pytest.raises(InputError, match="cannot be read"):
         SwitchableModel(tmp_path / "nothing.onnx")
+    for key, value, message in (
+        ("tqexport.width", "[4]", "was not written by tqexport"),
+        ("tqexport.widths", "[4, 99]", "was changed or damaged"),
+        ("tqexport.widths", "8", "was changed or damaged"),
+    ):
+        foreign = onnx.load(exported_once / "out" / "ckpt-w4.onnx")
+        onnx.helper.set_model_props(foreign, {key: value})
+        with pytest.raises(InputError, match=message):
+            SwitchableModel(foreign.SerializeToString())
 
 
 def test_an_application_loads_one_runtime_and_no_framework(onnx_file):

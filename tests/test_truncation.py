@@ -77,6 +77,18 @@ def test_the_codes_of_a_layer_are_the_same_at_every_width():
     assert [store(weight, bits).shift for bits in WIDTHS] == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
+def test_the_stored_form_does_not_depend_on_the_number_of_threads():
+    weight = torch.randn(256, 128, 3, 3, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    forms = []
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        forms.append((store(weight, 4).affine, store(weight, 4, Scheme(bias_correction=True)).affine))
+    torch.set_num_threads(threads)
+    scales = [[np.float32(value) for pair in form for value in (pair.scale, pair.offset)] for form in forms]
+    assert scales[0] == scales[1] == scales[2]
+
+
 def test_dorefa_has_codes_of_its_own_at_each_width():
     weight = torch.randn(64, 9)
     for bits in WIDTHS:

@@ -9,12 +9,12 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.errors import ConversionError
+from tqexport.flatbuffer_writing import serialise
 
 __all__ = ["FlatModel", "Operator"]
 
@@ -161,10 +161,7 @@ class FlatModel:
 
     def pack(self) -> bytes:
         """Serialise, without the buffers that nothing uses any more and equal ones stored once."""
-        self._compact_buffers()
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return serialise(self.model)
 
     def _operator_code(self, builtin: int, version: int) -> int:
         for index, code in enumerate(self.model.operatorCodes):
@@ -174,20 +171,3 @@ class FlatModel:
         code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
         self.model.operatorCodes.append(code)
         return len(self.model.operatorCodes) - 1
-
-    def _compact_buffers(self) -> None:
-        kept: list[Any] = [schema.BufferT()]
-        where: dict[bytes, int] = {}
-        for holder in (*self.graph.tensors, *(self.model.metadata or [])):
-            data = self.model.buffers[holder.buffer].data
-            content = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-            if not content:
-                holder.buffer = 0
-                continue
-            if content not in where:
-                where[content] = len(kept)
-                buffer = schema.BufferT()
-                buffer.data = np.frombuffer(content, np.uint8)
-                kept.append(buffer)
-            holder.buffer = where[content]
-        self.model.buffers = kept

@@ -37,7 +37,7 @@ class Artifact:
     Attributes:
         file: Name in the export folder.
         kind: ``onnx`` or ``tflite``.
-        width: Bits of its weights.
+        widths: Bits of its weights; several where the width is chosen as it runs.
         layout: ``channels first`` or ``channels last``.
         sha256: Hash of the file, hex.
         bytes: Its size.
@@ -48,7 +48,7 @@ class Artifact:
 
     file: str
     kind: Kind
-    width: int
+    widths: tuple[int, ...]
     layout: str
     sha256: str
     bytes: int
@@ -80,13 +80,18 @@ class Manifest:
     artifacts: tuple[Artifact, ...] = ()
 
     def find(self, kind: Kind, width: int, kernel: Kernel = "exact") -> Artifact | None:
-        """The artifact of a kind and width, if it was exported."""
-        return next((a for a in self.artifacts if (a.kind, a.width, a.kernel) == (kind, width, kernel)), None)
+        """The fixed artifact of a kind, width and kernel, if it was exported."""
+        return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel) == (kind, (width,), kernel)), None)
+
+    def run_time(self) -> tuple[Artifact, ...]:
+        """The artifacts that hold several widths."""
+        return tuple(artifact for artifact in self.artifacts if len(artifact.widths) > 1)
 
     def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
-        """This manifest with artifacts added, or replaced where kind, width and kernel are the same."""
-        merged = {(a.kind, a.width, a.kernel): a for a in (*self.artifacts, *added)}
-        return replace(self, artifacts=tuple(merged[key] for key in sorted(merged)))
+        """This manifest with artifacts added, or replaced where the file is the same."""
+        merged = {artifact.file: artifact for artifact in (*self.artifacts, *added)}
+        ordered = sorted(merged.values(), key=lambda artifact: (artifact.kind, artifact.widths, artifact.kernel))
+        return replace(self, artifacts=tuple(ordered))
 
     def write(self, folder: Path) -> None:
         """Write ``tqexport.json`` into a folder, whole or not at all."""
@@ -140,6 +145,7 @@ def relative_to(path: Path, folder: Path) -> str:
 def _artifact(entry: dict[str, Any]) -> Artifact:
     for key in ("inputs", "outputs"):
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
+    entry["widths"] = tuple(int(bits) for bits in entry["widths"])
     if Path(entry["file"]).name != entry["file"]:
         raise ValueError(f"artifact {entry['file']!r} is not in the folder")
     return Artifact(**entry)

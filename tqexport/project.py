@@ -89,13 +89,18 @@ class Project:
         return model
 
     @property
+    def quantizer(self) -> str:
+        """How the network was quantised."""
+        return next((manifest.quantizer for _, manifest in self._exports()), None) or self.model.info.scheme.quantizer
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Every width the checkpoint has; without reading it where the manifest says so."""
         return next((manifest.widths for _, manifest in self._exports()), None) or self.model.info.widths
 
     def exported_widths(self) -> tuple[int, ...]:
         """The widths of which there is an artifact, or 8 bits where there is none."""
-        found = {artifact.width for _, manifest in self._exports() for artifact in manifest.artifacts}
+        found = {bits for _, manifest in self._exports() for a in manifest.artifacts for bits in a.widths}
         return tuple(sorted(found)) or (DEFAULT_WIDTH,)
 
     def export_onnx(self, widths: Sequence[int]) -> Iterator[Artifact]:
@@ -107,7 +112,7 @@ class Project:
         """
         ensure_folder(self.folder)
         for bits, content in self.onnx_bytes(widths):
-            yield self._keep(self._artifact("onnx", bits, content), content)
+            yield self._keep(self._artifact("onnx", (bits,), content), content)
 
     def onnx_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Each width with its ONNX file, from the checkpoint."""
@@ -134,13 +139,52 @@ class Project:
         """
         ensure_folder(self.folder)
         for bits, content in self.tflite_bytes(widths, kernel):
-            yield self._keep(self._artifact("tflite", bits, content, kernel), content)
+            yield self._keep(self._artifact("tflite", (bits,), content, kernel), content)
+
+    def export_run_time_onnx(self) -> Artifact:
+        """Write ``NAME.onnx``, which holds every width of the checkpoint, and enter it into the manifest.
+
+        Raises:
+            InputError: The network cannot switch its width.
+            HostError: The folder cannot be written.
+        """
+        from tqexport.switching import check_switchable, merge_onnx
+
+        ensure_folder(self.folder)
+        check_switchable(self.widths, self.quantizer)
+        content = merge_onnx(self.onnx_bytes(self.widths))
+        return self._keep(self._artifact("onnx", self.widths, content), content)
+
+    def export_run_time_tflite(self, kernel: Kernel = "exact") -> Artifact:
+        """Write ``NAME.tflite``, which has a signature for every width, and enter it into the manifest.
+
+        Raises:
+            InputError: The network cannot switch its width.
+            ConversionError: It cannot be converted.
+            HostError: The folder cannot be written.
+        """
+        from tqexport.switching import check_switchable
+        from tqexport.tflite_switching import convert_to_switchable_tflite
+
+        ensure_folder(self.folder)
+        check_switchable(self.widths, self.quantizer)
+        models = self._onnx_models(self.widths)
+        with self.step(f"Converting {len(models)} widths to one TFLite file"):
+            content, _ = convert_to_switchable_tflite(models, kernel)
+        return self._keep(self._artifact("tflite", self.widths, content, kernel), content)
 
     def tflite_bytes(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[tuple[int, bytes]]:
         """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
-        import onnx
-
         from tqexport.tflite_export import convert_to_tflite
+
+        models = self._onnx_models(widths)
+        with self.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
+            converted = convert_to_tflite(models, kernel)
+        yield from zip(widths, converted, strict=True)
+
+    def _onnx_models(self, widths: Sequence[int]) -> list[onnx.ModelProto]:
+        """The ONNX model of each width, from the folder or the checkpoint."""
+        import onnx
 
         models: dict[int, onnx.ModelProto] = {}
         for bits in widths:
@@ -150,9 +194,7 @@ class Project:
                 models[bits] = read_onnx(path)
         for bits, content in self.onnx_bytes([bits for bits in widths if bits not in models]):
             models[bits] = onnx.load_from_string(content)
-        with self.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
-            converted = convert_to_tflite([models[bits] for bits in widths], kernel)
-        yield from zip(widths, converted, strict=True)
+        return [models[bits] for bits in widths]
 
     def find(self, kind: Kind, bits: int, kernel: Kernel = "exact") -> Path | None:
         """The file of a kind, width and kernel if it was exported.
@@ -165,24 +207,37 @@ class Project:
                 return check_artifact(folder, artifact)
         return None
 
+    def run_time_files(self) -> list[tuple[Artifact, Path]]:
+        """The artifacts that hold several widths.
+
+        Raises:
+            InputError: One is gone or was changed since.
+        """
+        return [
+            (artifact, check_artifact(folder, artifact))
+            for folder, manifest in self._exports()
+            for artifact in manifest.run_time()
+        ]
+
     def _exports(self) -> list[tuple[Path, Manifest]]:
         """The folders with exports of this checkpoint, the one that is written to first."""
         own = [(self.folder, self.manifest)] if self.manifest else []
         return own + ([self.source] if self.source else [])
 
-    def _artifact(self, kind: Kind, bits: int, content: bytes, kernel: Kernel = "exact") -> Artifact:
+    def _artifact(self, kind: Kind, widths: tuple[int, ...], content: bytes, kernel: Kernel = "exact") -> Artifact:
         import hashlib
 
         describe = _describe_onnx if kind == "onnx" else _describe_tflite
         inputs, outputs = describe(content)
         layout = "channels first" if kind == "onnx" else "channels last"
-        file = self.file_name(kind, bits, kernel)
+        file = self.file_name(kind, widths, kernel)
         sha256 = hashlib.sha256(content).hexdigest()
-        return Artifact(file, kind, bits, layout, sha256, len(content), inputs, outputs, kernel)
+        return Artifact(file, kind, widths, layout, sha256, len(content), inputs, outputs, kernel)
 
-    def file_name(self, kind: Kind, bits: int, kernel: Kernel = "exact") -> str:
-        """What an artifact is called."""
-        return f"{self.name}-w{bits}{'' if kernel == 'exact' else f'-{kernel}'}.{kind}"
+    def file_name(self, kind: Kind, widths: tuple[int, ...], kernel: Kernel = "exact") -> str:
+        """What an artifact is called: ``NAME-w4.onnx``, or ``NAME.onnx`` where it holds several widths."""
+        width = f"-w{widths[0]}" if len(widths) == 1 else ""
+        return f"{self.name}{width}{'' if kernel == 'exact' else f'-{kernel}'}.{kind}"
 
     def _keep(self, artifact: Artifact, content: bytes) -> Artifact:
         write_bytes(self.folder / artifact.file, content)

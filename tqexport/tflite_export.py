@@ -5,7 +5,6 @@ An ONNX file of ours goes to float TFLite through onnx2tf, then the codes go bac
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -13,8 +12,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,16 +25,31 @@ from tqexport.flatbuffer import FlatModel
 from tqexport.float_graph import for_one_sample, with_float_weights, without_batch_norms
 from tqexport.litert import open_interpreter
 from tqexport.manifest import Kernel
-from tqexport.onnx_file import INPUT_NAME, OUTPUT_NAME, coded_weights, read_metadata
+from tqexport.onnx_file import INPUT_NAME, OUTPUT_NAME, CodedWeight, coded_weights, read_metadata
 from tqexport.tflite_codes import put_codes_back
+from tqexport.tflite_file import METADATA_NAME, finish_fixed
 from tqexport.tflite_template import graph_key, locate_parameters, parameters, with_fingerprints
 
-__all__ = ["METADATA_NAME", "convert_to_tflite", "run_once"]
+__all__ = ["METADATA_NAME", "FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
 
-METADATA_NAME = "tqexport"
 LAYOUT = "channels last"
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FloatNetwork:
+    """A network as the converter wrote it, checked and named; its codes are not back yet.
+
+    Attributes:
+        flat: The file, with float32 filters.
+        weights: Its quantised weights.
+        facts: What the file is to say of itself.
+    """
+
+    flat: FlatModel
+    weights: Sequence[CodedWeight]
+    facts: Mapping[str, Any]
 
 
 def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact") -> list[bytes]:
@@ -52,26 +68,33 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact
         ConversionError: onnx2tf cannot convert the network, a layer's codes are not found again, an operator would
             need code of its own on the device, or LiteRT does not run the file.
     """
-    weights = [coded_weights(model) for model in models]
-    floats = [
-        for_one_sample(without_batch_norms(with_float_weights(model, found)))
-        for model, found in zip(models, weights, strict=True)
-    ]
     results = []
-    for model, found, flat in zip(models, weights, _converted(floats), strict=True):
-        _check_operators(flat)
-        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
-        put_codes_back(flat, found, kernel)
-        facts = {**read_metadata(model), "layout": LAYOUT, "kernel": kernel}
-        flat.set_metadata({METADATA_NAME: json.dumps(facts, sort_keys=True).encode()})
-        flat.model.description = "tqexport"
-        content = flat.pack()
+    for network in float_networks(models):
+        put_codes_back(network.flat, network.weights, kernel)
+        content = finish_fixed(network.flat, {**network.facts, "kernel": kernel})
         run_once(content)
         results.append(content)
     return results
 
 
-def _converted(models: Sequence[onnx.ModelProto]) -> list[FlatModel]:
+def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
+    """Convert ONNX files of tqexport to float TFLite, one at a time; those of one graph cost one conversion.
+
+    Raises:
+        ConversionError: As :func:`convert_to_tflite`.
+    """
+    weights = [coded_weights(model) for model in models]
+    floats = [
+        for_one_sample(without_batch_norms(with_float_weights(model, found)))
+        for model, found in zip(models, weights, strict=True)
+    ]
+    for model, found, flat in zip(models, weights, _converted(floats), strict=True):
+        _check_operators(flat)
+        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
+        yield FloatNetwork(flat, found, {**read_metadata(model), "layout": LAYOUT})
+
+
+def _converted(models: Sequence[onnx.ModelProto]) -> Iterator[FlatModel]:
     """Float networks in TFLite; those that differ in their parameters alone are converted once."""
     keys = [graph_key(model) for model in models]
     graphs = {key: with_fingerprints(model) for key, model in zip(keys, models, strict=True)}
@@ -82,10 +105,9 @@ def _converted(models: Sequence[onnx.ModelProto]) -> list[FlatModel]:
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
     singly = [i for i, key in enumerate(keys) if templates[key] is None]
     single = dict(zip(singly, _run_onnx2tf([models[i] for i in singly]) if singly else [], strict=True))
-    return [
-        FlatModel(single[i]) if template is None else template.fill(parameters(models[i]))
-        for i, template in enumerate(templates[key] for key in keys)
-    ]
+    for i, key in enumerate(keys):
+        template = templates[key]
+        yield FlatModel(single[i]) if template is None else template.fill(parameters(models[i]))
 
 
 def run_once(content: bytes) -> None:
@@ -170,7 +192,3 @@ def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:
         for index in indices:
             flat.tensor(index).name = name
     flat.graph.name = "network"
-    for signature in flat.model.signatureDefs or []:
-        for entries, name in ((signature.inputs, INPUT_NAME), (signature.outputs, OUTPUT_NAME)):
-            for entry in entries:
-                entry.name = name

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import flatbuffers
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
-from tqexport.onnx_file import CodedWeight
+from tqexport.flatbuffer_writing import serialise
+from tqexport.manifest import Kernel
+from tqexport.onnx_file import CodedWeight, read_metadata
 from tqexport.switching import (
     AFFINE,
     DIGESTS,
@@ -39,168 +39,102 @@ from tqexport.switching import (
     facts_by_width,
 )
 from tqexport.tflite_codes import _CHANNEL_AXIS, TO_TORCH, _Match, _match, put_codes_back
+from tqexport.tflite_file import DESCRIPTION, encode_metadata, finish_fixed, make_signature, signature_of
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "METADATA_NAME",
-    "convert_to_switchable_tflite",
-    "finish_fixed",
-    "signature_of",
-    "subgraph_of",
-    "unpack",
-]
+    from tqexport.tflite_export import FloatNetwork
 
-METADATA_NAME = "tqexport"
-_AFFINE_NAME = "tqexport.affine"  # metadata of its own, because as JSON it would be six times the size
-_DESCRIPTION = "tqexport"
-_FIXED_SIGNATURE = "serving_default"
+__all__ = ["convert_to_switchable_tflite"]
 
 
 @dataclass(frozen=True)
 class _Width:
-    """One width as the converter wrote it, with its codes found again."""
+    """What is left to know of a width whose subgraph is in the run-time file."""
 
-    flat: FlatModel
-    weights: Sequence[CodedWeight]
-    matches: Sequence[_Match]
+    weights: Mapping[str, CodedWeight]
     facts: Mapping[str, Any]
+    operator_codes: Sequence[int]  # where those of its fixed file are in the run-time file
     fixed: bytes
 
 
-def convert_to_switchable_tflite(models: Sequence[onnx.ModelProto]) -> tuple[bytes, dict[int, bytes]]:
+def convert_to_switchable_tflite(
+    models: Sequence[onnx.ModelProto], kernel: Kernel = "exact"
+) -> tuple[bytes, dict[int, bytes]]:
     """Convert the fixed ONNX files of one network to its run-time TFLite file.
 
-    Inputs and outputs are channels last (NHWC). Widths need not share an activation kind here.
+    It takes one sample at a time, channels last (NHWC). Widths need not share an activation kind here.
 
     Args:
         models: The fixed files, at least two widths.
+        kernel: That of the fixed files, those that come with it and those that it can be truncated to; the run-time
+            file itself computes with float weights. See :func:`tqexport.tflite_codes.put_codes_back`.
 
     Returns:
-        The run-time file, loaded and tried; and by width the fixed TFLite files, which come with it.
+        The run-time file, loaded and tried; and by width, ascending, the fixed TFLite files, which come with it.
 
     Raises:
         UsageError: Fewer than two widths.
         InputError: The codes may not be shifted.
         ConversionError: As :func:`tqexport.tflite_export.convert_to_tflite`.
     """
-    from tqexport.float_graph import with_float_weights, without_batch_norms
-    from tqexport.onnx_file import coded_weights, read_metadata
-    from tqexport.tflite_export import _converted, run_once
+    from tqexport.tflite_export import float_networks, run_once
 
-    by_width = dict(sorted((int(read_metadata(model)["width"]), model) for model in models))
+    by_width = {int(read_metadata(model)["width"]): model for model in models}
     check_switchable(tuple(by_width), str(read_metadata(models[0]).get("quantizer")) if models else "truncquant")
-    weights = [coded_weights(model) for model in by_width.values()]
-    floats = [
-        without_batch_norms(with_float_weights(model, found))
-        for model, found in zip(by_width.values(), weights, strict=True)
-    ]
-    widths = {
-        bits: _width(flat, model, found)
-        for (bits, model), found, flat in zip(by_width.items(), weights, _converted(floats), strict=True)
+    # The widest first: it is what runs where nobody names a signature.
+    by_width = dict(sorted(by_width.items(), reverse=True))
+    merged = _empty()
+    added = {
+        bits: _add_width(merged, bits, network, kernel)
+        for bits, network in zip(by_width, float_networks(list(by_width.values())), strict=True)
     }
+    widths = dict(sorted(added.items()))
+    _describe(merged, widths)
+    content = serialise(merged)
+    _run_every_signature(content, tuple(widths))
     for width in widths.values():
         run_once(width.fixed)
-    merged = _merge(widths)
-    _run_every_signature(merged, tuple(widths))
-    return merged, {bits: width.fixed for bits, width in widths.items()}
+    return content, {bits: width.fixed for bits, width in widths.items()}
 
 
-def finish_fixed(flat: FlatModel, facts: Mapping[str, Any]) -> bytes:
-    """Describe a fixed file whose codes are in place, and serialise it."""
-    # The converter leaves it out where TensorFlow cannot save the function first.
-    flat.model.signatureDefs = [_signature(flat.graph, _FIXED_SIGNATURE, 0)]
-    flat.set_metadata({METADATA_NAME: json.dumps(facts, sort_keys=True).encode()})
-    flat.model.description = _DESCRIPTION
-    return flat.pack()
-
-
-def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
-    """The schema's model object of a file, and what the file says of itself.
-
-    Raises:
-        InputError: It is damaged, or tqexport did not write it.
-    """
-    try:
-        model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
-        named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
-        facts = json.loads(bytes(named[METADATA_NAME]))
-        if WIDTHS in facts:
-            shape = len(facts[WEIGHTS]), len(facts[WIDTHS]), 2
-            facts[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(shape)
-    except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
-        raise InputError("is not a valid TFLite file of tqexport; export it again") from error
-    return model, facts
-
-
-def signature_of(bits: int) -> str:
-    """Name of the signature of a width."""
-    return f"w{bits}"
-
-
-def subgraph_of(model: Any, bits: int) -> FlatModel:
-    """One width of a run-time file as a file of its own, still with its shifts.
-
-    Args:
-        model: From :func:`unpack`; it is not changed.
-        bits: A width that it has.
-    """
-    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
-    alone = schema.ModelT()
-    vars(alone).update(vars(model))
-    graph = copy.copy(model.subgraphs[signature.subgraphIndex])
-    graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
-    alone.subgraphs = [graph]
-    alone.metadata = None
-    alone.signatureDefs = [_signature(graph, _FIXED_SIGNATURE, 0)]
-    return FlatModel(_serialised(alone))
-
-
-def _width(flat: FlatModel, model: onnx.ModelProto, weights: Sequence[CodedWeight]) -> _Width:
-    """Find the codes of one width, and make its fixed file on the way."""
-    from tqexport.onnx_file import read_metadata
-    from tqexport.tflite_export import LAYOUT, _check_operators, _name_tensors
-
-    facts = {**read_metadata(model), "layout": LAYOUT}
-    _check_operators(flat)
-    _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
-    fixed = copy.deepcopy(flat)
-    put_codes_back(fixed, weights)  # raises where a layer is not found
-    return _Width(flat, weights, _match(flat, weights), facts, finish_fixed(fixed, facts))
-
-
-def _merge(parts: Mapping[int, _Width]) -> bytes:
-    """Put the widths into one file, the widest first: it is what runs where nobody names a signature."""
-    widths = sorted(parts)
+def _empty() -> Any:
     merged = schema.ModelT()
-    merged.version, merged.description = 3, _DESCRIPTION
-    merged.subgraphs, merged.operatorCodes, merged.signatureDefs = [], [], []
+    merged.version, merged.description = 3, DESCRIPTION
     merged.buffers = [schema.BufferT()]
-    listed: dict[int, list[int]] = {}
-    for bits in reversed(widths):
-        flat = parts[bits].flat
-        known = len(flat.model.operatorCodes)
-        for match in parts[bits].matches:
-            _shift_at_run_time(flat, match)
-        listed[bits] = _append(merged, flat, signature_of(bits))[:known]
-    every = [parts[bits] for bits in widths]
+    merged.subgraphs, merged.operatorCodes, merged.signatureDefs, merged.metadata = [], [], [], []
+    return merged
+
+
+def _add_width(merged: Any, bits: int, network: FloatNetwork, kernel: Kernel) -> _Width:
+    """Make the fixed file of one width, and put its network, with the shift in it, into the run-time file."""
+    flat, weights, facts = network.flat, network.weights, {**network.facts, "kernel": kernel}
+    fixed = copy.deepcopy(flat)
+    put_codes_back(fixed, weights, kernel)  # raises where a layer is not found
+    listed = len(flat.model.operatorCodes)
+    for match in _match(flat, weights):
+        _shift_at_run_time(flat, match)
+    where = _append(merged, flat, signature_of(bits))
+    return _Width({weight.name: weight for weight in weights}, facts, where[:listed], finish_fixed(fixed, facts))
+
+
+def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
+    every = list(widths.values())
+    names = list(every[0].weights)
+    affine = [[(w.scale, w.offset) for w in (width.weights[name] for width in every)] for name in names]
     facts = {
-        **facts_by_width([part.facts for part in every]),
-        WIDTHS: widths,
-        DIGESTS: [hashlib.sha256(part.fixed).hexdigest() for part in every],
-        WEIGHTS: [weight.name for weight in every[0].weights],
-        OPERATOR_CODES: [listed[bits] for bits in widths],
+        **facts_by_width([width.facts for width in every]),
+        WIDTHS: list(widths),
+        DIGESTS: [hashlib.sha256(width.fixed).hexdigest() for width in every],
+        WEIGHTS: names,
+        AFFINE: np.array(affine, np.float32),
+        OPERATOR_CODES: [list(width.operator_codes) for width in every],
     }
-    affine = np.array(
-        [
-            [(weight.scale, weight.offset) for weight in column]
-            for column in zip(*(part.weights for part in every), strict=True)
-        ],
-        np.float32,
-    )
-    _set_metadata(merged, {METADATA_NAME: json.dumps(facts, sort_keys=True).encode(), _AFFINE_NAME: affine.tobytes()})
-    return _serialised(merged)
+    for name, content in encode_metadata(facts).items():
+        entry = schema.MetadataT(name, len(merged.buffers))
+        merged.metadata.append(entry)
+        merged.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
 
 
 def _shift_at_run_time(flat: FlatModel, match: _Match) -> None:
@@ -245,74 +179,19 @@ def _append(merged: Any, flat: FlatModel, signature: str) -> list[int]:
         where.append(known[_operator_key(code)])
     for operator in flat.graph.operators:
         operator.opcodeIndex = where[operator.opcodeIndex]
+    moved: dict[int, int] = {}
     for tensor in flat.graph.tensors:
-        tensor.buffer += len(merged.buffers)
-    merged.buffers += flat.model.buffers
-    merged.signatureDefs.append(_signature(flat.graph, signature, len(merged.subgraphs)))
+        if tensor.buffer not in moved:
+            moved[tensor.buffer] = len(merged.buffers)
+            merged.buffers.append(flat.model.buffers[tensor.buffer])
+        tensor.buffer = moved[tensor.buffer]
+    merged.signatureDefs.append(make_signature(flat.graph, signature, len(merged.subgraphs)))
     merged.subgraphs.append(flat.graph)
     return where
 
 
-def _signature(graph: Any, key: str, index: int) -> Any:
-    """A signature over all inputs and outputs of a subgraph, by the names of their tensors."""
-
-    def entries(tensors: Sequence[int]) -> list[Any]:
-        return [schema.TensorMapT(_text(graph.tensors[each].name), int(each)) for each in tensors]
-
-    return schema.SignatureDefT(entries(graph.inputs), entries(graph.outputs), key, index)
-
-
 def _operator_key(code: Any) -> tuple[int, int, int, bytes]:
     return code.builtinCode, code.deprecatedBuiltinCode, code.version, code.customCode or b""
-
-
-def _set_metadata(model: Any, entries: Mapping[str, bytes]) -> None:
-    model.metadata = []
-    for name, content in entries.items():
-        buffer, entry = schema.BufferT(), schema.MetadataT()
-        buffer.data = np.frombuffer(content, np.uint8)
-        entry.name, entry.buffer = name, len(model.buffers)
-        model.buffers.append(buffer)
-        model.metadata.append(entry)
-
-
-class _Builder(flatbuffers.Builder):  # type: ignore[misc]
-    """Writes equal strings and equal vectors once, and byte vectors where the schema wants them, at 16 bytes."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self._written: dict[tuple[str, bytes], int] = {}
-
-    def CreateString(self, text: str | bytes, *args: Any, **kwargs: Any) -> int:  # noqa: N802 - the library's name
-        key = ("text", text.encode() if isinstance(text, str) else text)
-        if key not in self._written:
-            self._written[key] = super().CreateString(text, *args, **kwargs)
-        return self._written[key]
-
-    def CreateNumpyVector(self, values: npt.NDArray[Any]) -> int:  # noqa: N802
-        key = (values.dtype.str, values.tobytes())
-        if key not in self._written:
-            if values.dtype == np.uint8:
-                self.Prep(16, len(values))  # what follows needs no more padding
-            self._written[key] = super().CreateNumpyVector(values)
-        return self._written[key]
-
-
-def _serialised(model: Any) -> bytes:
-    """Serialise with equal buffers stored once and none that nothing uses."""
-    kept, where = [schema.BufferT()], {b"": 0}
-    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    for holder in (*tensors, *(model.metadata or [])):
-        data = model.buffers[holder.buffer].data
-        content = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-        if content not in where:
-            where[content] = len(kept)
-            kept.append(schema.BufferT(np.frombuffer(content, np.uint8)))
-        holder.buffer = where[content]
-    model.buffers = kept
-    builder = _Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def _run_every_signature(content: bytes, widths: Sequence[int]) -> None:
@@ -336,7 +215,3 @@ def _run_every_signature(content: bytes, widths: Sequence[int]) -> None:
                 raise ConversionError(f"LiteRT does not run the merged file at {bits} bits: {error}") from error
             if not all(np.isfinite(output).all() for output in outputs):
                 raise ConversionError(f"the merged file gives NaN or infinity at {bits} bits on an input of zeros")
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name

@@ -18,7 +18,7 @@ from tqexport.flatbuffer import FlatModel, Operator
 from tqexport.onnx_file import CodedWeight
 from tqexport.switching import AFFINE, OPERATOR_CODES, WEIGHTS, WIDTHS
 from tqexport.tflite_codes import TO_TORCH, _Match, _replace
-from tqexport.tflite_switching import finish_fixed, subgraph_of
+from tqexport.tflite_file import finish_fixed, subgraph_of
 from tqexport.truncation import STORED_BITS
 
 __all__ = ["fixed_tflite"]
@@ -50,7 +50,7 @@ def fixed_tflite(model: Any, facts: Mapping[str, Any], fixed_facts: Mapping[str,
     """The fixed file of one width.
 
     Args:
-        model: The run-time file, from :func:`tqexport.tflite_switching.unpack`.
+        model: The run-time file, from :func:`tqexport.tflite_file.unpack`.
         facts: What it says of itself, likewise.
         fixed_facts: What the fixed file is to say of itself.
         bits: A width that it has.
@@ -63,7 +63,7 @@ def fixed_tflite(model: Any, facts: Mapping[str, Any], fixed_facts: Mapping[str,
     flat.graph.tensors = flat.graph.tensors[: min(each.codes for each in found)]
     _list_operator_codes(flat, facts[OPERATOR_CODES][row])
     for match in matches:
-        _replace(flat, match)
+        _replace(flat, match, fixed_facts["kernel"])
     return finish_fixed(flat, fixed_facts)
 
 

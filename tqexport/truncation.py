@@ -137,7 +137,7 @@ def affine(weight: Tensor, codes: Tensor, bits: int, *, bias_correction: bool = 
     Raises:
         InputError: All codes are equal, so that bias correction would divide by zero.
     """
-    magnitude = float(weight.abs().mean())
+    magnitude = float(weight.double().abs().mean())  # a float32 sum would depend on the number of threads
     scale, offset = 2 * magnitude / max_code(bits), -magnitude
     if not bias_correction:
         return Affine(scale, offset)

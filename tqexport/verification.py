@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from tqexport.errors import InputError
 from tqexport.manifest import Kernel, Kind
 from tqexport.parity import Verdict, compare, normalized
 from tqexport.project import Project
-from tqexport.runtimes import run_onnx, run_tflite
+from tqexport.runtimes import RuntimeRun, run_onnx, run_tflite
+from tqexport.switching_runs import run_switchable_onnx, run_switchable_tflite
 from tqexport.trunc_model import TruncModel
 
 Export = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]
@@ -98,25 +99,54 @@ def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterato
         InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
         ConversionError: A width that was not exported cannot be.
     """
-    files: list[tuple[int, Kind, Kernel, str, bytes, bool]] = []
+    jobs = sorted(_jobs(project, widths), key=lambda job: (job.bits, job.kind, job.kernel != "exact", job.run_time))
+    for job in jobs:
+        with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch"):
+            try:
+                run = job.run(samples.inputs)
+            except InputError as error:
+                raise InputError(f"{job.file}: {error}") from error
+            verdict = compare(project.model, job.bits, run, samples.inputs, samples.labels, job.kernel)
+        if job.run_time:
+            verdict = replace(verdict, runtime=f"{verdict.runtime} switched")
+        yield Checked(job.file, len(job.content), job.temporary, verdict)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One artifact at one of its widths."""
+
+    bits: int
+    kind: Kind
+    kernel: Kernel
+    file: str
+    content: bytes
+    temporary: bool = False
+    run_time: bool = False
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
+        if not self.run_time:
+            return (run_onnx if self.kind == "onnx" else run_tflite)(self.content, inputs)
+        switched = run_switchable_onnx if self.kind == "onnx" else run_switchable_tflite
+        return switched(self.content, self.bits, inputs)
+
+
+def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
+    switched = project.run_time_files()
+    for artifact, file in switched:
+        content = file.read_bytes()
+        for bits in sorted({*widths} & {*artifact.widths}):
+            yield _Job(bits, artifact.kind, artifact.kernel, file.name, content, run_time=True)
     exporters: tuple[tuple[Kind, Export], ...] = (("onnx", project.onnx_bytes), ("tflite", project.tflite_bytes))
     for kind, export in exporters:
         missing = []
         for bits in widths:
             project.model.check_width(bits)
             if path := project.find(kind, bits):
-                files.append((bits, kind, "exact", path.name, path.read_bytes(), False))
-            else:
+                yield _Job(bits, kind, "exact", path.name, path.read_bytes())
+            elif not any(a.kind == kind and bits in a.widths for a, _ in switched):
                 missing.append(bits)
             if path := project.find(kind, bits, "dynamic"):
-                files.append((bits, kind, "dynamic", path.name, path.read_bytes(), False))
+                yield _Job(bits, kind, "dynamic", path.name, path.read_bytes())
         for bits, content in export(missing) if missing else ():
-            files.append((bits, kind, "exact", project.file_name(kind, bits), content, True))
-    for bits, kind, kernel, file, content, temporary in sorted(files, key=lambda item: (*item[:2], item[2] != "exact")):
-        with project.step(f"Comparing {file} with PyTorch"):
-            try:
-                run = (run_onnx if kind == "onnx" else run_tflite)(content, samples.inputs)
-            except InputError as error:
-                raise InputError(f"{file}: {error}") from error
-            verdict = compare(project.model, bits, run, samples.inputs, samples.labels, kernel)
-        yield Checked(file, len(content), temporary, verdict)
+            yield _Job(bits, kind, "exact", project.file_name(kind, (bits,)), content, temporary=True)

@@ -1,0 +1,210 @@
+"""One TFLite file for every width: a signature each over one copy of the codes, and the fixed files back from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from networks import randomize_
+from test_tflite_export import Layers
+from torch import nn
+
+from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.errors import InputError, UsageError
+from tqexport.layers import quantized_layers
+from tqexport.litert import open_interpreter
+from tqexport.onnx_export import export_onnx
+from tqexport.parity import compare
+from tqexport.runtime import SwitchableModel
+from tqexport.runtimes import run_tflite
+from tqexport.switching_runs import run_switchable_tflite
+from tqexport.tflite_file import subgraph_of, unpack
+from tqexport.tflite_switching import convert_to_switchable_tflite
+from tqexport.truncate import truncate_file
+from tqexport.truncation import direct_codes, normalize
+
+WIDTHS = range(1, 9)
+
+
+@pytest.fixture(scope="module")
+def switchable(exported_once) -> bytes:
+    models = [onnx.load(exported_once / "out" / f"ckpt-w{bits}.onnx") for bits in WIDTHS]
+    return convert_to_switchable_tflite(models)[0]
+
+
+def fixed(exported_once, bits):
+    return (exported_once / "out" / f"ckpt-w{bits}.tflite").read_bytes()
+
+
+def buffers(content):
+    return [bytes(b.data) if b.data is not None else b"" for b in unpack(content)[0].buffers]
+
+
+def test_a_signature_per_width_over_one_copy_of_the_codes(digits, switchable):
+    signatures = open_interpreter(switchable).get_signature_list()
+    assert signatures == {f"w{bits}": {"inputs": ["input"], "outputs": ["output"]} for bits in WIDTHS}
+    stored = buffers(switchable)
+    for layer in quantized_layers(digits.module).values():
+        codes = direct_codes(normalize(layer.weight.detach()), 8).byte().numpy()
+        assert stored.count(codes.transpose(0, 2, 3, 1).tobytes()) == 1
+    model = unpack(switchable)[0]
+    used = [{t.buffer for t in graph.tensors if t.name.endswith(b".weight.codes")} for graph in model.subgraphs]
+    assert len(used) == 8
+    assert all(each == used[0] and len(each) == 8 for each in used)
+
+
+def test_the_shift_is_in_the_file(switchable):
+    model = unpack(switchable)[0]
+    for bits in WIDTHS:
+        flat = subgraph_of(model, bits)
+        shifts = [operator for operator in flat.graph.operators if flat.operator_name(operator) == "RIGHT_SHIFT"]
+        assert len(shifts) == 8
+        for shift in shifts:
+            codes, by = map(flat.constant, shift.inputs)
+            assert codes.dtype == by.dtype == np.uint8
+            assert by.tolist() == [8 - bits]
+
+
+def test_eight_widths_take_a_quarter_of_eight_files(exported_once, switchable):
+    assert len(switchable) < 0.25 * sum(len(fixed(exported_once, bits)) for bits in WIDTHS)
+    assert sum(map(len, buffers(switchable))) < 76_288 + 4 * 11_000
+
+
+def test_buffers_lie_where_the_schema_wants_them(switchable):
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAsModel(switchable, 0)
+    held = [model.Buffers(i) for i in range(model.BuffersLength()) if model.Buffers(i).DataLength()]
+    assert all(buffer._tab.Vector(buffer._tab.Offset(4)) % 16 == 0 for buffer in held)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
+    inputs, labels = digits_samples.inputs[:100], digits_samples.labels[:100]
+    found = compare(digits, bits, run_switchable_tflite(switchable, bits, inputs), inputs, labels)
+    assert found.passed, found.problems
+    assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
+    assert found.top1_agreement >= 0.99
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_truncation_gives_the_bytes_of_a_direct_export(exported_once, switchable, bits):
+    assert truncate_file(switchable, bits) == fixed(exported_once, bits)
+
+
+def test_every_width_answers_as_its_fixed_file(exported_once, switchable, digits_samples):
+    model = SwitchableModel(switchable)
+    assert model.widths == tuple(WIDTHS)
+    x = digits_samples.inputs[:5]
+    for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
+        model.bits = bits
+        got = model.run(np.moveaxis(x, 1, -1))
+        assert np.array_equal(got, run_tflite(fixed(exported_once, bits), x).outputs)
+    for wrong in (x, np.zeros((0, 1, 8, 8))):
+        with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), channels last, not \(1, 8, 8\)"):
+            model.run(wrong)
+
+
+def test_truncating_and_running_load_no_framework(switchable, exported_once, tmp_path):
+    (tmp_path / "net.tflite").write_bytes(switchable)
+    program = (
+        "import sys, pathlib, numpy; from tqexport.truncate import truncate_file\n"
+        "heavy = {'torch', 'tensorflow', 'onnxscript', 'onnx2tf', 'onnxruntime', 'ai_edge_litert.interpreter'}\n"
+        "pathlib.Path('w3.tflite').write_bytes(truncate_file(pathlib.Path('net.tflite'), 3))\n"
+        "print(*sorted(heavy & set(sys.modules)))\n"
+        "from tqexport.runtime import SwitchableModel\n"
+        "SwitchableModel('net.tflite', 2).run(numpy.zeros((1, 8, 8, 1), numpy.float32))\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "\nai_edge_litert.interpreter\n"
+    assert (tmp_path / "w3.tflite").read_bytes() == fixed(exported_once, 3)
+
+
+# Networks of every layer kind, with negative BatchNorm gains
+
+
+def convert(network, shape, widths, scheme=Scheme(), activation_bits=(), kernel="exact"):
+    info = CheckpointInfo("test", {}, shape, tuple(widths), scheme, activation_bits)
+    model = TruncModel(network.eval(), info)
+    models = [onnx.load_from_string(content) for _, content in export_onnx(model, tuple(widths))]
+    return model, *convert_to_switchable_tflite(models, kernel)
+
+
+def assert_right(model, content, fixed_files):
+    x = np.random.default_rng(0).random((4, *model.info.input_shape), np.float32)
+    shapes = {f"{name}.weight": layer.weight.shape for name, layer in quantized_layers(model.module).items()}
+    for bits, direct in fixed_files.items():
+        run = run_switchable_tflite(content, bits, x)
+        codes = {name: [place.reshape(shapes[name]) for place in places] for name, places in run.codes.items()}
+        found = compare(model, bits, dataclasses.replace(run, codes=codes), x)
+        assert found.passed, (bits, found.problems)
+        assert found.codes > 0
+        assert truncate_file(content, bits) == direct
+
+
+def test_layer_kinds_and_a_channel_that_batch_norm_silenced():
+    network = randomize_(prepare(Layers(), (1, 4, 8)), 5)
+    for bits in ("1", "4", "8"):
+        network.norm2.bn_dict[bits].weight.data[3] = 0
+    assert_right(*convert(network, (3, 9, 10), (1, 4, 8)))
+
+
+def test_bias_correction_and_widths_of_different_activation_kinds():
+    scheme = Scheme(bias_correction=True)
+    network = randomize_(prepare(Layers(), (1, 4, 8), scheme=scheme), 3)
+    assert_right(*convert(network, (3, 9, 10), (1, 4, 8), scheme, (1, 4, 32)))
+
+
+def test_one_dimensional_and_fully_connected_layers_and_fixed_files_of_the_dynamic_kernel():
+    network = nn.Sequential(
+        nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 5, 4, stride=2, padding=1), nn.BatchNorm1d(5),
+        nn.ReLU(), nn.Flatten(), nn.Linear(5 * 6, 4), nn.ReLU(), nn.Linear(4, 2),
+    )  # fmt: skip
+    assert_right(*convert(randomize_(prepare(network, (2, 8)), 6), (3, 14), (2, 8), kernel="dynamic"))
+
+
+# What is refused
+
+
+def test_rounded_codes_and_single_widths_are_refused(exported_once):
+    scheme = Scheme("dorefa")
+    network = prepare(nn.Sequential(nn.Linear(4, 3)), (2, 8), scheme=scheme, float_layers=[])
+    with pytest.raises(InputError, match="dorefa cannot switch"):
+        convert(network, (4,), (2, 8), scheme)
+    with pytest.raises(UsageError, match="at least two widths"):
+        convert_to_switchable_tflite([onnx.load(exported_once / "out" / "ckpt-w8.onnx")])
+
+
+def test_a_file_of_one_width_is_refused_with_the_way_out(exported_once):
+    path = exported_once / "out" / "ckpt-w8.tflite"
+    with pytest.raises(InputError, match=r"ckpt-w8.tflite holds one width only \(8 bits\).*--bits runtime"):
+        truncate_file(path, 4)
+    assert SwitchableModel(path).widths == (8,)
+
+
+def test_damaged_foreign_and_changed_files_are_refused(switchable):
+    for content in (switchable[:200], switchable[: len(switchable) // 2], b"\x00" * 4 + b"TFL3" + b"\x00" * 64):
+        with pytest.raises(InputError, match="the file is not a valid TFLite file of tqexport"):
+            truncate_file(content, 4)
+    with pytest.raises(InputError, match="cannot be truncated to 9"):
+        truncate_file(switchable, 9)
+    codes = max(buffers(switchable), key=len)
+    changed = codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:]
+    assert switchable.count(codes) == 1
+    with pytest.raises(InputError, match="was changed or damaged since its export"):
+        truncate_file(switchable.replace(codes, changed), 1)
+
+
+def test_one_changed_code_is_caught_by_verification(digits, digits_samples, switchable):
+    codes = max(buffers(switchable), key=len)
+    content = switchable.replace(codes, codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:])
+    x = digits_samples.inputs[:4]
+    for bits in (1, 8):
+        found = compare(digits, bits, run_switchable_tflite(content, bits, x), x)
+        assert found.codes_wrong == 1
+        assert "1 of 36864 codes differ" in found.problems[0]

@@ -1,0 +1,105 @@
+"""The TFLite files that tqexport writes: what they say of themselves, and their signatures.
+
+Needs numpy and flatbuffers alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tqexport.errors import InputError
+from tqexport.flatbuffer import FlatModel
+from tqexport.flatbuffer_writing import serialise
+from tqexport.switching import AFFINE, WEIGHTS, WIDTHS
+
+__all__ = [
+    "DESCRIPTION",
+    "METADATA_NAME",
+    "encode_metadata",
+    "finish_fixed",
+    "make_signature",
+    "signature_of",
+    "subgraph_of",
+    "unpack",
+]
+
+DESCRIPTION = "tqexport"
+METADATA_NAME = "tqexport"
+_AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
+_FIXED_SIGNATURE = "serving_default"
+
+
+def finish_fixed(flat: FlatModel, facts: Mapping[str, Any]) -> bytes:
+    """Describe a fixed file whose codes are in place, and serialise it."""
+    # The converter leaves the signature out where TensorFlow cannot save the function first.
+    flat.model.signatureDefs = [make_signature(flat.graph, _FIXED_SIGNATURE, 0)]
+    flat.set_metadata(encode_metadata(facts))
+    flat.model.description = DESCRIPTION
+    return flat.pack()
+
+
+def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
+    """The schema's model object of a file, and what the file says of itself.
+
+    Raises:
+        InputError: It is damaged, or tqexport did not write it.
+    """
+    try:
+        model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+        named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
+        facts = json.loads(bytes(named[METADATA_NAME]))
+        if WIDTHS in facts:
+            shape = len(facts[WEIGHTS]), len(facts[WIDTHS]), 2
+            facts[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(shape)
+    except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
+        raise InputError("is not a valid TFLite file of tqexport; export it again") from error
+    return model, facts
+
+
+def encode_metadata(facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """Facts as the metadata entries of a file; see :func:`unpack`."""
+    plain = {key: value for key, value in facts.items() if key != AFFINE}
+    entries = {METADATA_NAME: json.dumps(plain, sort_keys=True).encode()}
+    return entries | ({_AFFINE_NAME: facts[AFFINE].tobytes()} if AFFINE in facts else {})
+
+
+def signature_of(bits: int) -> str:
+    """Name of the signature of a width in a run-time file."""
+    return f"w{bits}"
+
+
+def subgraph_of(model: Any, bits: int) -> FlatModel:
+    """One width of a run-time file as a file of its own, still with its shifts.
+
+    Args:
+        model: From :func:`unpack`; it is not changed.
+        bits: A width that it has.
+    """
+    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
+    alone = schema.ModelT()
+    vars(alone).update(vars(model))
+    graph = copy.copy(model.subgraphs[signature.subgraphIndex])
+    graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
+    alone.subgraphs = [graph]
+    alone.metadata = None
+    alone.signatureDefs = [make_signature(graph, _FIXED_SIGNATURE, 0)]
+    return FlatModel(serialise(alone))
+
+
+def make_signature(graph: Any, key: str, index: int) -> Any:
+    """A signature over all inputs and outputs of a subgraph, by the names of their tensors."""
+
+    def entries(tensors: Sequence[int]) -> list[Any]:
+        return [schema.TensorMapT(_text(graph.tensors[each].name), int(each)) for each in tensors]
+
+    return schema.SignatureDefT(entries(graph.inputs), entries(graph.outputs), key, index)
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name

@@ -1,0 +1,199 @@
+"""From one artifact with every width to the fixed file of one width, without the network it came from.
+
+The result is, byte for byte, what exporting the checkpoint at that width gives; a run-time file carries the hash of
+each fixed file, so a result that differs is never handed out. Needs numpy and onnx, and for TFLite files flatbuffers
+and its schema: neither torch, nor TensorFlow, nor a runtime, nor the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from tqexport.errors import ConversionError, InputError
+from tqexport.onnx_file import read_metadata
+from tqexport.switching import (
+    BITS_NAME,
+    BY_WIDTH,
+    DIGESTS,
+    METADATA_PREFIX,
+    PLACES,
+    RUN_TIME_FACTS,
+    SWITCH_PREFIX,
+    WIDTHS,
+    encode_fact,
+    table_names,
+)
+from tqexport.truncation import WIDTHS as ALL_WIDTHS
+
+__all__ = ["artifact_widths", "is_tflite", "truncate_file"]
+
+_DAMAGED = "was changed or damaged since its export; export it again"
+
+
+def truncate_file(source: Path | bytes, bits: int) -> bytes:
+    """Cut a run-time artifact down to one width.
+
+    Args:
+        source: A run-time file written by tqexport (``NAME.onnx`` or ``NAME.tflite``), or its content.
+        bits: A width that it holds.
+
+    Returns:
+        The content of ``NAME-wBITS.onnx`` or ``NAME-wBITS.tflite``, byte-identical to a direct export.
+
+    Raises:
+        InputError: The file is missing, damaged, was changed since its export, holds one width only, or lacks this one.
+    """
+    content, name = _read(source)
+    try:
+        return _truncate_tflite(content, bits) if is_tflite(content) else _truncate_onnx(content, bits)
+    except InputError as error:
+        raise InputError(f"{name} {error}") from error
+
+
+def artifact_widths(source: Path | bytes) -> tuple[tuple[int, ...], bool]:
+    """The widths that an artifact of tqexport holds, ascending, and whether it is a run-time file.
+
+    Raises:
+        InputError: The file is missing or damaged, or tqexport did not write it.
+    """
+    content, name = _read(source)
+    try:
+        facts = _tflite_facts(content) if is_tflite(content) else read_metadata(_parse(content))
+        return (_widths(facts), True) if WIDTHS in facts else ((_width(facts),), False)
+    except InputError as error:
+        raise InputError(f"{name} {error}") from error
+
+
+def is_tflite(content: bytes) -> bool:
+    """Whether a file's content is TFLite; otherwise it is taken for ONNX."""
+    return content[4:8] == b"TFL3"
+
+
+def _read(source: Path | bytes) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        return source, "the file"
+    try:
+        return source.read_bytes(), str(source)
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
+
+
+def _parse(content: bytes) -> onnx.ModelProto:
+    try:
+        model = onnx.load_from_string(content)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf and the checker raise classes of their own, without a common base
+        raise InputError("is not a valid ONNX or TFLite file; export it again") from error
+    return model
+
+
+def _widths(facts: Mapping[str, Any]) -> tuple[int, ...]:
+    """The widths of a run-time file."""
+    widths = facts[WIDTHS]
+    if not isinstance(widths, list) or not widths or any(bits not in ALL_WIDTHS for bits in widths):
+        raise InputError(_DAMAGED)
+    return tuple(map(int, widths))
+
+
+def _width(facts: Mapping[str, Any]) -> int:
+    """The width of a fixed file."""
+    if facts.get("width") not in ALL_WIDTHS:
+        raise InputError("was not written by tqexport: it does not say its width")
+    return int(facts["width"])
+
+
+def _row_of(facts: Mapping[str, Any], bits: int) -> int:
+    """Row of a width in the tables of a run-time file."""
+    if WIDTHS not in facts:
+        what = f"one width only ({facts['width']} bits)" if "width" in facts else "no tables of tqexport"
+        raise InputError(
+            f"holds {what}, so no other width can be cut from it: each has scales and BatchNorm values of its own; "
+            "make a file that holds them all with tqexport onnx CHECKPOINT --bits runtime"
+        )
+    widths = _widths(facts)
+    if bits not in widths:
+        raise InputError(f"holds {', '.join(map(str, widths))} bits, so it cannot be truncated to {bits}")
+    return widths.index(bits)
+
+
+def _truncate_onnx(content: bytes, bits: int) -> bytes:
+    model = _parse(content)
+    facts = read_metadata(model)
+    row = _row_of(facts, bits)
+    with _damage():
+        _take_row(model.graph, facts[PLACES], row)
+        fixed = _fixed_facts(facts, row)
+        helper.set_model_props(model, {METADATA_PREFIX + key: encode_fact(fixed[key]) for key in sorted(fixed)})
+        return _proved(model.SerializeToString(deterministic=True), facts[DIGESTS][row])
+
+
+def _truncate_tflite(content: bytes, bits: int) -> bytes:
+    from tqexport.tflite_file import unpack
+    from tqexport.tflite_truncate import fixed_tflite
+
+    model, facts = unpack(content)
+    row = _row_of(facts, bits)
+    with _damage():
+        return _proved(fixed_tflite(model, facts, _fixed_facts(facts, row), bits), facts[DIGESTS][row])
+
+
+def _tflite_facts(content: bytes) -> dict[str, Any]:
+    from tqexport.tflite_file import unpack
+
+    return unpack(content)[1]
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn what a damaged file makes of the steps in the block into an error that says so."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, StopIteration, ConversionError) as error:
+        raise InputError(_DAMAGED) from error
+
+
+def _proved(content: bytes, digest: str) -> bytes:
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise InputError(_DAMAGED)
+    return content
+
+
+def _take_row(graph: onnx.GraphProto, places: Mapping[str, Any], row: int) -> None:
+    """Replace the tables by the values of one width, and take the input ``bits`` away."""
+    splits = {node.input[0]: list(node.output) for node in graph.node if node.op_type == "Split"}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    initializers = [tensor for tensor in graph.initializer if not tensor.name.startswith(SWITCH_PREFIX)]
+    pieces: dict[int, onnx.TensorProto] = {}
+    for dtype, where in places.items():
+        table, split, sizes = table_names(dtype)
+        lengths = numpy_helper.to_array(constants[sizes])
+        values = np.split(numpy_helper.to_array(constants[table])[row], np.cumsum(lengths)[:-1])
+        for number, value in enumerate(values):
+            shaped = value.reshape(()) if number < where["scalars"] else value
+            pieces[where["positions"][number]] = numpy_helper.from_array(shaped, splits[split][number])
+    for position in sorted(pieces):
+        initializers.insert(position, pieces[position])
+    nodes = [node for node in graph.node if not _belongs_to_switch(node)]
+    inputs = [value for value in graph.input if value.name != BITS_NAME]
+    del graph.initializer[:], graph.node[:], graph.input[:]
+    graph.initializer.extend(initializers)
+    graph.node.extend(nodes)
+    graph.input.extend(inputs)
+
+
+def _belongs_to_switch(node: onnx.NodeProto) -> bool:
+    return any(name == BITS_NAME or name.startswith(SWITCH_PREFIX) for name in node.input)
+
+
+def _fixed_facts(facts: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """What the fixed file of one width says of itself, from what the run-time file says."""
+    own = {key: value for key, value in facts.items() if key not in RUN_TIME_FACTS}
+    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items()}}
