@@ -116,11 +116,12 @@ class Project:
 
     def onnx_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Each width with its ONNX file, from the checkpoint."""
-        from tqexport.onnx_export import export_onnx
+        if missing := tuple(bits for bits in widths if bits not in self._exported):
+            from tqexport.onnx_export import export_onnx
 
-        for bits in widths:
-            self.model.check_width(bits)
-        exports = export_onnx(self.model, tuple(bits for bits in widths if bits not in self._exported))
+            for bits in missing:
+                self.model.check_width(bits)
+            exports = export_onnx(self.model, missing)
         for bits in widths:
             if bits not in self._exported:
                 with self.step(f"Exporting {bits} bits to ONNX"):
