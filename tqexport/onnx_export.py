@@ -111,6 +111,8 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
     _simplify(graph_model, named)
     _name_after_modules(graph_model, named)
     passes.ClearMetadataAndDocStringPass()(graph_model)
+    for value in (*graph_model.graph.inputs, *graph_model.graph.outputs):
+        value.metadata_props.clear()  # the pass leaves those of the graph's ends
     graph_model.ir_version = IR_VERSION
     graph_model.producer_name = "tqexport"
     graph_model.producer_version = None
