@@ -19,6 +19,12 @@ DIGITS_DATA = FIXTURES / "digits-test.npz"
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Every test draws the same numbers, alone or in any order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def digits() -> TruncModel:
     return load_checkpoint(DIGITS)

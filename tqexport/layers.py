@@ -97,13 +97,9 @@ class _TruncLayer:
     """What the quantised layers share: the width they run at and how they quantise."""
 
     weight: Tensor
-    bits: int
-    scheme: Scheme
-    estimator: Estimator
-
-    def configure(self, scheme: Scheme = Scheme(), estimator: Estimator = "identity") -> None:
-        """Set the quantiser; a new layer starts at 8 bits with the defaults."""
-        self.bits, self.scheme, self.estimator = STORED_BITS, scheme, estimator
+    bits: int = STORED_BITS
+    scheme: Scheme = Scheme()
+    estimator: Estimator = "identity"
 
     def quantized_weight(self) -> Tensor:
         """float32 weight at the current width, the shape of ``weight``."""
@@ -113,10 +109,6 @@ class _TruncLayer:
 class TruncConv1d(_TruncLayer, nn.Conv1d):
     """``nn.Conv1d`` with a truncation-ready weight. Input (N, C, L) float32."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure()
-
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
         return out
@@ -125,10 +117,6 @@ class TruncConv1d(_TruncLayer, nn.Conv1d):
 class TruncConv2d(_TruncLayer, nn.Conv2d):
     """``nn.Conv2d`` with a truncation-ready weight. Input (N, C, H, W) float32."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure()
-
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
         return out
@@ -136,10 +124,6 @@ class TruncConv2d(_TruncLayer, nn.Conv2d):
 
 class TruncLinear(_TruncLayer, nn.Linear):
     """``nn.Linear`` with a truncation-ready weight. Input (..., in_features) float32."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure()
 
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(input, self.quantized_weight(), self.bias)

@@ -87,7 +87,7 @@ def _truncatable(module: nn.Module, scheme: Scheme, estimator: Estimator) -> nn.
     twin = copy.deepcopy(module)
     twin.__class__ = _WEIGHTED[type(module)]
     assert isinstance(twin, (TruncConv1d, TruncConv2d, TruncLinear))
-    twin.configure(scheme, estimator)
+    twin.scheme, twin.estimator = scheme, estimator
     return twin
 
 
