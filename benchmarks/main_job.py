@@ -170,8 +170,7 @@ def write_random(network: Network, widths: tuple[int, ...], path: Path) -> None:
     for bits in widths:
         with torch.no_grad(), at_width(module, bits):
             module(images)
-    architecture = f"tqexport.research_models:{network.factory}"
-    save_checkpoint(path, module.eval(), CheckpointInfo(architecture, arguments, network.input_shape, widths))
+    save_checkpoint(path, module.eval(), CheckpointInfo(network.factory, arguments, network.input_shape, widths))
 
 
 def onnx_runner(path: Path) -> tuple[Callable[[Array], Array], Callable[[Array], Run]]:

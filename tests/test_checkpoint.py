@@ -158,7 +158,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
     info = CheckpointInfo("mine:build", {"hidden": 6}, (4,), (1, 8))
     save_checkpoint("net.pt", module, info)
     try:
-        assert load_checkpoint("net.pt").info == info
+        assert load_checkpoint("net.pt", ReadOptions(model="mine:build")).info == info
         save_checkpoint("net.pt", module, CheckpointInfo("elsewhere:build", {"hidden": 6}, (4,), (1, 8)))
         assert load_checkpoint("net.pt", ReadOptions(model="mine:build")).info == info
         for wrong, message in (
@@ -173,3 +173,11 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
     finally:
         sys.modules.pop("mine", None)
         sys.path.remove(str(tmp_path))
+
+
+def test_a_file_does_not_choose_what_is_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _change(architecture="os:mkdir", arguments={"path": "executed"})(tmp_path / "net.pt")
+    with pytest.raises(UsageError, match=r"built by os:mkdir, which runs code.*--model os:mkdir"):
+        load_checkpoint("net.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]

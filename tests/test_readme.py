@@ -20,8 +20,13 @@ def test_the_training_example_runs_and_its_checkpoint_exports(tmp_path):
     (tmp_path / "train.py").write_text("import torch\n" + loader + training)
     trained = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr
-    exported = run("onnx", "ckpt.pt", "--bits", "2,8", cwd=tmp_path)
+    (line,) = re.findall(r"^    tqexport (onnx ckpt.pt .*--model.*)$", README, re.MULTILINE)
+    exported = run(*line.split(), cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
+    untrusted = run("verify", "--bits", "2", cwd=tmp_path)
+    assert untrusted.returncode == 2
+    assert "was exported with --model net:build; if you trust it, add it here too" in untrusted.stderr
+    assert run("verify", "--bits", "2", "--model", "net:build", cwd=tmp_path).returncode == 0
     assert torch.load(tmp_path / "ckpt.pt", weights_only=True)["architecture"] == "net:build"
 
 

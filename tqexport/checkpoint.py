@@ -80,6 +80,13 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
     if refused := sorted(set(options.given()) - {"model"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
         raise UsageError(f"{path} says for itself how it was trained; {names} is for files that do not")
+    named = content.get("architecture")
+    if not options.model and named not in ARCHITECTURES:
+        if isinstance(named, str) and ":" in named:  # importing what a file names would run whatever it likes
+            raise UsageError(
+                f"{path} is built by {named}, which runs code of its own; if you trust it, add --model {named}"
+            )
+        find_factory(str(named))
     try:
         return _native_info(content, options)
     except (KeyError, TypeError, ValueError) as error:

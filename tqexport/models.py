@@ -25,7 +25,8 @@ ARCHITECTURES: dict[str, Factory] = {**TINY_ARCHITECTURES, **RESEARCH_ARCHITECTU
 def find_factory(architecture: str) -> Factory:
     """The factory of a registered name, or of ``package.module:factory``.
 
-    A dotted factory is imported with the working folder on the path. It must return a prepared network.
+    A dotted factory is imported with the working folder on the path, which runs code: the name must come from the user,
+    never from a file. It must return a prepared network.
 
     Raises:
         UsageError: The name is not registered, or the module or factory cannot be imported.

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -280,9 +280,17 @@ def open_project(source: Path | None, output: Path | None, options: ReadOptions,
     if not source.is_dir():
         raise InputError(f"{source} does not exist; name a checkpoint file, or an export folder made by tqexport onnx")
     manifest = read_manifest(source)
-    if options.given():
+    recorded = ReadOptions.from_record(manifest.options)
+    if replace(options, model=None).given():
         raise UsageError(f"{source} records how its checkpoint is read; give such options with a checkpoint instead")
-    options = ReadOptions.from_record(manifest.options)
+    if recorded.model != options.model:  # a folder from elsewhere must not choose what is imported
+        said = (
+            f"was exported with --model {recorded.model}; if you trust it, add it here too"
+            if recorded.model
+            else ("was exported without --model; leave it out")
+        )
+        raise UsageError(f"{source} {said}")
+    options = recorded
     checkpoint = Path(os.path.relpath(source / manifest.checkpoint))
     if output is None or output.resolve() == source.resolve():
         return Project(checkpoint, source, options, manifest, step=step)
