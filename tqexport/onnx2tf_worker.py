@@ -36,7 +36,6 @@ def _convert(source: str) -> bytes:
         output_folder_path="onnx2tf",
         # None of these change the network: the graph is simplified already, and only the Keras model is wanted.
         not_use_onnxsim=True,
-        not_use_opname_auto_generate=True,
         disable_model_save=True,
         verbosity="error",
     )
