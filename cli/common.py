@@ -6,12 +6,15 @@ import functools
 import json
 import logging
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -196,9 +199,25 @@ def say_artifact(output: Output, folder: Path, artifact: Artifact) -> None:
 def run_and_exit(cli: click.Group) -> int:
     """Run the command line and return its exit code; every failure is one sentence on standard error."""
     arguments = sys.argv[1:]
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
     try:
         result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
         return result if isinstance(result, int) else 0
+    except BaseException as error:
+        # Compiled code may turn the interrupt into an error of its own on the way here.
+        return _exit_code(KeyboardInterrupt() if interrupts else error, verbose="--verbose" in arguments)
+
+
+def _exit_code(raised: BaseException, *, verbose: bool) -> int:
+    try:
+        raise raised
     except click.ClickException as error:
         error.show()
         return _failed(error.format_message(), error.exit_code)
@@ -209,7 +228,7 @@ def run_and_exit(cli: click.Group) -> int:
         click.echo(f"tqexport: {error}", err=True)
         return _failed(str(error), error.exit_code)
     except Exception as error:  # a bug must not look like a failed parity check, which is exit code 1
-        if "--verbose" in arguments:
+        if verbose:
             traceback.print_exc()
         text = f"internal error, {type(error).__name__}: {error}"
         click.echo(f"tqexport: {text}\nThis is a bug in tqexport; --verbose shows where.", err=True)
