@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tqexport.errors import ConversionError, InputError, UsageError
-from tqexport.onnx_file import read_metadata
+from tqexport.onnx_file import METADATA_PREFIX, read_metadata
 from tqexport.truncation import STORED_BITS
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = [
     "BITS_NAME",
     "BY_WIDTH",
     "DIGESTS",
-    "METADATA_PREFIX",
     "OPERATOR_CODES",
     "PLACES",
     "RUN_TIME_FACTS",
@@ -54,8 +53,6 @@ __all__ = [
 BITS_NAME = "bits"
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
 _ROW = f"{SWITCH_PREFIX}row"
-
-METADATA_PREFIX = "tqexport."
 
 # What a run-time file says of itself besides what a fixed one does.
 WIDTHS = "widths"  # the widths that `bits` may have, ascending

@@ -18,12 +18,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tqexport.errors import ConversionError, InputError
-from tqexport.onnx_file import read_metadata
+from tqexport.onnx_file import METADATA_PREFIX, read_metadata
 from tqexport.switching import (
     BITS_NAME,
     BY_WIDTH,
     DIGESTS,
-    METADATA_PREFIX,
     PLACES,
     RUN_TIME_FACTS,
     SWITCH_PREFIX,
