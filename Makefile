@@ -27,7 +27,7 @@ types: install
 	$(BIN)/mypy tqexport cli
 
 unit: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 install: $(INSTALLED)
 
