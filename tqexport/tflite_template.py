@@ -152,11 +152,11 @@ def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps
             found.append(_Place(name, order, reciprocal=True))
         if _equal(flat, fingerprint):
             found.append(_Place(name, order))
-        if flat.size > 1 and np.ptp(flat[:64] / fingerprint[:64]) < 1e-5:
+        if flat.size > 1:
             found += [
                 _Place(name, order, divided_by=divisor)
                 for divisor, levels in steps.items()
-                if _equal(flat, np.divide(fingerprint, levels, dtype=np.float32))
+                if _equal(flat[:1], fingerprint[:1] / levels) and _equal(flat, fingerprint / levels)
             ]
     return found
 
