@@ -57,7 +57,7 @@ def draw(path: Path) -> None:
         axes.set_xlabel("normalised weight")
         axes.set_yticks(range(max_code(SHOWN) + 1))
     figure.axes[0].set_ylabel("code")
-    figure.axes[1].legend(fontsize=8, loc="upper left")
+    figure.axes[1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
 
 

@@ -177,7 +177,7 @@ def test_alignment_reaches_the_weights_and_falls_when_followed(widths, estimator
         optimizer.zero_grad()
         truncation_alignment(network, widths).backward()
         optimizer.step()
-    assert float(truncation_alignment(network, widths)) < 0.5 * float(before)
+    assert float(truncation_alignment(network, widths).detach()) < 0.5 * float(before.detach())
 
 
 def test_alignment_is_the_distance_it_says():

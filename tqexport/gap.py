@@ -22,7 +22,7 @@ from tqexport.layers import quantized_layers
 from tqexport.trunc_model import TruncModel
 from tqexport.truncation import STORED_BITS, Affine, Scheme, StoredWeight, affine, direct_codes, normalize, truncate
 
-__all__ = ["AccuracyGap", "Gap", "WeightGap", "WidthGap", "deploy_truncated", "measure_gap", "plot_gap"]
+__all__ = ["AccuracyGap", "Gap", "WeightGap", "WidthGap", "check_plot", "deploy_truncated", "measure_gap", "plot_gap"]
 
 PLOT_SUFFIXES = (".pdf", ".png", ".svg")
 _BATCH = 256
