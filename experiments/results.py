@@ -45,7 +45,7 @@ def in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done, result in enumerate(pool.map(function, jobs), start=1):
-            print(f"{function.__module__}: {done} of {len(jobs)}", flush=True)
+            print(f"{done} of {len(jobs)}", flush=True)
             yield result
 
 
