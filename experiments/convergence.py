@@ -92,7 +92,7 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("epoch")
     for axes in figure.axes[::3]:
         axes.set_ylabel("held-out accuracy, %")
-    figure.axes[0].set_ylim(bottom=60)
+    figure.axes[0].set_ylim(60, 101)
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=130)
 

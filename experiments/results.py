@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-__all__ = ["RESULTS", "in_parallel", "markdown", "options", "spread", "write_json"]
+__all__ = ["RESULTS", "in_parallel", "options", "spread", "write_json"]
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 4
@@ -64,9 +64,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(path.name)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
