@@ -126,7 +126,7 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(WIDTHS)), [f"{bits} bit{'s' * (bits > 1)}" for bits in WIDTHS])
     axes.set_ylabel("accuracy of the TFLite file, %")
     axes.set_ylim(min(80, *(table[way]["TFLite"][str(b)]["mean"] - 5 for way in WAYS for b in WIDTHS)), 101)
-    axes.legend(title="trained / deployed", fontsize=8, loc="lower right")
+    figure.legend(title="trained / deployed", fontsize=9, loc="outside lower center", ncols=len(WAYS))
     figure.savefig(path, dpi=150)
 
 
