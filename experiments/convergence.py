@@ -98,7 +98,7 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
 
 
 @click.command()
-@options
+@options(seeds=4)
 def main(seeds: int, epochs: int, workers: int, folder: Path) -> None:
     """Train, measure and draw."""
     every = jobs(seeds, epochs)

@@ -17,23 +17,28 @@ import torch
 __all__ = ["RESULTS", "in_parallel", "options", "spread", "write_json"]
 
 RESULTS = Path(__file__).parent / "results"
-SEEDS = 4
 EPOCHS = 30
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def options(function: Callable[..., None]) -> Callable[..., None]:
+def options(seeds: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """``--seeds``, ``--epochs``, ``--workers`` and ``--folder``, which every experiment with training has."""
-    for option in (
-        click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, show_default="experiments/results"),
-        click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="Default: every core."),
-        click.option("--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True),
-        click.option("--seeds", type=click.IntRange(2), default=SEEDS, show_default=True),
-    ):
-        function = option(function)
-    return function
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option(
+                "--folder", type=click.Path(path_type=Path), default=RESULTS, show_default="experiments/results"
+            ),
+            click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="Default: every core."),
+            click.option("--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True),
+            click.option("--seeds", type=click.IntRange(2), default=seeds, show_default=True),
+        ):
+            function = option(function)
+        return function
+
+    return add
 
 
 def in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

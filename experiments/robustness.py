@@ -131,7 +131,7 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
 
 
 @click.command()
-@options
+@options(seeds=4)
 def main(seeds: int, epochs: int, workers: int, folder: Path) -> None:
     """Train, export, measure and draw."""
     runs = list(in_parallel(run, [Job(seed, epochs) for seed in range(seeds)], workers))

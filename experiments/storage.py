@@ -82,7 +82,7 @@ def measure(network: nn.Module, input_shape: tuple[int, ...] = (3, 224, 224)) ->
     kinds, float_kinds = by_kind(codes, coded), by_kind(floats, coded)
     every = onnx.load_from_string(merge_onnx(files.items()))
     sizes = {"8-bit codes": sum(codes.values())} | {
-        f"packed, {bits} bits": _packed(kinds, bits) for bits in reversed(WIDTHS)
+        f"packed, {bits} bit{'s' * (bits > 1)}": _packed(kinds, bits) for bits in reversed(WIDTHS[:-1])
     }
     figures = {
         "float32_bytes": {**float_kinds, "total": sum(floats.values())},
@@ -106,9 +106,8 @@ def if_more_were_coded(codes: Mapping[str, int], float32: int) -> dict[str, floa
     total = codes["total"]
     convolutions, classifier = codes["float convolutions"] * 3 // 4, codes["classifier"] * 3 // 4
     return {
-        "as the research networks": round(float32 / total, 2),
-        "and every convolution": round(float32 / (total - convolutions), 2),
-        "and every convolution and the classifier": round(float32 / (total - convolutions - classifier), 2),
+        "8-bit codes, every convolution": round(float32 / (total - convolutions), 2),
+        "8-bit codes, every convolution and the classifier": round(float32 / (total - convolutions - classifier), 2),
         "float32 and 8-bit codes together, against the codes alone": round((float32 + total) / total, 2),
     }
 
@@ -122,13 +121,17 @@ def _packed(codes: Mapping[str, int], bits: int) -> int:
 @click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, show_default="experiments/results")
 def main(folder: Path) -> None:
     """Export and count."""
-    tables = {}
+    measured = {}
     for name, build in NETWORKS.items():
         torch.manual_seed(0)
-        tables[name], rows = measure(build())
-        print(f"{name}: {tables[name]['times_smaller']['8-bit codes']} times smaller", flush=True)
-    codes, float32 = tables[name]["codes_bytes"], tables[name]["float32_bytes"]["total"]
-    content = {"paper": PAPER, "if_more_were_coded": if_more_were_coded(codes, float32), "resnet50q": tables}
+        measured[name] = measure(build())
+        print(f"{name}: {measured[name][0]['times_smaller']['8-bit codes']} times smaller", flush=True)
+    figures, rows = next(iter(measured.values()))
+    content = {
+        "paper": PAPER,
+        "if_more_were_coded": if_more_were_coded(figures["codes_bytes"], figures["float32_bytes"]["total"]),
+        "resnet50q": {name: table for name, (table, _) in measured.items()},
+    }
     write_json(folder / "storage.json", content)
     with (folder / "storage.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")

@@ -104,11 +104,14 @@ def _storage(content: Content) -> str:
 
 
 def _packed(content: Content) -> str:
-    figures = next(iter(content["resnet50q"].values()))
-    rows = [
-        [name, f"{size:,}", f"{figures['times_smaller'][name]:.2f}x"] for name, size in figures["total_bytes"].items()
-    ]
-    rows += [[f"8-bit codes {name}", "", f"{times:.2f}x"] for name, times in content["if_more_were_coded"].items()]
+    tables = content["resnet50q"]
+    figures = next(iter(tables.values()))
+    float32 = figures["float32_bytes"]["total"]
+    sizes = dict(figures["total_bytes"])
+    for name, table in tables.items():
+        sizes[f"1, 2, 4 and 8 bits in one file, {name}"] = table["file_bytes_widths_1_2_4_8_in_one"]
+    rows = [[name, f"{size:,}", f"{float32 / size:.2f}x"] for name, size in sizes.items()]
+    rows += [[name, "", f"{times:.2f}x"] for name, times in content["if_more_were_coded"].items()]
     return markdown(["stored", "bytes", "smaller than float32"], [*rows, ["the paper", "", f"{content['paper']:.2f}x"]])
 
 

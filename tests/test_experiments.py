@@ -185,7 +185,7 @@ def test_a_recipe_reaches_the_layers():
 
 def test_open_questions_are_sorted_into_their_tables():
     every = open_questions.jobs(seeds=2, epochs=1)
-    assert len(every) == 2 * (7 + 6)
+    assert len(every) == 2 * (6 + 6)
     weights = {"quantised": {2: 0.9}, "truncated": {2: 0.8}}
     activations = {"activations quantised": {2: 0.7}, "activations truncated": {2: 0.6}}
     outcomes = {
