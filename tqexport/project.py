@@ -252,6 +252,7 @@ class Project:
             checkpoint=relative_to(self.checkpoint, self.folder),
             checkpoint_sha256=self.model.sha256,
             quantizer=info.scheme.quantizer,
+            power_of_two_scale=info.scheme.power_of_two_scale,
             widths=info.widths,
             input_shape=info.input_shape,
             options=self.options.given(),
