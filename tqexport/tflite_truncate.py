@@ -1,9 +1,9 @@
 """The fixed TFLite file of one width from the run-time file.
 
 A run-time file has the converter's network with four operators per weight in front (see
-:mod:`tqexport.tflite_switching`). Taking them away again, and putting the codes back as for a fixed file, gives the
-fixed file. Scale and offset of each weight are in the metadata, because a scale per channel cannot be taken apart into
-the weight's and the channel's without rounding.
+:mod:`tqexport.tflite_switching`), and one or two per filter of a float layer. Taking them away again, computing the
+float filters, and putting the codes back as for a fixed file, gives the fixed file. Scale and offset of each weight are
+in the metadata, because a scale per channel cannot be taken apart into the weight's and the channel's without rounding.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tqexport.onnx_file import CodedWeight
 from tqexport.switching import AFFINE, OPERATOR_CODES, WEIGHTS, WIDTHS
 from tqexport.tflite_codes import TO_TORCH, _Match, _replace
 from tqexport.tflite_file import finish_fixed, subgraph_of
+from tqexport.tflite_float_layers import FloatFilter, filters_stored_once
 from tqexport.truncation import STORED_BITS
 
 __all__ = ["fixed_tflite"]
@@ -59,8 +60,11 @@ def fixed_tflite(model: Any, facts: Mapping[str, Any], fixed_facts: Mapping[str,
     flat = subgraph_of(model, bits)
     found = _shifted(flat)
     matches = [_match(flat, each, bits, facts[WEIGHTS], facts[AFFINE][:, row]) for each in found]
-    flat.graph.operators = flat.graph.operators[4 * len(found) :]
-    flat.graph.tensors = flat.graph.tensors[: min(each.codes for each in found)]
+    computed = filters_stored_once(flat, flat.graph.operators[4 * len(found) :])
+    for each in computed:
+        _restore(flat, each)
+    flat.graph.operators = flat.graph.operators[4 * len(found) + sum(len(each.operators) for each in computed) :]
+    flat.graph.tensors = flat.graph.tensors[: min([each.codes for each in found] + [each.weight for each in computed])]
     _list_operator_codes(flat, facts[OPERATOR_CODES][row])
     for match in matches:
         _replace(flat, match, fixed_facts["kernel"])
@@ -85,6 +89,13 @@ def _match(flat: FlatModel, shifted: _Shifted, bits: int, names: Sequence[str], 
     kind = next(kind for reader in flat.consumers(shifted.filter) if (kind := flat.operator_name(reader)) in TO_TORCH)
     weight = CodedWeight(name, codes.transpose(TO_TORCH[kind]), STORED_BITS - bits, alpha, beta, bits)
     return _Match(shifted.filter, kind, weight, scale.astype(np.float64).ravel() / alpha)
+
+
+def _restore(flat: FlatModel, computed: FloatFilter) -> None:
+    weight = flat.constant(computed.weight)
+    if weight is None:
+        raise ValueError("a float layer has no weights")
+    flat.set_constant(computed.filter, computed.compute(flat, weight))
 
 
 def _list_operator_codes(flat: FlatModel, listed: Sequence[int]) -> None:
