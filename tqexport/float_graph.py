@@ -66,7 +66,7 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         for name in node.input:
             readers[name] = readers.get(name, 0) + 1
-    ranks = _ranks(model)
+    ranks: dict[str, int] = {}
     added: dict[str, npt.NDArray[np.float32]] = {}
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -84,6 +84,7 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
             before.input[1:] = [f"{output}/weight", f"{output}/bias"]
             before.output[0] = output
         else:
+            ranks = ranks or _ranks(model)
             shape = (1, -1, *[1] * (ranks[source] - 2))
             added[f"{output}/gain"] = gain.reshape(shape).astype(np.float32)
             added[f"{output}/shift"] = shift.reshape(shape).astype(np.float32)

@@ -4,6 +4,9 @@ The network is converted with *fingerprints*, random numbers in the place of its
 result is then recognised as one parameter, perhaps in another axis order, perhaps divided by the number of steps of an
 activation quantiser (the converter moves such factors into filters). A width is the same graph with its own parameters
 in these places. The graph cannot depend on a parameter that happens to be 0 or 1 at some width, either.
+
+A large filter of a convolution has one random number all over, which TensorFlow handles as quickly as a scalar. Its
+axis order in the file is that of the operator that reads it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from tqexport.tflite_codes import TO_TORCH, filters
 __all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
 
 Array = npt.NDArray[np.float32]
+
+_LARGE = 1 << 14  # elements; TensorFlow moves each of them about several times
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +100,19 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
     changed.CopyFrom(model)
     random = np.random.default_rng(0)
     names = set(parameters(model))
+    filters_alone = _read_as_filters_alone(model)
     for tensor in changed.graph.initializer:
         if tensor.name in names:
-            value = random.random(tuple(tensor.dims), np.float32) + np.float32(0.5)
+            shape = tuple(tensor.dims)
+            uniform = tensor.name in filters_alone and np.prod(shape) >= _LARGE
+            value = np.broadcast_to(random.random(() if uniform else shape, np.float32) + np.float32(0.5), shape)
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), tensor.name))
     return changed
+
+
+def _read_as_filters_alone(model: onnx.ModelProto) -> set[str]:
+    uses = [(name, node.op_type == "Conv" and i == 1) for node in model.graph.node for i, name in enumerate(node.input)]
+    return {name for name, _ in uses} - {name for name, as_filter in uses if not as_filter}
 
 
 def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteTemplate | None:
@@ -117,31 +130,35 @@ def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteT
         value = flat.constant(index)
         if value is None or value.dtype != np.float32:
             continue
-        place = _recognise(value, kinds.get(index), known, steps)
-        if place is not None:
-            places[index] = place
-        elif not _is_plain(value):
-            _log.debug("constant %d of the TFLite file, shape %s, is not recognised", index, value.shape)
+        found = _recognise(value, kinds.get(index), known, steps)
+        if len(found) == 1:
+            places[index] = found[0]
+        elif found or not _is_plain(value):
+            _log.debug("constant %d of the TFLite file, shape %s, could be: %s", index, value.shape, found or "nothing")
             return None
     return TfliteTemplate(content, places)
 
 
-def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]) -> _Place | None:
+def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]) -> list[_Place]:
+    """Everything that a constant may be, up to rounding."""
     order = None if kind is None else tuple(int(axis) for axis in np.argsort(TO_TORCH[kind]))
     flat = (value if kind is None else value.transpose(TO_TORCH[kind])).ravel()
+    found = []
     for name, parameter in known.items():
         if parameter.size != flat.size:
             continue
         fingerprint = parameter.ravel()
         if name in steps and _equal(flat, np.reciprocal(fingerprint)):
-            return _Place(name, order, reciprocal=True)
+            found.append(_Place(name, order, reciprocal=True))
         if _equal(flat, fingerprint):
-            return _Place(name, order)
-        if flat.size > 1 and np.ptp(flat[:64] / fingerprint[:64]) < 1e-5:
-            for divisor, levels in steps.items():
-                if _equal(flat, np.divide(fingerprint, levels, dtype=np.float32)):
-                    return _Place(name, order, divided_by=divisor)
-    return None
+            found.append(_Place(name, order))
+        if flat.size > 1:
+            found += [
+                _Place(name, order, divided_by=divisor)
+                for divisor, levels in steps.items()
+                if _equal(flat[:1], fingerprint[:1] / levels) and _equal(flat, fingerprint / levels)
+            ]
+    return found
 
 
 def _equal(a: Array, b: Array) -> bool:
