@@ -21,8 +21,11 @@ from tqexport.switching import AFFINE, WEIGHTS, WIDTHS
 __all__ = [
     "DESCRIPTION",
     "METADATA_NAME",
+    "TABLES_NAME",
+    "describe",
     "encode_metadata",
     "finish_fixed",
+    "graph_of",
     "make_signature",
     "signature_of",
     "subgraph_of",
@@ -31,15 +34,22 @@ __all__ = [
 
 DESCRIPTION = "tqexport"
 METADATA_NAME = "tqexport"
+TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.tflite_truncatable
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
 _FIXED_SIGNATURE = "serving_default"
 
 
-def finish_fixed(flat: FlatModel, facts: Mapping[str, Any]) -> bytes:
-    """Describe a fixed file whose codes are in place, and serialise it."""
+def finish_fixed(flat: FlatModel, facts: Mapping[str, Any], tables: bytes | None = None) -> bytes:
+    """Describe a fixed file whose codes are in place, and serialise it.
+
+    Args:
+        flat: The file.
+        facts: What it says of itself.
+        tables: What other widths need, if they can be cut from it.
+    """
     # The converter leaves the signature out where TensorFlow cannot save the function first.
     flat.model.signatureDefs = [make_signature(flat.graph, _FIXED_SIGNATURE, 0)]
-    flat.set_metadata(encode_metadata(facts))
+    flat.set_metadata(encode_metadata(facts) | ({} if tables is None else {TABLES_NAME: tables}))
     flat.model.description = DESCRIPTION
     return flat.pack()
 
@@ -74,6 +84,20 @@ def signature_of(bits: int) -> str:
     return f"w{bits}"
 
 
+def describe(model: Any, facts: Mapping[str, Any]) -> None:
+    """Make facts the metadata of the schema's model object."""
+    model.metadata = []
+    for name, content in encode_metadata(facts).items():
+        model.metadata.append(schema.MetadataT(name, len(model.buffers)))
+        model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
+
+
+def graph_of(model: Any, bits: int) -> Any:
+    """The subgraph of a width in a run-time file; the schema's object."""
+    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
+    return model.subgraphs[signature.subgraphIndex]
+
+
 def subgraph_of(model: Any, bits: int) -> FlatModel:
     """One width of a run-time file as a file of its own, still with its shifts.
 
@@ -81,10 +105,8 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
         model: From :func:`unpack`; it is not changed.
         bits: A width that it has.
     """
-    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
-    alone = schema.ModelT()
-    vars(alone).update(vars(model))
-    graph = copy.copy(model.subgraphs[signature.subgraphIndex])
+    alone = copy.copy(model)
+    graph = copy.copy(graph_of(model, bits))
     graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
     alone.subgraphs = [graph]
     alone.metadata = None

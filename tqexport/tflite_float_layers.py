@@ -46,10 +46,18 @@ class FloatFilter:
     def compute(self, flat: FlatModel, value: Array) -> Array:
         """The filter, from the value of the weights (same shape)."""
         for operator in self.operators:
-            factor = flat.constant(int(operator.inputs[1]))
-            assert factor is not None
+            factor = _factor(flat, operator)
             value = _CALCULATIONS[flat.operator_name(operator)](value, factor, dtype=np.float32)
         return value
+
+    def invert(self, flat: FlatModel, filter_: Array) -> Array:
+        """The value of the weights from the filter, up to rounding; where a channel was multiplied by 0, infinity."""
+        value = filter_.astype(np.float64)
+        with np.errstate(all="ignore"):
+            for operator in reversed(self.operators):
+                factor = _factor(flat, operator)
+                value = value / factor if flat.operator_name(operator) == "MUL" else value * factor
+            return value.astype(np.float32)
 
 
 def store_filters_once(flat: FlatModel, parameters: Mapping[str, Array]) -> None:
@@ -90,15 +98,28 @@ def filters_stored_once(flat: FlatModel, operators: Iterable[Operator]) -> list[
     return found
 
 
+def _factor(flat: FlatModel, operator: Operator) -> Array:
+    factor = flat.constant(int(operator.inputs[1]))
+    if factor is None:
+        raise ValueError("a float layer has no factor")
+    return factor
+
+
 def _factors(filter_: Array, weight: Array, steps: Sequence[float]) -> tuple[Array, float] | None:
     """``gain`` (one per output channel) and ``steps`` with ``filter_ == weight * gain / steps`` bit for bit."""
     ratio = _gain(filter_, weight.astype(np.float64))
     if ratio is None:
         return None
-    rows, reference = filter_.reshape(len(filter_), -1), weight.reshape(len(weight), -1)
+    rows, reference = np.ascontiguousarray(filter_).reshape(len(filter_), -1), weight.reshape(len(weight), -1)
     for divisor in (1.0, *steps):
-        gain = (ratio * divisor).astype(np.float32)
-        if np.array_equal(reference * gain[:, None] / np.float32(divisor), rows):
+        nearest = (ratio * divisor).astype(np.float32)
+        gain = np.full_like(nearest, np.nan)
+        for towards in (nearest, np.float32(np.inf), np.float32(-np.inf)):  # the ratio is rounded, too
+            candidate = np.nextafter(nearest, towards)
+            computed = reference * candidate[:, None] / np.float32(divisor)
+            fits = (computed.view(np.int32) == rows.view(np.int32)).all(1)  # 0 and -0 are two numbers here
+            gain = np.where(np.isnan(gain) & fits, candidate, gain)
+        if not np.isnan(gain).any():
             return gain, divisor
     return None
 

@@ -40,7 +40,7 @@ from tqexport.switching import (
     facts_by_width,
 )
 from tqexport.tflite_codes import _CHANNEL_AXIS, TO_TORCH, _Match, _match, put_codes_back
-from tqexport.tflite_file import DESCRIPTION, encode_metadata, finish_fixed, make_signature, signature_of
+from tqexport.tflite_file import DESCRIPTION, describe, finish_fixed, make_signature, signature_of
 from tqexport.tflite_float_layers import store_filters_once
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from tqexport.tflite_export import FloatNetwork
 
-__all__ = ["convert_to_switchable_tflite"]
+__all__ = ["convert_to_switchable_tflite", "merge_tflite"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,18 @@ def convert_to_switchable_tflite(
         InputError: The codes may not be shifted.
         ConversionError: As :func:`tqexport.tflite_export.convert_to_tflite`.
     """
-    from tqexport.tflite_export import float_networks, run_once
+    from tqexport.tflite_export import run_once
+
+    content, fixed = merge_tflite(models, kernel)
+    _run_every_signature(content, tuple(fixed))
+    for each in fixed.values():
+        run_once(each)
+    return content, fixed
+
+
+def merge_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact") -> tuple[bytes, dict[int, bytes]]:
+    """As :func:`convert_to_switchable_tflite`, but the files have not been loaded and tried."""
+    from tqexport.tflite_export import float_networks
     from tqexport.tflite_template import parameters
 
     by_width = {int(read_metadata(model)["width"]): model for model in models}
@@ -95,18 +106,14 @@ def convert_to_switchable_tflite(
     }
     widths = dict(sorted(added.items()))
     _describe(merged, widths)
-    content = serialise(merged)
-    _run_every_signature(content, tuple(widths))
-    for width in widths.values():
-        run_once(width.fixed)
-    return content, {bits: width.fixed for bits, width in widths.items()}
+    return serialise(merged), {bits: width.fixed for bits, width in widths.items()}
 
 
 def _empty() -> Any:
     merged = schema.ModelT()
     merged.version, merged.description = 3, DESCRIPTION
     merged.buffers = [schema.BufferT()]
-    merged.subgraphs, merged.operatorCodes, merged.signatureDefs, merged.metadata = [], [], [], []
+    merged.subgraphs, merged.operatorCodes, merged.signatureDefs = [], [], []
     return merged
 
 
@@ -138,10 +145,7 @@ def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
         AFFINE: np.array(affine, np.float32),
         OPERATOR_CODES: [list(width.operator_codes) for width in every],
     }
-    for name, content in encode_metadata(facts).items():
-        entry = schema.MetadataT(name, len(merged.buffers))
-        merged.metadata.append(entry)
-        merged.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
+    describe(merged, facts)
 
 
 def _shift_at_run_time(flat: FlatModel, match: _Match) -> None:
