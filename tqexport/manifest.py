@@ -147,8 +147,8 @@ def relative_to(path: Path, folder: Path) -> str:
 def _artifact(entry: dict[str, Any]) -> Artifact:
     for key in ("inputs", "outputs"):
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
-    for key in ("widths", "truncatable_to"):
-        entry[key] = tuple(int(bits) for bits in entry[key])
+    entry["widths"] = tuple(int(bits) for bits in entry["widths"])
+    entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
     if Path(entry["file"]).name != entry["file"]:
         raise ValueError(f"artifact {entry['file']!r} is not in the folder")
     return Artifact(**entry)
