@@ -2,6 +2,7 @@
 
 python benchmarks/main_job.py                            the bundled ResNet-8
 python benchmarks/main_job.py --network resnet20x5       random weights, for the sizes and times of a real network
+python benchmarks/main_job.py --kernel dynamic           the files for integer kernels, against TensorFlow's own
 
 Measured per width: bytes of each artifact; onnxruntime and LiteRT latency, and the time a conversion takes. The peer
 is the plain float32 network: ordinary torch modules, torch.onnx.export, the onnx2tf command line.
@@ -322,6 +323,29 @@ class Bench:
             x = np.random.default_rng(1).standard_normal((1, *shape), np.float32)
             self.timings.append(paired(f"{runtime} latency", str(bits), goal, run_ours(x), run_peer(x), self.pairs))
 
+    def dynamic_width(self, bits: int) -> None:
+        """One width of the files for integer kernels, against TensorFlow's dynamic-range file and the float32 file.
+
+        What they compute is not compared: TensorFlow's file has other weights, rounded once more.
+        """
+        plain = plain_network(self.model, bits)
+        work = self.folder / f"peer-w{bits}"
+        work.mkdir()
+        export_plain(plain, self.model.info.input_shape, work / "plain.onnx")
+        np.save(work / CALIBRATION, np.zeros((20, 128, 128, 3), np.float32))
+        command(["onnx2tf", "-i", "plain.onnx", "-odrqt"], work)
+        command(["tqexport", "tflite", self.exported, "--bits", str(bits), "--kernel", "dynamic"], self.folder)
+        ours = next(self.exported.glob(f"*-w{bits}-dynamic.tflite"))
+        x = np.random.default_rng(1).standard_normal((1, *self.model.info.input_shape), np.float32)
+        ideal, size = ideal_bytes(self.model, plain), ours.stat().st_size
+        for kind, goal in (("dynamic_range_quant", 1.05), ("float32", 0.5)):
+            peer = work / "saved_model" / f"plain_{kind}.tflite"
+            runs = [tflite_runner(file)[1](x) for file in (ours, peer)]
+            self.timings.append(paired(f"LiteRT, {kind} file", str(bits), goal, runs[0], runs[1], self.pairs))
+            if kind == "float32":
+                float_bytes = peer.stat().st_size
+                self.sizes.append(Size(bits, "tflite", size, ideal, size - ideal, size / ideal, float_bytes))
+
     def all_widths(self) -> None:
         """One run of ours for every width, against the runs of the peer so far."""
         ours = seconds(lambda: command(["tqexport", "tflite", self.exported], self.folder), 1)
@@ -355,12 +379,19 @@ def timing_table(timings: list[Timing]) -> Table:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
 @click.option("--network", type=click.Choice(list(NETWORKS)), help="Random weights, in place of a checkpoint.")
+@click.option("--kernel", type=click.Choice(["exact", "dynamic"]), default="exact", show_default=True)
 @click.option("--bits", default="2,4,8", show_default=True, help="Widths, separated by commas.")
 @click.option("--pairs", default=15, show_default=True, type=click.IntRange(1), help="Latency measurements.")
 @click.option("--conversions", default=1, show_default=True, type=click.IntRange(1), help="Conversions per width.")
 @click.option("--json", "document", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JSON file.")
 def main(
-    checkpoint: Path | None, network: str | None, bits: str, pairs: int, conversions: int, document: Path | None
+    checkpoint: Path | None,
+    network: str | None,
+    kernel: str,
+    bits: str,
+    pairs: int,
+    conversions: int,
+    document: Path | None,
 ) -> None:
     """Compare the exports of CHECKPOINT (default: the bundled ResNet-8) with those of the plain float32 network."""
     if checkpoint and network:
@@ -377,14 +408,15 @@ def main(
         bench = Bench(source, widths, folder, pairs, conversions)
         for width in widths:
             click.echo(f"{source.name}: {width} bits ...", err=True)
-            bench.width(width)
-        if len(widths) > 1:
+            bench.width(width) if kernel == "exact" else bench.dynamic_width(width)
+        if len(widths) > 1 and kernel == "exact":
             bench.all_widths()
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(f"{source.name}, one sample at a time on one thread\n")
     console.print(size_table(bench.sizes))
     console.print(timing_table(bench.timings))
-    console.print("Same function as the peer; difference, and what passes, relative to the largest output:")
+    if bench.agreements:
+        console.print("Same function as the peer; difference, and what passes, relative to the largest output:")
     for found in bench.agreements:
         tried = f"input {found.inputs_tried} of {ATTEMPTS}"
         console.print(f"  {found.bits} bits {found.runtime}: {found.error:.1e}, {found.allowed:.1e} ({tried})")

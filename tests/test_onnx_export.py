@@ -77,7 +77,7 @@ def test_a_file_says_what_it_is_and_nothing_of_this_machine(digits, files):
     assert facts["checkpoint_sha256"] == digits.sha256
     assert facts["class_names"] == list("0123456789")
     assert facts["normalization"]["mean"] == pytest.approx(digits.info.normalization.mean)
-    assert model.opset_import[0].version == 18
+    assert model.opset_import[0].version == 20
     assert model.ir_version == 10
     for local in (os.getcwd(), getpass.getuser() + "/", "site-packages", ".py", "pkg.torch"):
         assert local.encode() not in files[4]

@@ -14,7 +14,6 @@ from torch import nn
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare, tflite_export
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
-from tqexport.float_graph import with_float_weights
 from tqexport.litert import open_interpreter
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import coded_weights
@@ -186,7 +185,7 @@ class LearnedScale(nn.Module):
 def test_parameters_that_the_converter_combines(monkeypatch):
     counts = conversions(monkeypatch)
     assert_parity(*convert(randomize_(prepare(LearnedScale(), (1, 4, 8)), 9), (2, 8, 9)))
-    assert counts == [1, 3]
+    assert counts == [1, 4]  # each width by itself, and one to see that it is the same function
 
 
 def test_a_layer_whose_codes_are_not_found_is_named(exported_once):
@@ -195,16 +194,57 @@ def test_a_layer_whose_codes_are_not_found_is_named(exported_once):
         put_codes_back(flat, coded_weights(onnx.load(exported_once / "out" / "ckpt-w4.onnx")))
 
 
-def test_what_onnx2tf_cannot_convert_is_refused(exported_once):
-    model = onnx.load(exported_once / "out" / "ckpt-w8.onnx")
-    folded = with_float_weights(model, coded_weights(model))
-    for node in model.graph.node:
-        if node.op_type == "GlobalAveragePool" or node.op_type == "ReduceMean":
-            node.op_type = "Det"
-            del node.input[1:], node.attribute[:]
-    assert len(folded.graph.node) < len(model.graph.node)
-    with pytest.raises(ConversionError, match=r"onnx2tf could not convert the network"):
-        convert_to_tflite([model])
+class Ending(nn.Module):
+    """Two convolutions and then whatever there is to try."""
+
+    def __init__(self, ending):
+        super().__init__()
+        self.first, self.conv, self.act, self.ending = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3), nn.ReLU(), ending
+
+    def forward(self, x):
+        return self.ending(self.conv(self.act(self.first(x))))
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+def convert_ending(ending):
+    return convert(randomize_(prepare(Ending(ending), (2, 8), float_layers=["first"]), 4), (3, 9, 10), (2, 8))
+
+
+def test_operators_between_layers():
+    ending = nn.Sequential(
+        nn.GELU(), nn.Conv2d(8, 8, 1), nn.Softplus(), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.SiLU(),
+        nn.Upsample(scale_factor=2), nn.PixelShuffle(2), nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.PReLU(),
+        nn.Conv2d(2, 4, (1, 2)), nn.InstanceNorm2d(4), nn.Hardsigmoid(), nn.AvgPool2d(2, ceil_mode=True),
+        nn.ConvTranspose2d(4, 3, 3, stride=2), nn.Mish(), nn.Flatten(), nn.LogSoftmax(1),
+    )  # fmt: skip
+    assert_parity(*convert_ending(ending))
+
+
+def test_an_output_that_keeps_its_axes_is_said_to():
+    model, files = convert_ending(Function(lambda x: x.flatten(2).softmax(-1)))
+    assert_parity(model, files)
+    flat = FlatModel(files[8])
+    assert json.loads(flat.metadata(METADATA_NAME))["channels_first"] == ["output"]
+    assert list(flat.tensor(flat.graph.outputs[0]).shape) == [1, 8, 30]
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        (Function(lambda x: torch.erf(x)), r"operators that TFLite does not: Erf \(ending/Erf\)"),
+        (Function(lambda x: x.flatten(1).topk(3)[0]), r"onnx2tf could not convert the network: at ending/TopK"),
+        (Function(lambda x: x.cumsum(2)), r"changed what the network computes: output .* CumSum \(ending/CumSum"),
+    ],
+    ids=["known before", "onnx2tf fails", "onnx2tf gets it wrong"],
+)
+def test_what_cannot_be_converted_is_refused_by_name(ending, words):
+    with pytest.raises(ConversionError, match=words):
+        convert_ending(ending)
 
 
 def test_damaged_files_are_refused(exported_once):

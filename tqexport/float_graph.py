@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from tqexport.onnx_file import CodedWeight
+from tqexport.onnx_file import CONSTANT_PREFIX, CodedWeight
 
 __all__ = ["for_one_sample", "with_float_weights", "without_batch_norms"]
 
@@ -117,12 +117,36 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network with a batch of 1; onnx2tf gets slices wrong where the batch is free."""
+    """The same network with a batch of 1, and what follows from that alone computed.
+
+    onnx2tf gets slices wrong where the batch is free, cannot compute shapes, and has no CastLike.
+    """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for value in (*changed.graph.input, *changed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    return changed
+    if not {"Shape", "CastLike"} & {node.op_type for node in changed.graph.node}:
+        return changed
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+    from onnxscript.optimizer import fold_constants
+
+    there = {tensor.name for tensor in changed.graph.initializer}
+    of_the_network = {name for name in there if not name.startswith(CONSTANT_PREFIX)}
+    graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(changed, data_prop=True))
+
+    def depends_on_it(node: ir.Node) -> bool:  # that would differ from width to width
+        return any(value is not None and value.name in of_the_network for value in node.inputs)
+
+    fold_constants(graph_model, should_fold=lambda node: False if depends_on_it(node) else None)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph_model)
+    passes.RemoveUnusedNodesPass()(graph_model)
+    initializers = graph_model.graph.initializers
+    for name in [name for name in initializers if name not in there]:
+        initializer = initializers.pop(name)
+        initializer.name = f"{CONSTANT_PREFIX}{name}"
+        initializers.add(initializer)
+    return ir.to_proto(graph_model)
 
 
 def _gain_and_shift(

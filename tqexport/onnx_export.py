@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from onnxscript import opset18 as op
+from onnxscript import opset20 as op
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
@@ -31,7 +31,7 @@ from tqexport.truncation import FLOAT_BITS
 
 __all__ = ["OPSET", "Template", "capture", "export_onnx", "render"]
 
-OPSET = 18
+OPSET = 20
 IR_VERSION = 10  # what every onnxruntime of the last years reads
 
 

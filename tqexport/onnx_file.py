@@ -23,6 +23,7 @@ INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 METADATA_PREFIX = "tqexport."
 CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
+LEVELS_SUFFIX = ".levels"  # the number of steps of an activation quantiser
 _CODES = ".codes"
 
 
@@ -126,5 +127,5 @@ def activation_outputs(model: onnx.ModelProto) -> list[str]:
     return [
         node.input[0]
         for node in model.graph.node
-        if node.op_type == "Div" and node.input[0] in rounded and node.input[1].endswith(".levels")
+        if node.op_type == "Div" and node.input[0] in rounded and node.input[1].endswith(LEVELS_SUFFIX)
     ]

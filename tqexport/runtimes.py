@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
 from tqexport.litert import open_interpreter
 from tqexport.tflite_codes import stored_integers
+from tqexport.tflite_file import CHANNELS_FIRST, METADATA_NAME
 
 __all__ = ["RuntimeRun", "run_onnx", "run_tflite"]
 
@@ -84,7 +86,8 @@ def run_tflite(content: bytes, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
     except ConversionError as error:
         raise InputError(str(error)) from error
     codes = stored_integers(flat)
-    outputs = _tflite_outputs(content, inputs)[0]
+    kept = channels_first(flat)
+    outputs = _tflite_outputs(content, inputs, kept)[0]
     rounded = {
         int(operator.outputs[0]): flat.name(operator.outputs[0])
         for operator in flat.graph.operators
@@ -92,7 +95,7 @@ def run_tflite(content: bytes, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
     }
     flat.graph.outputs = np.array([*flat.graph.outputs, *rounded], np.int32)
     flat.model.signatureDefs = None
-    traced, *inside = _tflite_outputs(flat.pack(), inputs)
+    traced, *inside = _tflite_outputs(flat.pack(), inputs, kept)
     return RuntimeRun("LiteRT", codes, dict(zip(rounded.values(), inside, strict=True)), traced, outputs)
 
 
@@ -116,8 +119,15 @@ def _onnx_outputs(content: bytes, inputs: npt.NDArray[np.float32], batchless: in
     ]
 
 
-def _tflite_outputs(content: bytes, inputs: npt.NDArray[np.float32]) -> list[Array]:
-    """Every output of a file over all samples, one at a time, channels first."""
+def channels_first(flat: FlatModel) -> Collection[str]:
+    """Names of the values of a file that are channels first, where all others are channels last."""
+    described = flat.metadata(METADATA_NAME)
+    kept: Collection[str] = json.loads(described).get(CHANNELS_FIRST, ()) if described else ()
+    return kept
+
+
+def _tflite_outputs(content: bytes, inputs: npt.NDArray[np.float32], kept: Collection[str]) -> list[Array]:
+    """Every output of a file over all samples, one at a time, channels first, as those ``kept`` are in the file."""
     interpreter = open_interpreter(content)
     try:
         detail = interpreter.get_input_details()[0]
@@ -130,9 +140,11 @@ def _tflite_outputs(content: bytes, inputs: npt.NDArray[np.float32]) -> list[Arr
             interpreter.set_tensor(detail["index"], sample[None])
             interpreter.invoke()
             collected.append([interpreter.get_tensor(out["index"]) for out in interpreter.get_output_details()])
+        names = [detail["name"] for detail in interpreter.get_output_details()]
     except (RuntimeError, ValueError) as error:
         raise InputError(f"LiteRT does not run the file: {error}") from error
-    return [_channels_first(np.concatenate(parts)) for parts in zip(*collected, strict=True)]
+    values = [np.concatenate(parts) for parts in zip(*collected, strict=True)]
+    return [value if name in kept else _channels_first(value) for name, value in zip(names, values, strict=True)]
 
 
 def _channels_last(x: Array) -> Array:

@@ -194,10 +194,11 @@ def facts_by_width(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the fixed files say of themselves, as the run-time file says it.
 
     Args:
-        every: The facts of each width, in the order of the widths; they have the same keys.
+        every: The facts of each width, in the order of the widths; None stands for a fact that a width lacks.
     """
+    keys = {key: None for facts in every for key in facts}
     shared = {key: value for key, value in every[0].items() if all(facts.get(key) == value for facts in every)}
-    return {**shared, BY_WIDTH: {key: [facts[key] for facts in every] for key in every[0] if key not in shared}}
+    return {**shared, BY_WIDTH: {key: [facts.get(key) for facts in every] for key in keys if key not in shared}}
 
 
 def encode_fact(value: Any) -> str:

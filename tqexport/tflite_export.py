@@ -26,9 +26,10 @@ from tqexport.float_graph import for_one_sample, with_float_weights, without_bat
 from tqexport.litert import open_interpreter
 from tqexport.manifest import Kernel
 from tqexport.onnx_file import INPUT_NAME, OUTPUT_NAME, CodedWeight, coded_weights, read_metadata
+from tqexport.tflite_check import channels_first_values, refuse_operators, with_fine_levels
 from tqexport.tflite_codes import put_codes_back
-from tqexport.tflite_file import METADATA_NAME, finish_fixed
-from tqexport.tflite_template import graph_key, locate_parameters, parameters, with_fingerprints
+from tqexport.tflite_file import CHANNELS_FIRST, METADATA_NAME, finish_fixed
+from tqexport.tflite_template import TfliteTemplate, graph_key, locate_parameters, parameters, with_fingerprints
 
 __all__ = ["METADATA_NAME", "FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
 
@@ -88,26 +89,41 @@ def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
         for_one_sample(without_batch_norms(with_float_weights(model, found)))
         for model, found in zip(models, weights, strict=True)
     ]
-    for model, found, flat in zip(models, weights, _converted(floats), strict=True):
-        _check_operators(flat)
-        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
-        yield FloatNetwork(flat, found, {**read_metadata(model), "layout": LAYOUT})
+    for model, found, (flat, channels_first) in zip(models, weights, _converted(floats), strict=True):
+        facts = {**read_metadata(model), "layout": LAYOUT}
+        yield FloatNetwork(flat, found, facts | ({CHANNELS_FIRST: channels_first} if channels_first else {}))
 
 
-def _converted(models: Sequence[onnx.ModelProto]) -> Iterator[FlatModel]:
-    """Float networks in TFLite; those that differ in their parameters alone are converted once."""
+def _converted(models: Sequence[onnx.ModelProto]) -> Iterator[tuple[FlatModel, list[str]]]:
+    """Float networks in TFLite, with the values in them that are channels first all the same.
+
+    Networks that differ in their parameters alone are converted once.
+    """
     keys = [graph_key(model) for model in models]
+    for model in models:
+        refuse_operators(model)
     graphs = {key: with_fingerprints(model) for key, model in zip(keys, models, strict=True)}
     converted = _run_onnx2tf(list(graphs.values()))
     templates = {
         key: locate_parameters(content, graph) for (key, graph), content in zip(graphs.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = [i for i, key in enumerate(keys) if templates[key] is None]
-    single = dict(zip(singly, _run_onnx2tf([models[i] for i in singly]) if singly else [], strict=True))
-    for i, key in enumerate(keys):
-        template = templates[key]
-        yield FlatModel(single[i]) if template is None else template.fill(parameters(models[i]))
+    singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
+    fine = {key: with_fine_levels(model) for key, model in zip(keys, models, strict=True)}
+    unknown = [fine[key] for key, template in templates.items() if template is None]
+    single = iter(_run_onnx2tf(unknown + singly) if singly else [])
+
+    def written(template: TfliteTemplate | None, model: onnx.ModelProto) -> FlatModel:
+        flat = FlatModel(next(single)) if template is None else template.fill(parameters(model))
+        _check_operators(flat)
+        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
+        return flat
+
+    channels_first = {
+        key: channels_first_values(fine[key], written(template, fine[key])) for key, template in templates.items()
+    }
+    for model, key in zip(models, keys, strict=True):
+        yield written(templates[key], model), channels_first[key]
 
 
 def run_once(content: bytes) -> None:
@@ -161,7 +177,9 @@ def _last_words(returncode: int, printed: str) -> str:
         return f"it was ended by {signal.Signals(-returncode).name} (is there enough memory?)"
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()]
-    return (telling or lines or ["it printed nothing"])[-1][:300] + " (--verbose shows all that it printed)"
+    operator = re.search(r"onnx_op_name: (\S+)", printed)
+    where = f"at {operator[1]}: " if operator else ""
+    return where + (telling or lines or ["it printed nothing"])[-1][:300] + " (--verbose shows all that it printed)"
 
 
 def _check_operators(flat: FlatModel) -> None:

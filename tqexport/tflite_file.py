@@ -19,6 +19,7 @@ from tqexport.flatbuffer_writing import serialise
 from tqexport.switching import AFFINE, WEIGHTS, WIDTHS
 
 __all__ = [
+    "CHANNELS_FIRST",
     "DESCRIPTION",
     "METADATA_NAME",
     "TABLES_NAME",
@@ -35,6 +36,7 @@ __all__ = [
 DESCRIPTION = "tqexport"
 METADATA_NAME = "tqexport"
 TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.tflite_truncatable
+CHANNELS_FIRST = "channels_first"  # the fact that lists values of three axes or more in PyTorch's axis order
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
 _FIXED_SIGNATURE = "serving_default"
 

@@ -21,7 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.flatbuffer import FlatModel
-from tqexport.onnx_file import CONSTANT_PREFIX
+from tqexport.onnx_file import CONSTANT_PREFIX, LEVELS_SUFFIX
 from tqexport.tflite_codes import TO_TORCH, filters
 
 __all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
@@ -123,7 +123,7 @@ def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteT
     """
     flat = FlatModel(content)
     known = parameters(fingerprinted)
-    steps = {name: value for name, value in known.items() if name.endswith(".levels")}
+    steps = {name: value for name, value in known.items() if name.endswith(LEVELS_SUFFIX)}
     kinds = filters(flat)
     places: dict[int, _Place] = {}
     for index in range(len(flat.graph.tensors)):

@@ -234,4 +234,4 @@ def _belongs_to_switch(node: onnx.NodeProto) -> bool:
 def _fixed_facts(facts: Mapping[str, Any], row: int) -> dict[str, Any]:
     """What the fixed file of one width says of itself, from what a file with several says."""
     own = {key: value for key, value in facts.items() if key not in SWITCH_FACTS}
-    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items()}}
+    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items() if values[row] is not None}}

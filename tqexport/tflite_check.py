@@ -1,0 +1,156 @@
+"""Does the network that the converter wrote compute what it was given? And where are its channels?
+
+onnx2tf guesses which axis holds channels, and on some operators it guesses wrong without a word. So the converted graph
+is run once against onnxruntime before anything is made of it, with so many activation levels that rounding does not
+matter. Where a value of three axes or more keeps PyTorch's order in the file, that is found on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from tqexport.errors import ConversionError, InputError
+from tqexport.flatbuffer import FlatModel
+from tqexport.litert import open_interpreter
+from tqexport.onnx_file import LEVELS_SUFFIX, OUTPUT_NAME
+
+__all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
+
+TOLERANCE = 1e-3  # of a value's largest element; a wrong axis is off by a tenth and more
+
+_FINE = np.float32(2**20)
+_ORDINARY = {"Add", "BatchNormalization", "Clip", "Conv", "Div", "Flatten", "Gemm", "Identity", "Mul", "Relu", "Round"}
+# What onnx2tf converts, but to what plain TFLite files cannot hold.
+_BEYOND_TFLITE = {"Det", "Erf", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"}
+
+Array = npt.NDArray[Any]
+
+
+def refuse_operators(model: onnx.ModelProto) -> None:
+    """Refuse a network that cannot be converted before the time is spent on trying.
+
+    Raises:
+        ConversionError: It has an operator that onnx2tf or TFLite lacks; it names each place.
+    """
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec("onnx2tf")
+    folders = [Path(folder, "ops") for folder in (spec and spec.submodule_search_locations) or ()]
+    known = {file.stem for folder in folders for file in folder.glob("*.py")}
+    lacking: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type not in known or node.op_type in _BEYOND_TFLITE:
+            lacking.setdefault(node.op_type, []).append(node.name)
+    if lacking:
+        places = "; ".join(f"{kind} ({', '.join(names[:3])})" for kind, names in lacking.items())
+        raise ConversionError(
+            f"the network has operators that TFLite does not: {places}; replace them, or deploy the network as ONNX"
+        )
+
+
+def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network with 2^20 levels in each activation quantiser, so that it is all but continuous."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name.endswith(LEVELS_SUFFIX):
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), _FINE), tensor.name))
+    return changed
+
+
+def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
+    """Run a network before and after conversion, and compare its output and its rounded activations.
+
+    Args:
+        model: The network as the converter got it, for one sample, with fine levels: where they are few, rounding may
+            go either way.
+        flat: As the converter wrote it, values named as in ``model``; left as it is.
+
+    Returns:
+        Names of the values of three axes or more that have the same axis order in both; all others are channels last
+        in the file.
+
+    Raises:
+        ConversionError: The two compute different things.
+    """
+    kept = []
+    for name, expected, found in _values(model, flat):
+        if expected.size != found.size:
+            raise ConversionError(f"the converter gave {name} the shape {found.shape}, where it is {expected.shape}")
+        largest = max(float(np.abs(expected).max()), 1e-30)
+        same, moved = (
+            float(np.abs(expected - value.reshape(expected.shape)).max()) / largest
+            for value in (found, np.moveaxis(found, -1, 1) if found.ndim > 2 else found)
+        )
+        if same < moved:
+            kept.append(name)
+        if not min(same, moved) <= TOLERANCE:
+            raise ConversionError(
+                f"onnx2tf changed what the network computes: {name} is off by {min(same, moved):.1%} of its largest "
+                f"value{_suspects(model, name)}; replace the operator, or deploy the network as ONNX"
+            )
+    return kept
+
+
+def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Array, Array]]:
+    """Name, value by onnxruntime and value by LiteRT: activations first, in the order they are computed."""
+    rounds = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    expected = _run_onnx(model, rounds, x)
+    found = _run_tflite(flat, np.moveaxis(x, 1, -1) if x.ndim > 2 else x)
+    for name in (*rounds, OUTPUT_NAME):
+        if name in found:  # the converter drops what the output does not depend on
+            yield name, expected[name], found[name]
+
+
+def _run_onnx(model: onnx.ModelProto, names: Sequence[str], x: Array) -> dict[str, Array]:
+    import onnxruntime as ort
+
+    traced = onnx.ModelProto()
+    traced.CopyFrom(model)
+    traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # slower to run, quicker to load
+    ort.disable_telemetry_events()
+    session = ort.InferenceSession(traced.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = session.run(None, {session.get_inputs()[0].name: x})
+    return dict(zip((OUTPUT_NAME, *names), values, strict=True))
+
+
+def _run_tflite(flat: FlatModel, x: Array) -> dict[str, Array]:
+    outputs, signatures = flat.graph.outputs, flat.model.signatureDefs
+    rounds = [int(each.outputs[0]) for each in flat.graph.operators if flat.operator_name(each) == "ROUND"]
+    flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounds], np.int32), None
+    try:
+        interpreter = open_interpreter(flat.pack())
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ascontiguousarray(x))
+        interpreter.invoke()
+    except (InputError, RuntimeError, ValueError) as error:
+        raise ConversionError(f"LiteRT does not run what onnx2tf wrote: {error}") from error
+    finally:
+        flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
+    return {each["name"]: interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()}
+
+
+def _suspects(model: onnx.ModelProto, name: str) -> str:
+    """The less ordinary operators between a value and the activations before it."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    waiting, seen = [name], set()
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None or node.name in seen or (node.op_type == "Round" and node.output[0] != name):
+            continue
+        seen.add(node.name)
+        waiting.extend(node.input)
+    found = [node for node in model.graph.node if node.name in seen and node.op_type not in _ORDINARY]
+    return f", by {', '.join(f'{node.op_type} ({node.name})' for node in found[:5])}" if found else ""
