@@ -134,17 +134,19 @@ class _LiteRT(_Engine):
         from tqexport.litert import open_interpreter
 
         self._interpreter: Any = open_interpreter(content, threads=threads)
-        self._input = self._interpreter.get_input_details()[0]
+        details = self._interpreter.get_input_details()[0]
+        self._input, self._shape = details["index"], tuple(int(n) for n in details["shape"][1:])
         self._output = self._interpreter.get_output_details()[0]["index"]
 
     def run(self, batch: Array) -> Array:
-        wanted = tuple(int(n) for n in self._input["shape"][1:])
-        if not len(batch) or batch.shape[1:] != wanted:
-            raise InputError(f"the file takes samples of shape {wanted}, channels last, not {batch.shape[1:]}")
+        if not len(batch) or batch.shape[1:] != self._shape:
+            raise InputError(f"the file takes samples of shape {self._shape}, channels last, not {batch.shape[1:]}")
+        if len(batch) == 1:
+            return self._run_one(batch)
         return np.concatenate([self._run_one(sample[None]) for sample in batch])
 
     def _run_one(self, sample: Array) -> Array:
-        self._interpreter.set_tensor(self._input["index"], sample)
+        self._interpreter.set_tensor(self._input, sample)
         self._interpreter.invoke()
         output: Array = self._interpreter.get_tensor(self._output)
         return output

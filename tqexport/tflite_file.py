@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -38,6 +39,7 @@ METADATA_NAME = "tqexport"
 TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.tflite_truncatable
 CHANNELS_FIRST = "channels_first"  # the fact that lists values of three axes or more in PyTorch's axis order
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
+_NO_FILE = "is not a valid TFLite file of tqexport; export it again"
 _FIXED_SIGNATURE = "serving_default"
 
 
@@ -63,15 +65,46 @@ def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
         InputError: It is damaged, or tqexport did not write it.
     """
     try:
-        model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+        reader = _Reader()
+        reader.Init(content, flatbuffers.encode.Get(flatbuffers.packer.uoffset, content, 0))
+        model: Any = schema.ModelT.InitFromObj(reader)
+        model.subgraphs = _Subgraphs(reader)
         named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
         facts = json.loads(bytes(named[METADATA_NAME]))
         if WIDTHS in facts:
             shape = len(facts[WEIGHTS]), len(facts[WIDTHS]), 2
             facts[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(shape)
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
-        raise InputError("is not a valid TFLite file of tqexport; export it again") from error
+        raise InputError(_NO_FILE) from error
     return model, facts
+
+
+class _Reader(schema.Model):  # type: ignore[misc]
+    """A file whose subgraphs are left for :class:`_Subgraphs`."""
+
+    def SubgraphsIsNone(self) -> bool:  # noqa: N802 - the generated code's name
+        return True
+
+
+class _Subgraphs(Sequence[Any]):
+    """The subgraphs of a file, unpacked when asked for: who needs one width need not wait for eight."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._unpacked: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._reader.SubgraphsLength())
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index not in self._unpacked:
+            try:
+                self._unpacked[index] = schema.SubGraphT.InitFromObj(self._reader.Subgraphs(index))
+            except Exception as error:  # as in unpack
+                raise InputError(_NO_FILE) from error
+        return self._unpacked[index]
 
 
 def encode_metadata(facts: Mapping[str, Any]) -> dict[str, bytes]:
