@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tqexport.manifest import Artifact
 
 __all__ = [
+    "RUN_TIME_IS_TRUNCATABLE",
     "Output",
     "Widths",
     "checkpoint_options",
@@ -35,6 +36,7 @@ __all__ = [
     "widths_option",
 ]
 
+RUN_TIME_IS_TRUNCATABLE = "A file made with --bits runtime can always be truncated; leave --truncatable out."
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 
@@ -193,7 +195,8 @@ class Output:
 
 def say_artifact(output: Output, folder: Path, artifact: Artifact) -> None:
     """One line per file written."""
-    output.say(f"{folder / artifact.file}  {artifact.bytes:,} bytes, {artifact.layout}")
+    cut = f", can be truncated to {', '.join(map(str, artifact.truncatable_to))}" if artifact.truncatable_to else ""
+    output.say(f"{folder / artifact.file}  {artifact.bytes:,} bytes, {artifact.layout}{cut}")
 
 
 def run_and_exit(cli: click.Group) -> int:

@@ -11,29 +11,41 @@ from .common import Output, Widths, output_options, widths_option
 
 @click.command("truncate")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@widths_option("all that ARTIFACT holds", default="all")
+@widths_option("all that can be cut from ARTIFACT", default="all")
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: beside ARTIFACT."
 )
 @output_options
 def command(artifact: Path, widths: Widths, folder: Path | None, as_json: bool, verbose: bool) -> None:
-    """Cut ARTIFACT, a file made with --bits runtime, to files of one width each.
+    """Cut ARTIFACT to files of one width each.
 
-    Needs neither the checkpoint nor PyTorch. The files are, byte for byte, those that a direct export gives.
+    ARTIFACT was made with --bits runtime, or with --truncatable. An ONNX file of any width gives every other; a TFLite
+    file of B bits gives those below B, because it stores no more of the codes. Needs neither the checkpoint nor
+    PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives.
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {artifact}"):
+        from tqexport.errors import UsageError
         from tqexport.files import ensure_folder, write_bytes
         from tqexport.truncate import artifact_widths, truncate_file
 
-        available, _ = artifact_widths(artifact)
+        held = artifact_widths(artifact)
         folder = folder or artifact.parent
         ensure_folder(folder)
     written = []
-    for bits in widths.resolve(available):
+    for bits in widths.resolve([bits for bits in held.widths if bits != held.own] or held.widths):
         content = truncate_file(artifact, bits)
-        target = folder / f"{artifact.stem}-w{bits}{artifact.suffix}"
+        target = folder / _name(artifact, held.own, bits)
+        if target.is_file() and target.read_bytes() != content:
+            raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
         write_bytes(target, content)
         output.say(f"{target}  {len(content):,} bytes")
         written.append({"file": str(target), "width": bits, "bytes": len(content)})
     output.document({"artifact": str(artifact), "written": written})
+
+
+def _name(artifact: Path, own: int | None, bits: int) -> str:
+    """What a direct export of the width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
+    kernel = "-dynamic" if artifact.stem.endswith("-dynamic") else ""
+    stem = artifact.stem.removesuffix(kernel).removesuffix(f"-w{own}")
+    return f"{stem}-w{bits}{kernel}{artifact.suffix}"

@@ -156,7 +156,7 @@ def test_layer_kinds_and_a_channel_that_batch_norm_silenced():
 
 def test_bias_correction_and_widths_of_different_activation_kinds():
     scheme = Scheme(bias_correction=True)
-    network = randomize_(prepare(Layers(), (1, 4, 8), scheme=scheme), 3)
+    network = randomize_(prepare(Layers(), (1, 4, 8), scheme=scheme), 4)
     assert_right(*convert(network, (3, 9, 10), (1, 4, 8), scheme, (1, 4, 32)))
 
 

@@ -1,11 +1,15 @@
 """Serialising TFLite models: no buffer that nothing uses, nothing equal twice, and constants aligned.
 
+The subgraphs of one network at several widths are the same tensors and operators but for the constants, so most of
+them are written once, too.
+
 The schema wants the bytes of a buffer at a multiple of 16 (``force_align``), which the generated Python code does not
 see to; kernels with vector loads on small processors rely on it.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import flatbuffers
@@ -13,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["serialise"]
+__all__ = ["serialise", "write"]
 
 _ALIGNMENT = 16
 
@@ -37,9 +41,44 @@ def serialise(model: Any) -> bytes:
             kept.append(schema.BufferT(np.frombuffer(content, np.uint8)))
         holder.buffer = where[content]
     model.buffers = kept
+    return write(model)
+
+
+def write(model: Any) -> bytes:
+    """Serialise the schema's model object with its buffers as they are."""
     builder = _Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
+    builder.Finish((_sharing(model) if len(model.subgraphs) > 1 else model).Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _sharing(model: Any) -> Any:
+    """A shallow copy of a model in which the equal tensors and operators of its subgraphs are one object."""
+    known: dict[bytes, _Once] = {}
+
+    def once(part: Any) -> _Once:
+        alone = flatbuffers.Builder(256)
+        alone.Finish(part.Pack(alone))
+        return known.setdefault(bytes(alone.Output()), _Once(part))
+
+    shared = copy.copy(model)
+    shared.subgraphs = [copy.copy(graph) for graph in model.subgraphs]
+    for graph in shared.subgraphs:
+        graph.tensors = [once(tensor) for tensor in graph.tensors]
+        graph.operators = [once(operator) for operator in graph.operators]
+    return shared
+
+
+class _Once:
+    """A part of a model that is written where it is first met; later it is a reference to there."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+        self._offset: int | None = None
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802 - the generated code's name
+        if self._offset is None:
+            self._offset = int(self._part.Pack(builder))
+        return self._offset
 
 
 class _Builder(flatbuffers.Builder):  # type: ignore[misc]

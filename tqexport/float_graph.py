@@ -151,8 +151,9 @@ def for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _gain_and_shift(
     node: onnx.NodeProto, values: dict[str, npt.NDArray[np.float32]]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     weight, bias, mean, variance = (values[name].astype(np.float64) for name in node.input[1:5])
     epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
-    gain = weight / np.sqrt(variance + epsilon)
+    # As float32, so that whoever multiplies float32 weights by the stored gain gets the same float32 numbers.
+    gain = (weight / np.sqrt(variance + epsilon)).astype(np.float32)
     return gain, bias - mean * gain

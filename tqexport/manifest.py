@@ -44,6 +44,7 @@ class Artifact:
         inputs: Its inputs.
         outputs: Its outputs.
         kernel: ``exact``, or ``dynamic`` for a TFLite file whose kernels round their input to 8 bits.
+        truncatable_to: The other widths that can be cut from a fixed file.
     """
 
     file: str
@@ -55,6 +56,7 @@ class Artifact:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     kernel: Kernel = "exact"
+    truncatable_to: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
     for key in ("inputs", "outputs"):
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
     entry["widths"] = tuple(int(bits) for bits in entry["widths"])
+    entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
     if Path(entry["file"]).name != entry["file"]:
         raise ValueError(f"artifact {entry['file']!r} is not in the folder")
     return Artifact(**entry)

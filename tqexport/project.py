@@ -103,16 +103,28 @@ class Project:
         found = {bits for _, manifest in self._exports() for a in manifest.artifacts for bits in a.widths}
         return tuple(sorted(found)) or (DEFAULT_WIDTH,)
 
-    def export_onnx(self, widths: Sequence[int]) -> Iterator[Artifact]:
+    def export_onnx(self, widths: Sequence[int], *, truncatable: bool = False) -> Iterator[Artifact]:
         """Write ``NAME-wB.onnx`` for each width and enter it into the manifest.
 
+        Args:
+            widths: The widths.
+            truncatable: Keep the tables of all other widths in each file, so that they can be cut from it.
+
         Raises:
-            InputError: The checkpoint lacks a width.
+            InputError: The checkpoint lacks a width, or other widths cannot be cut from its files.
             HostError: The folder cannot be written.
         """
         ensure_folder(self.folder)
-        for bits, content in self.onnx_bytes(widths):
-            yield self._keep(self._artifact("onnx", (bits,), content), content)
+        files = self.onnx_bytes(widths)
+        if truncatable:
+            from tqexport.truncatable import truncatable_onnx
+
+            self._check_truncatable(widths)
+            files = truncatable_onnx(self.onnx_bytes(self.widths), widths)
+        for bits, content in files:
+            others = tuple(other for other in self.widths if other != bits) if truncatable else ()
+            artifact = self._artifact("onnx", (bits,), content)
+            yield self._keep(replace(artifact, truncatable_to=others), content)
 
     def onnx_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Each width with its ONNX file, from the checkpoint."""
@@ -128,19 +140,33 @@ class Project:
                     self._exported.update([next(exports)])
             yield bits, self._exported[bits]
 
-    def export_tflite(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[Artifact]:
+    def export_tflite(
+        self, widths: Sequence[int], kernel: Kernel = "exact", *, truncatable: bool = False
+    ) -> Iterator[Artifact]:
         """Write ``NAME-wB.tflite`` (``NAME-wB-dynamic.tflite``) for each width and enter it into the manifest.
 
         The ONNX files of the folder are converted; widths without one are exported on the way.
 
+        Args:
+            widths: The widths.
+            kernel: See :func:`tqexport.tflite_codes.put_codes_back`.
+            truncatable: Keep the tables of all narrower widths in each file, so that they can be cut from it.
+
         Raises:
-            InputError: The checkpoint lacks a width, or an ONNX file was changed.
+            InputError: The checkpoint lacks a width, an ONNX file was changed, or other widths cannot be cut from the
+                files.
             ConversionError: The network cannot be converted.
             HostError: The folder cannot be written.
         """
         ensure_folder(self.folder)
-        for bits, content in self.tflite_bytes(widths, kernel):
-            yield self._keep(self._artifact("tflite", (bits,), content, kernel), content)
+        if truncatable:
+            self._check_truncatable(widths)
+        for bits, content in (self._truncatable_tflite if truncatable else self.tflite_bytes)(widths, kernel):
+            narrower = tuple(other for other in self.widths if other < bits) if truncatable else ()
+            if truncatable and not narrower:
+                _log.warning("nothing can be cut from the TFLite file of the narrowest width, %d", bits)
+            artifact = self._artifact("tflite", (bits,), content, kernel)
+            yield self._keep(replace(artifact, truncatable_to=narrower), content)
 
     def export_run_time_onnx(self) -> Artifact:
         """Write ``NAME.onnx``, which holds every width of the checkpoint, and enter it into the manifest.
@@ -183,6 +209,31 @@ class Project:
             converted = convert_to_tflite(models, kernel)
         yield from zip(widths, converted, strict=True)
 
+    def _truncatable_tflite(self, widths: Sequence[int], kernel: Kernel) -> Iterator[tuple[int, bytes]]:
+        """Each width with its TFLite file, which has the tables of all narrower ones."""
+        from tqexport.tflite_export import run_once
+        from tqexport.tflite_switching import merge_tflite
+        from tqexport.tflite_truncatable import truncatable_tflite
+
+        needed = tuple(bits for bits in self.widths if bits <= max(widths))
+        if len(needed) == 1:
+            yield from self.tflite_bytes(widths, kernel)
+            return
+        models = self._onnx_models(needed)
+        with self.step(f"Converting {len(models)} widths to TFLite"):
+            files = truncatable_tflite(*merge_tflite(models, kernel), widths)
+            for content in files.values():
+                run_once(content)
+        yield from files.items()
+
+    def _check_truncatable(self, widths: Sequence[int]) -> None:
+        from tqexport.switching import check_switchable
+
+        check_switchable(self.widths, self.quantizer)
+        for bits in widths:
+            if bits not in self.widths:
+                self.model.check_width(bits)
+
     def _onnx_models(self, widths: Sequence[int]) -> list[onnx.ModelProto]:
         """The ONNX model of each width, from the folder or the checkpoint."""
         import onnx
@@ -191,8 +242,9 @@ class Project:
         for bits in widths:
             if path := self.find("onnx", bits):
                 from tqexport.onnx_file import read_onnx
+                from tqexport.truncatable import without_tables
 
-                models[bits] = read_onnx(path)
+                models[bits] = without_tables(read_onnx(path))
         for bits, content in self.onnx_bytes([bits for bits in widths if bits not in models]):
             models[bits] = onnx.load_from_string(content)
         return [models[bits] for bits in widths]

@@ -25,9 +25,10 @@ class SwitchableModel:
     """An artifact of tqexport whose width can be set between two runs.
 
     A run-time file (``NAME.onnx``, ``NAME.tflite``) has every width that it was exported with, a fixed one
-    (``NAME-w4.onnx``) has its own. The file's content is kept once; a width becomes the fixed network of that width
-    when it is first run, so a run takes as long as with a fixed file. Each width that was run holds a session or
-    interpreter of its own until :meth:`release`. Not for several threads at once.
+    (``NAME-w4.onnx``) has its own, and with the tables of other widths (``--truncatable``) those, too.
+    The file's content is kept once; a width becomes the fixed network of that width when it is first run, so a run
+    takes as long as with a fixed file. Each width that was run holds a session or interpreter of its own until
+    :meth:`release`. Not for several threads at once.
 
     Example::
 
@@ -41,19 +42,20 @@ class SwitchableModel:
 
         Args:
             source: The file or its content.
-            bits: The width to start with; default the widest.
+            bits: The width to start with; default that of a fixed file, the widest of a run-time file.
             threads: Threads that one run uses.
 
         Raises:
             InputError: The file is missing, damaged or not of tqexport, or lacks the width.
         """
         path = Path(source) if isinstance(source, str) else source
-        self._widths, self._several = artifact_widths(path)
+        held = artifact_widths(path)
+        self._widths, self._truncatable = held.widths, held.truncatable
         self._content = path if isinstance(path, bytes) else path.read_bytes()
         self._engine = _LiteRT if is_tflite(self._content) else _OnnxRuntime
         self._threads = threads
         self._engines: dict[int, _Engine] = {}
-        self.bits = self._widths[-1] if bits is None else bits
+        self.bits = (held.own or self._widths[-1]) if bits is None else bits
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -86,7 +88,7 @@ class SwitchableModel:
             InputError: The runtime does not take the file or the batch.
         """
         if self._bits not in self._engines:
-            content = truncate_file(self._content, self._bits) if self._several else self._content
+            content = truncate_file(self._content, self._bits) if self._truncatable else self._content
             self._engines[self._bits] = self._engine(content, self._threads)
         return self._engines[self._bits].run(np.ascontiguousarray(batch, np.float32))
 
@@ -132,17 +134,19 @@ class _LiteRT(_Engine):
         from tqexport.litert import open_interpreter
 
         self._interpreter: Any = open_interpreter(content, threads=threads)
-        self._input = self._interpreter.get_input_details()[0]
+        details = self._interpreter.get_input_details()[0]
+        self._input, self._shape = details["index"], tuple(int(n) for n in details["shape"][1:])
         self._output = self._interpreter.get_output_details()[0]["index"]
 
     def run(self, batch: Array) -> Array:
-        wanted = tuple(int(n) for n in self._input["shape"][1:])
-        if not len(batch) or batch.shape[1:] != wanted:
-            raise InputError(f"the file takes samples of shape {wanted}, channels last, not {batch.shape[1:]}")
+        if not len(batch) or batch.shape[1:] != self._shape:
+            raise InputError(f"the file takes samples of shape {self._shape}, channels last, not {batch.shape[1:]}")
+        if len(batch) == 1:
+            return self._run_one(batch)
         return np.concatenate([self._run_one(sample[None]) for sample in batch])
 
     def _run_one(self, sample: Array) -> Array:
-        self._interpreter.set_tensor(self._input["index"], sample)
+        self._interpreter.set_tensor(self._input, sample)
         self._interpreter.invoke()
         output: Array = self._interpreter.get_tensor(self._output)
         return output

@@ -38,14 +38,20 @@ __all__ = [
     "DIGESTS",
     "OPERATOR_CODES",
     "PLACES",
-    "RUN_TIME_FACTS",
+    "POSITIONS",
+    "ROWS",
+    "SWITCH_FACTS",
     "SWITCH_PREFIX",
+    "TRUNCATABLE_FACTS",
+    "TRUNCATABLE_TO",
     "WEIGHTS",
     "WIDTHS",
+    "FixedFile",
     "check_switchable",
     "encode_fact",
     "export_switchable_onnx",
     "facts_by_width",
+    "fixed_files",
     "merge_onnx",
     "table_names",
 ]
@@ -54,22 +60,33 @@ BITS_NAME = "bits"
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
 _ROW = f"{SWITCH_PREFIX}row"
 
-# What a run-time file says of itself besides what a fixed one does.
-WIDTHS = "widths"  # the widths that `bits` may have, ascending
+# What files with several widths say of themselves besides what a fixed file does.
+WIDTHS = "widths"  # run-time files: the widths that `bits` may have, ascending
+TRUNCATABLE_TO = "truncatable_to"  # fixed files with tables: the widths that can be cut from it, ascending
 BY_WIDTH = "by_width"  # facts of the fixed files that differ, each a list in the order of the widths
 DIGESTS = "fixed_sha256"  # hashes of the fixed files, in the order of the widths
-PLACES = "table_places"  # ONNX, per table: positions of its pieces among the initializers, how many are scalars
-WEIGHTS = "weights"  # TFLite: names of the quantised weights, in the order of AFFINE
-AFFINE = "affine"  # TFLite: scale and offset of each weight at each width, float32 (weights, widths, 2)
-OPERATOR_CODES = "operator_codes"  # TFLite, per width: which of the file's operator codes its fixed file lists
-RUN_TIME_FACTS = (WIDTHS, BY_WIDTH, DIGESTS, PLACES, WEIGHTS, AFFINE, OPERATOR_CODES)
+PLACES = "table_places"  # run-time ONNX, per table: positions of its pieces among the initializers, number of scalars
+POSITIONS = "table_positions"  # fixed ONNX: which initializers differ between widths
+ROWS = "tables"  # fixed ONNX: their values at each other width, one after the other, base64
+WEIGHTS = "weights"  # run-time TFLite: names of the quantised weights, in the order of AFFINE
+AFFINE = "affine"  # run-time TFLite: scale and offset of each weight at each width, float32 (weights, widths, 2)
+OPERATOR_CODES = "operator_codes"  # run-time TFLite, per width: which of the operator codes its fixed file lists
+TRUNCATABLE_FACTS = (TRUNCATABLE_TO, BY_WIDTH, DIGESTS, POSITIONS, ROWS)
+SWITCH_FACTS = (WIDTHS, PLACES, WEIGHTS, AFFINE, OPERATOR_CODES, *TRUNCATABLE_FACTS)
 
 
 @dataclass(frozen=True)
-class _FixedFile:
-    """A fixed file taken apart: what all widths must share, and what may differ."""
+class FixedFile:
+    """A fixed file taken apart: what all widths must share, and what may differ.
 
-    skeleton: bytes  # the serialised model without initializer values and metadata
+    Attributes:
+        skeleton: The serialised model without initializer values and metadata.
+        values: By name, the bytes of each initializer.
+        facts: What the file says of itself.
+        sha256: Hash of the file, hex.
+    """
+
+    skeleton: bytes
     values: Mapping[str, bytes]
     facts: Mapping[str, Any]
     sha256: str
@@ -111,7 +128,7 @@ def export_switchable_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
 
 
 def check_switchable(widths: Sequence[int], quantizer: str) -> None:
-    """Refuse, before any slow work, what no run-time file can hold.
+    """Refuse, before any slow work, what no file with several widths can hold.
 
     Raises:
         UsageError: Fewer than two widths.
@@ -119,11 +136,11 @@ def check_switchable(widths: Sequence[int], quantizer: str) -> None:
     """
     if quantizer != "truncquant":
         raise InputError(
-            f"a network trained with {quantizer} cannot switch its width while it runs: its codes must not be shifted, "
-            "so every width has codes of its own; export each width as a file of its own"
+            f"one file of a network trained with {quantizer} cannot switch to other widths: its codes must not be "
+            "shifted, so every width has codes of its own; export each width as a file of its own"
         )
     if len(set(widths)) < 2:
-        raise UsageError("a file that switches its width while it runs needs at least two widths")
+        raise UsageError("a file that can give other widths needs at least two widths, and the network has fewer")
 
 
 def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
@@ -141,18 +158,9 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
         InputError: The codes may not be shifted, or the files do not share one graph.
         ConversionError: A name in the network is one that the run-time file needs.
     """
-    parts: dict[int, _FixedFile] = {}
-    first: _FixedFile | None = None
-    for bits, content in files:
-        part = _take_apart(content, first)
-        first = first or part
-        if part.skeleton != first.skeleton:
-            raise InputError(_different_graphs(first, part))
-        parts[bits] = part
-    check_switchable(tuple(parts), str(first.facts.get("quantizer")) if first else "truncquant")
-    assert first is not None
-    parts = dict(sorted(parts.items()))
-    model = onnx.ModelProto.FromString(first.skeleton)
+    parts = dict(sorted(fixed_files(files).items()))
+    check_switchable(tuple(parts), str(next(iter(parts.values())).facts.get("quantizer")) if parts else "truncquant")
+    model = onnx.ModelProto.FromString(next(iter(parts.values())).skeleton)
     _check_names(model.graph)
     tables = _tables(model.graph, [part.values for part in parts.values()])
     _add_switch(model.graph, tables, parts)
@@ -162,14 +170,35 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
     return merged
 
 
+def fixed_files(files: Iterable[tuple[int, bytes]]) -> dict[int, FixedFile]:
+    """Take the fixed ONNX files of one network apart.
+
+    Args:
+        files: See :func:`merge_onnx`.
+
+    Raises:
+        InputError: They do not share one graph.
+    """
+    parts: dict[int, FixedFile] = {}
+    first: FixedFile | None = None
+    for bits, content in files:
+        part = _take_apart(content, first)
+        first = first or part
+        if part.skeleton != first.skeleton:
+            raise InputError(_different_graphs(first, part))
+        parts[bits] = part
+    return parts
+
+
 def facts_by_width(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the fixed files say of themselves, as the run-time file says it.
 
     Args:
-        every: The facts of each width, in the order of the widths; they have the same keys.
+        every: The facts of each width, in the order of the widths; None stands for a fact that a width lacks.
     """
+    keys = {key: None for facts in every for key in facts}
     shared = {key: value for key, value in every[0].items() if all(facts.get(key) == value for facts in every)}
-    return {**shared, BY_WIDTH: {key: [facts[key] for facts in every] for key in every[0] if key not in shared}}
+    return {**shared, BY_WIDTH: {key: [facts.get(key) for facts in every] for key in keys if key not in shared}}
 
 
 def encode_fact(value: Any) -> str:
@@ -183,7 +212,7 @@ def table_names(dtype: str) -> tuple[str, str, str]:
     return f"{stem}/table", f"{stem}/row", f"{stem}/sizes"
 
 
-def _take_apart(content: bytes, first: _FixedFile | None) -> _FixedFile:
+def _take_apart(content: bytes, first: FixedFile | None) -> FixedFile:
     model = onnx.load_from_string(content)
     facts = read_metadata(model)
     values: dict[str, bytes] = {}
@@ -194,7 +223,7 @@ def _take_apart(content: bytes, first: _FixedFile | None) -> _FixedFile:
         tensor.ClearField("raw_data")
     del model.metadata_props[:]
     skeleton = model.SerializeToString(deterministic=True)
-    return _FixedFile(skeleton, values, facts, hashlib.sha256(content).hexdigest())
+    return FixedFile(skeleton, values, facts, hashlib.sha256(content).hexdigest())
 
 
 def _tables(graph: onnx.GraphProto, values: Sequence[Mapping[str, bytes]]) -> list[_Table]:
@@ -220,7 +249,7 @@ def _tables(graph: onnx.GraphProto, values: Sequence[Mapping[str, bytes]]) -> li
     return tables
 
 
-def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping[int, _FixedFile]) -> None:
+def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping[int, FixedFile]) -> None:
     """Put the input ``bits``, its way to a row, and the tables in front of the graph."""
     rows = np.arange(len(parts), dtype=np.int64)
     row_of_width = np.full(STORED_BITS + 1, len(parts), np.int64)
@@ -253,7 +282,7 @@ def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping
     graph.input.append(helper.make_tensor_value_info(BITS_NAME, TensorProto.UINT8, []))
 
 
-def _describe(model: onnx.ModelProto, tables: Sequence[_Table], parts: Mapping[int, _FixedFile]) -> None:
+def _describe(model: onnx.ModelProto, tables: Sequence[_Table], parts: Mapping[int, FixedFile]) -> None:
     facts = {
         **facts_by_width([part.facts for part in parts.values()]),
         WIDTHS: list(parts),
@@ -272,7 +301,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
         )
 
 
-def _different_graphs(one: _FixedFile, other: _FixedFile) -> str:
+def _different_graphs(one: FixedFile, other: FixedFile) -> str:
     """Why two widths cannot be in one file."""
     kinds = " and ".join(
         f"{file.facts.get('width')} bits with {file.facts.get('activation_width')}-bit activations"

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -22,8 +23,11 @@ __all__ = [
     "CHANNELS_FIRST",
     "DESCRIPTION",
     "METADATA_NAME",
+    "TABLES_NAME",
+    "describe",
     "encode_metadata",
     "finish_fixed",
+    "graph_of",
     "make_signature",
     "signature_of",
     "subgraph_of",
@@ -32,16 +36,24 @@ __all__ = [
 
 DESCRIPTION = "tqexport"
 METADATA_NAME = "tqexport"
+TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.tflite_truncatable
 CHANNELS_FIRST = "channels_first"  # the fact that lists values of three axes or more in PyTorch's axis order
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
+_NO_FILE = "is not a valid TFLite file of tqexport; export it again"
 _FIXED_SIGNATURE = "serving_default"
 
 
-def finish_fixed(flat: FlatModel, facts: Mapping[str, Any]) -> bytes:
-    """Describe a fixed file whose codes are in place, and serialise it."""
+def finish_fixed(flat: FlatModel, facts: Mapping[str, Any], tables: bytes | None = None) -> bytes:
+    """Describe a fixed file whose codes are in place, and serialise it.
+
+    Args:
+        flat: The file.
+        facts: What it says of itself.
+        tables: What other widths need, if they can be cut from it.
+    """
     # The converter leaves the signature out where TensorFlow cannot save the function first.
     flat.model.signatureDefs = [make_signature(flat.graph, _FIXED_SIGNATURE, 0)]
-    flat.set_metadata(encode_metadata(facts))
+    flat.set_metadata(encode_metadata(facts) | ({} if tables is None else {TABLES_NAME: tables}))
     flat.model.description = DESCRIPTION
     return flat.pack()
 
@@ -53,15 +65,46 @@ def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
         InputError: It is damaged, or tqexport did not write it.
     """
     try:
-        model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+        reader = _Reader()
+        reader.Init(content, flatbuffers.encode.Get(flatbuffers.packer.uoffset, content, 0))
+        model: Any = schema.ModelT.InitFromObj(reader)
+        model.subgraphs = _Subgraphs(reader)
         named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
         facts = json.loads(bytes(named[METADATA_NAME]))
         if WIDTHS in facts:
             shape = len(facts[WEIGHTS]), len(facts[WIDTHS]), 2
             facts[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(shape)
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
-        raise InputError("is not a valid TFLite file of tqexport; export it again") from error
+        raise InputError(_NO_FILE) from error
     return model, facts
+
+
+class _Reader(schema.Model):  # type: ignore[misc]
+    """A file whose subgraphs are left for :class:`_Subgraphs`."""
+
+    def SubgraphsIsNone(self) -> bool:  # noqa: N802 - the generated code's name
+        return True
+
+
+class _Subgraphs(Sequence[Any]):
+    """The subgraphs of a file, unpacked when asked for: who needs one width need not wait for eight."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._unpacked: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._reader.SubgraphsLength())
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index not in self._unpacked:
+            try:
+                self._unpacked[index] = schema.SubGraphT.InitFromObj(self._reader.Subgraphs(index))
+            except Exception as error:  # as in unpack
+                raise InputError(_NO_FILE) from error
+        return self._unpacked[index]
 
 
 def encode_metadata(facts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -76,6 +119,20 @@ def signature_of(bits: int) -> str:
     return f"w{bits}"
 
 
+def describe(model: Any, facts: Mapping[str, Any]) -> None:
+    """Make facts the metadata of the schema's model object."""
+    model.metadata = []
+    for name, content in encode_metadata(facts).items():
+        model.metadata.append(schema.MetadataT(name, len(model.buffers)))
+        model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
+
+
+def graph_of(model: Any, bits: int) -> Any:
+    """The subgraph of a width in a run-time file; the schema's object."""
+    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
+    return model.subgraphs[signature.subgraphIndex]
+
+
 def subgraph_of(model: Any, bits: int) -> FlatModel:
     """One width of a run-time file as a file of its own, still with its shifts.
 
@@ -83,10 +140,8 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
         model: From :func:`unpack`; it is not changed.
         bits: A width that it has.
     """
-    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
-    alone = schema.ModelT()
-    vars(alone).update(vars(model))
-    graph = copy.copy(model.subgraphs[signature.subgraphIndex])
+    alone = copy.copy(model)
+    graph = copy.copy(graph_of(model, bits))
     graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
     alone.subgraphs = [graph]
     alone.metadata = None

@@ -6,8 +6,9 @@ and each shifts the same uint8 codes::
 
     codes -> RIGHT_SHIFT -> CAST -> MUL (scale per channel) -> ADD (offset per channel) -> CONV_2D, ...
 
-That runs at every inference, for whoever wants one file and no other tool. A fixed file of any width, with the form
-that is quick on a device, can be had from it byte for byte (:mod:`tqexport.tflite_truncate`).
+Float layers have their weights once, too (:mod:`tqexport.tflite_float_layers`). All of it runs at every inference, for
+whoever wants one file and no other tool. A fixed file of any width, with the form that is quick on a device, can be had
+from it byte for byte (:mod:`tqexport.tflite_truncate`).
 
 Needs numpy and flatbuffers alone, except for :func:`convert_to_switchable_tflite`.
 """
@@ -39,14 +40,15 @@ from tqexport.switching import (
     facts_by_width,
 )
 from tqexport.tflite_codes import _CHANNEL_AXIS, TO_TORCH, _Match, _match, put_codes_back
-from tqexport.tflite_file import DESCRIPTION, encode_metadata, finish_fixed, make_signature, signature_of
+from tqexport.tflite_file import DESCRIPTION, describe, finish_fixed, make_signature, signature_of
+from tqexport.tflite_float_layers import store_filters_once
 
 if TYPE_CHECKING:
     import onnx
 
     from tqexport.tflite_export import FloatNetwork
 
-__all__ = ["convert_to_switchable_tflite"]
+__all__ = ["convert_to_switchable_tflite", "merge_tflite"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,19 @@ def convert_to_switchable_tflite(
         InputError: The codes may not be shifted.
         ConversionError: As :func:`tqexport.tflite_export.convert_to_tflite`.
     """
-    from tqexport.tflite_export import float_networks, run_once
+    from tqexport.tflite_export import run_once
+
+    content, fixed = merge_tflite(models, kernel)
+    _run_every_signature(content, tuple(fixed))
+    for each in fixed.values():
+        run_once(each)
+    return content, fixed
+
+
+def merge_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact") -> tuple[bytes, dict[int, bytes]]:
+    """As :func:`convert_to_switchable_tflite`, but the files have not been loaded and tried."""
+    from tqexport.tflite_export import float_networks
+    from tqexport.tflite_template import parameters
 
     by_width = {int(read_metadata(model)["width"]): model for model in models}
     check_switchable(tuple(by_width), str(read_metadata(models[0]).get("quantizer")) if models else "truncquant")
@@ -87,33 +101,33 @@ def convert_to_switchable_tflite(
     by_width = dict(sorted(by_width.items(), reverse=True))
     merged = _empty()
     added = {
-        bits: _add_width(merged, bits, network, kernel)
-        for bits, network in zip(by_width, float_networks(list(by_width.values())), strict=True)
+        bits: _add_width(merged, bits, network, parameters(model), kernel)
+        for (bits, model), network in zip(by_width.items(), float_networks(list(by_width.values())), strict=True)
     }
     widths = dict(sorted(added.items()))
     _describe(merged, widths)
-    content = serialise(merged)
-    _run_every_signature(content, tuple(widths))
-    for width in widths.values():
-        run_once(width.fixed)
-    return content, {bits: width.fixed for bits, width in widths.items()}
+    return serialise(merged), {bits: width.fixed for bits, width in widths.items()}
 
 
 def _empty() -> Any:
     merged = schema.ModelT()
     merged.version, merged.description = 3, DESCRIPTION
     merged.buffers = [schema.BufferT()]
-    merged.subgraphs, merged.operatorCodes, merged.signatureDefs, merged.metadata = [], [], [], []
+    merged.subgraphs, merged.operatorCodes, merged.signatureDefs = [], [], []
     return merged
 
 
-def _add_width(merged: Any, bits: int, network: FloatNetwork, kernel: Kernel) -> _Width:
+def _add_width(
+    merged: Any, bits: int, network: FloatNetwork, values: Mapping[str, npt.NDArray[np.float32]], kernel: Kernel
+) -> _Width:
     """Make the fixed file of one width, and put its network, with the shift in it, into the run-time file."""
     flat, weights, facts = network.flat, network.weights, {**network.facts, "kernel": kernel}
     fixed = copy.deepcopy(flat)
     put_codes_back(fixed, weights, kernel)  # raises where a layer is not found
     listed = len(flat.model.operatorCodes)
-    for match in _match(flat, weights):
+    matches = _match(flat, weights)
+    store_filters_once(flat, values)
+    for match in matches:
         _shift_at_run_time(flat, match)
     where = _append(merged, flat, signature_of(bits))
     return _Width({weight.name: weight for weight in weights}, facts, where[:listed], finish_fixed(fixed, facts))
@@ -131,10 +145,7 @@ def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
         AFFINE: np.array(affine, np.float32),
         OPERATOR_CODES: [list(width.operator_codes) for width in every],
     }
-    for name, content in encode_metadata(facts).items():
-        entry = schema.MetadataT(name, len(merged.buffers))
-        merged.metadata.append(entry)
-        merged.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
+    describe(merged, facts)
 
 
 def _shift_at_run_time(flat: FlatModel, match: _Match) -> None:

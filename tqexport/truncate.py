@@ -1,15 +1,18 @@
-"""From one artifact with every width to the fixed file of one width, without the network it came from.
+"""From one artifact with several widths to the fixed file of one width, without the network it came from.
 
-The result is, byte for byte, what exporting the checkpoint at that width gives; a run-time file carries the hash of
-each fixed file, so a result that differs is never handed out. Needs numpy and onnx, and for TFLite files flatbuffers
-and its schema: neither torch, nor TensorFlow, nor a runtime, nor the checkpoint.
+Run-time files hold several widths, and so do fixed files that were exported with ``--truncatable``. The result is,
+byte for byte, what exporting the checkpoint at that width gives (without ``--truncatable``); the artifact carries the
+hash of each fixed file, so a result that differs is never handed out. Needs numpy and onnx, and for TFLite files
+flatbuffers and its schema: neither torch, nor TensorFlow, nor a runtime, nor the checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +27,42 @@ from tqexport.switching import (
     BY_WIDTH,
     DIGESTS,
     PLACES,
-    RUN_TIME_FACTS,
+    SWITCH_FACTS,
     SWITCH_PREFIX,
+    TRUNCATABLE_TO,
     WIDTHS,
     encode_fact,
     table_names,
 )
+from tqexport.truncatable import put_row
 from tqexport.truncation import WIDTHS as ALL_WIDTHS
 
-__all__ = ["artifact_widths", "is_tflite", "truncate_file"]
+__all__ = ["ArtifactWidths", "artifact_widths", "is_tflite", "truncate_file"]
 
 _DAMAGED = "was changed or damaged since its export; export it again"
 
 
+@dataclass(frozen=True)
+class ArtifactWidths:
+    """The widths in an artifact.
+
+    Attributes:
+        widths: Those that it can be run at or truncated to, ascending.
+        own: The width that it computes with, where it is a fixed file.
+        truncatable: Whether :func:`truncate_file` takes it.
+    """
+
+    widths: tuple[int, ...]
+    own: int | None
+    truncatable: bool
+
+
 def truncate_file(source: Path | bytes, bits: int) -> bytes:
-    """Cut a run-time artifact down to one width.
+    """Cut an artifact with several widths down to one.
 
     Args:
-        source: A run-time file written by tqexport (``NAME.onnx`` or ``NAME.tflite``), or its content.
+        source: A run-time file written by tqexport (``NAME.onnx`` or ``NAME.tflite``), a fixed file with the tables of
+            other widths (``--truncatable``), or the content of one.
         bits: A width that it holds.
 
     Returns:
@@ -57,8 +78,8 @@ def truncate_file(source: Path | bytes, bits: int) -> bytes:
         raise InputError(f"{name} {error}") from error
 
 
-def artifact_widths(source: Path | bytes) -> tuple[tuple[int, ...], bool]:
-    """The widths that an artifact of tqexport holds, ascending, and whether it is a run-time file.
+def artifact_widths(source: Path | bytes) -> ArtifactWidths:
+    """The widths that an artifact of tqexport holds.
 
     Raises:
         InputError: The file is missing or damaged, or tqexport did not write it.
@@ -66,7 +87,9 @@ def artifact_widths(source: Path | bytes) -> tuple[tuple[int, ...], bool]:
     content, name = _read(source)
     try:
         facts = _tflite_facts(content) if is_tflite(content) else read_metadata(_parse(content))
-        return (_widths(facts), True) if WIDTHS in facts else ((_width(facts),), False)
+        own = None if WIDTHS in facts else _width(facts)
+        several = WIDTHS in facts or TRUNCATABLE_TO in facts
+        return ArtifactWidths(_widths(facts) if several else (_width(facts),), own, several)
     except InputError as error:
         raise InputError(f"{name} {error}") from error
 
@@ -95,8 +118,8 @@ def _parse(content: bytes) -> onnx.ModelProto:
 
 
 def _widths(facts: Mapping[str, Any]) -> tuple[int, ...]:
-    """The widths of a run-time file."""
-    widths = facts[WIDTHS]
+    """The widths of a file that has several."""
+    widths = facts[WIDTHS if WIDTHS in facts else TRUNCATABLE_TO]
     if not isinstance(widths, list) or not widths or any(bits not in ALL_WIDTHS for bits in widths):
         raise InputError(_DAMAGED)
     return tuple(map(int, widths))
@@ -110,17 +133,26 @@ def _width(facts: Mapping[str, Any]) -> int:
 
 
 def _row_of(facts: Mapping[str, Any], bits: int) -> int:
-    """Row of a width in the tables of a run-time file."""
-    if WIDTHS not in facts:
-        what = f"one width only ({facts['width']} bits)" if "width" in facts else "no tables of tqexport"
+    """Row of a width in the tables of a file."""
+    if WIDTHS not in facts and TRUNCATABLE_TO not in facts:
+        what = f"one width only ({_bits(facts['width'])})" if "width" in facts else "no tables of tqexport"
         raise InputError(
             f"holds {what}, so no other width can be cut from it: each has scales and BatchNorm values of its own; "
-            "make a file that holds them all with tqexport onnx CHECKPOINT --bits runtime"
+            "make a file that holds them with --truncatable, or one for all widths with --bits runtime"
         )
     widths = _widths(facts)
     if bits not in widths:
-        raise InputError(f"holds {', '.join(map(str, widths))} bits, so it cannot be truncated to {bits}")
+        dropped = (
+            f"; its codes were cut to {_bits(facts['width'])}, and a file of more bits can give what they lack"
+            if bits in ALL_WIDTHS and WIDTHS not in facts and bits > max(widths)
+            else ""
+        )
+        raise InputError(f"holds {', '.join(map(str, widths))} bits, so it cannot be truncated to {bits}{dropped}")
     return widths.index(bits)
+
+
+def _bits(width: int) -> str:
+    return f"{width} bit{'s' * (width != 1)}"
 
 
 def _truncate_onnx(content: bytes, bits: int) -> bytes:
@@ -128,7 +160,10 @@ def _truncate_onnx(content: bytes, bits: int) -> bytes:
     facts = read_metadata(model)
     row = _row_of(facts, bits)
     with _damage():
-        _take_row(model.graph, facts[PLACES], row)
+        if WIDTHS in facts:
+            _take_row(model.graph, facts[PLACES], row)
+        else:
+            put_row(model, facts, bits)
         fixed = _fixed_facts(facts, row)
         helper.set_model_props(model, {METADATA_PREFIX + key: encode_fact(fixed[key]) for key in sorted(fixed)})
         return _proved(model.SerializeToString(deterministic=True), facts[DIGESTS][row])
@@ -141,6 +176,10 @@ def _truncate_tflite(content: bytes, bits: int) -> bytes:
     model, facts = unpack(content)
     row = _row_of(facts, bits)
     with _damage():
+        if WIDTHS not in facts:
+            from tqexport.tflite_truncatable import run_time_model
+
+            model, facts = run_time_model(content)
         return _proved(fixed_tflite(model, facts, _fixed_facts(facts, row), bits), facts[DIGESTS][row])
 
 
@@ -155,7 +194,7 @@ def _damage() -> Iterator[None]:
     """Turn what a damaged file makes of the steps in the block into an error that says so."""
     try:
         yield
-    except (LookupError, ValueError, TypeError, AttributeError, StopIteration, ConversionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, StopIteration, zlib.error, ConversionError) as error:
         raise InputError(_DAMAGED) from error
 
 
@@ -193,6 +232,6 @@ def _belongs_to_switch(node: onnx.NodeProto) -> bool:
 
 
 def _fixed_facts(facts: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """What the fixed file of one width says of itself, from what the run-time file says."""
-    own = {key: value for key, value in facts.items() if key not in RUN_TIME_FACTS}
-    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items()}}
+    """What the fixed file of one width says of itself, from what a file with several says."""
+    own = {key: value for key, value in facts.items() if key not in SWITCH_FACTS}
+    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items() if values[row] is not None}}
