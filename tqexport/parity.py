@@ -8,9 +8,10 @@ differ by any amount. So the logits alone prove nothing, and this module compare
   directly. Every element must be equal.
 * **activations**: the runtime's whole-number activations are put into the PyTorch network as it runs, so that each
   stretch between two activation quantisers starts from the same input in both. A differing level must be the
-  neighbouring one, and the reference must lie within :data:`TOLERANCE` of the boundary between them; then it is a flip
-  and is counted. Anything else is an error.
-* **logits**: computed from the runtime's last activations, within :data:`TOLERANCE` of the largest one; and the
+  neighbouring one, and the reference must lie within float rounding of the boundary between them, which is computed
+  from the layers of the stretch (:mod:`tqexport.rounding`); then it is a flip and is counted. Anything else is an
+  error.
+* **logits**: computed from the runtime's last activations, they differ by no more than rounding explains; and the
   untouched file, run as deployed, must give the same logits wherever no activation lay on a boundary.
 """
 
@@ -28,14 +29,14 @@ from torch import Tensor, nn
 
 from tqexport.layers import ActivationQuantizer, quantized_layers
 from tqexport.manifest import Kernel
+from tqexport.rounding import RoundingErrors
 from tqexport.runtimes import RuntimeRun
 from tqexport.tflite_codes import integer_codes
 from tqexport.trunc_model import TruncModel
 from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize
 
-__all__ = ["TOLERANCE", "Verdict", "compare", "normalized"]
+__all__ = ["Verdict", "compare", "normalized"]
 
-TOLERANCE = 1e-5  # of a layer's largest value: float32 sums in another order
 DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
 
 
@@ -114,16 +115,19 @@ def compare(
     tracer = _Tracer(run.activations, DYNAMIC_TOLERANCE if kernel == "dynamic" else 0.0)
     with torch.no_grad(), model.at_width(bits) as network:
         reference = network(torch.from_numpy(inputs)).numpy()
-        with tracer.substituted(network):
-            given = network(torch.from_numpy(inputs)).numpy()
-    output_error = _largest_difference(run.traced_outputs, given) / max(float(np.abs(given).max()), 1e-30)
+        with RoundingErrors() as errors, tracer.substituted(network, errors):
+            outputs = network(errors.exact(torch.from_numpy(inputs)))
+        given, bound = outputs.numpy(), errors.bound(outputs).numpy()
     problems += tracer.problems
-    if not output_error <= (TOLERANCE if kernel == "exact" else DYNAMIC_TOLERANCE):
-        problems.append(
-            f"the outputs are off by {output_error:.1e} of the largest one, given the same activations before them"
-        )
-    deployed = np.abs(run.outputs - run.traced_outputs).reshape(len(inputs), -1).max(1)
-    apart = deployed > TOLERANCE * np.abs(run.traced_outputs).max()
+    largest = max(float(np.abs(given).max()), 1e-30)
+    output_error = _largest_difference(run.traced_outputs, given) / largest
+    allowed = bound if kernel == "exact" else np.full_like(given, DYNAMIC_TOLERANCE * largest)
+    if given.shape != run.traced_outputs.shape:
+        problems.append(f"the outputs have shape {run.traced_outputs.shape}, not {given.shape}")
+    elif not (np.abs(run.traced_outputs - given) <= allowed).all():
+        problems.append(f"the outputs are off by {_worst(run.traced_outputs, given, allowed)}")
+    deployed = np.abs(run.outputs - run.traced_outputs)
+    apart = (deployed > bound).reshape(len(inputs), -1).any(1) if deployed.shape == bound.shape else np.zeros(1, bool)
     if kernel == "dynamic":
         apart[:] = False
     if unexplained := int((apart & ~tracer.on_boundary(len(inputs))).sum()):
@@ -154,6 +158,16 @@ def compare(
 
 def _without_ones(shape: Sequence[int]) -> list[int]:
     return [int(n) for n in shape if n != 1]
+
+
+def _worst(found: npt.NDArray[Any], expected: npt.NDArray[Any], allowed: npt.NDArray[Any]) -> str:
+    """Where two tensors are furthest apart, for people."""
+    difference = np.abs(found - expected)
+    index = tuple(int(i) for i in np.unravel_index(int((difference - allowed).argmax()), difference.shape))
+    return (
+        f"{difference[index]:.1e} at {index}: {found[index]:.7g} where PyTorch has {expected[index]:.7g}, given the "
+        f"same activations before it; rounding explains {allowed[index]:.1e}"
+    )
 
 
 def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
@@ -205,7 +219,7 @@ class _Tracer:
     _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
     @contextmanager
-    def substituted(self, network: nn.Module) -> Iterator[None]:
+    def substituted(self, network: nn.Module, errors: RoundingErrors) -> Iterator[None]:
         """Within the block every activation quantiser of ``network`` gives the runtime's values."""
         calls: dict[str, int] = {}
         handles = []
@@ -216,7 +230,8 @@ class _Tracer:
                     calls[name] = calls.get(name, 0) + 1
                     key = f"{name}/Round" if calls[name] == 1 else f"{name}/Round_{calls[name]}"
                     assert isinstance(module, ActivationQuantizer)
-                    return self._substitute(key, module.bits, args[0], output)
+                    levels = self._levels(key, module.bits, args[0].numpy(), errors.bound(args[0]).numpy())
+                    return output if levels is None else errors.exact(torch.from_numpy(levels / max_code(module.bits)))
 
                 handles.append(module.register_forward_hook(hook))
         try:
@@ -229,35 +244,37 @@ class _Tracer:
         """Which samples have an activation within float rounding of a boundary, (N,)."""
         return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
 
-    def _substitute(self, key: str, bits: int, value: Tensor, output: Tensor) -> Tensor:
+    def _levels(
+        self, key: str, bits: int, value: npt.NDArray[np.float32], bound: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32] | None:
+        """The runtime's levels of an activation, compared with those of PyTorch's ``value``; None where it has none."""
         steps = max_code(bits)
         found = self.activations.get(key)
-        if found is None or _without_ones(found.shape) != _without_ones(output.shape):
-            where = "is not in the file" if found is None else f"has shape {found.shape}, not {tuple(output.shape)}"
+        if found is None or _without_ones(found.shape) != _without_ones(value.shape):
+            where = "is not in the file" if found is None else f"has shape {found.shape}, not {value.shape}"
             self.problems.append(f"activation {key} {where}")
-            return output
-        found = found.reshape(output.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
-        scaled = value.double().clamp(0, 1) * steps
-        rounding_error = TOLERANCE * float(value.abs().max()) * steps
-        distance = (scaled - scaled.floor() - 0.5).abs()  # from the nearest boundary, in steps
-        near = distance <= rounding_error
-        self._near.append(near.flatten(1).any(1).numpy())
+            return None
+        found = found.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
+        scaled = value.clip(0, 1).astype(np.float64) * steps
+        expected = np.rint(value.clip(0, 1) * np.float32(steps))
+        rounding = bound * steps + 2 * np.finfo(np.float32).eps * scaled
+        distance = np.abs(scaled - np.floor(scaled) - 0.5)  # from the nearest boundary, in steps
+        near = distance <= rounding
+        self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
 
-        levels = torch.from_numpy(found)
-        expected = (output * steps).round()
-        differs = levels != expected
-        flip = differs & near & ((levels - expected).abs() == 1)
+        differs = found != expected
+        flip = differs & near & (np.abs(found - expected) == 1)
         wrong = differs & ~flip
-        self.compared += differs.numel()
+        self.compared += differs.size
         self.flips += int(flip.sum())
         self.wrong += int(wrong.sum())
         if self.rounding:  # the next level, or a small share of the range, is what integer kernels may be off
-            wrong &= (levels - expected).abs() > max(1.0, self.rounding * steps)
+            wrong &= np.abs(found - expected) > max(1.0, self.rounding * steps)
         if wrong.any():
-            index = tuple(int(i) for i in wrong.nonzero()[0])
+            index = tuple(int(i) for i in np.argwhere(wrong)[0])
             self.problems.append(
-                f"activation {key.split('/')[0]}: {int(wrong.sum())} of {wrong.numel()} differ, first at {index}: "
-                f"level {float(levels[index]):g} where PyTorch has {float(expected[index]):g} "
-                f"(of {float(scaled[index]):.4f}), {steps} levels"
+                f"activation {key.split('/')[0]}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: "
+                f"level {found[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, "
+                f"of which rounding explains {rounding[index]:.1e}), {steps} levels"
             )
-        return (levels / steps).to(output.dtype)
+        return found
