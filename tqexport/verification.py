@@ -14,8 +14,7 @@ from tqexport.errors import InputError
 from tqexport.manifest import Kernel, Kind
 from tqexport.parity import Verdict, compare, normalized
 from tqexport.project import Project
-from tqexport.runtimes import RuntimeRun, run_onnx, run_tflite
-from tqexport.switching_runs import run_switchable_onnx, run_switchable_tflite
+from tqexport.runtimes import RuntimeRun, open_runner
 from tqexport.trunc_model import TruncModel
 
 Export = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]
@@ -125,10 +124,7 @@ class _Job:
     run_time: bool = False
 
     def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
-        if not self.run_time:
-            return (run_onnx if self.kind == "onnx" else run_tflite)(self.content, inputs)
-        switched = run_switchable_onnx if self.kind == "onnx" else run_switchable_tflite
-        return switched(self.content, self.bits, inputs)
+        return open_runner(self.content, self.bits if self.run_time else None).run(inputs)
 
 
 def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
