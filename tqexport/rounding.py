@@ -4,14 +4,14 @@ Beside each tensor runs the variance of its rounding error, as in Higham and Mar
 J. Sci. Comput. 41, 2019, A2815, and 42, 2020, A3427): rounding errors are independent, of mean zero and at most
 ``u = 2^-24`` of what is rounded. A dot product of n terms ``a_i = w_i x_i`` rounds each of its partial sums ``s_k``
 with variance ``u^2 s_k^2 / 3``; over all orders of the terms, ``sum s_k^2`` is on average
-``(n + 1) (sum a_i^2 + 2 (sum a_i)^2) / 6``. The weights are rounded as well, by two operations each, and the same way
-wherever one code stands, so that these errors add up, to ``2 u sum |a_i| <= 2 u sqrt(n sum a_i^2)``. With the errors of
-the inputs passed on::
+``(n + 1) (sum a_i^2 + 2 (sum a_i)^2) / 6``. The weights ``scale * code + offset`` are rounded too, by about ``2 u W``
+with ``W`` the largest of the layer, however small they are themselves, and alike wherever one code stands, so that
+these errors add up to ``2 u W sum |x_i| <= 2 u W sqrt(n sum x_i^2)``, which covers the first part of the sum above as
+well. With the errors of the inputs passed on::
 
-    variance = sum w_i^2 (variance_i + (2 u)^2 n x_i^2)  +  u^2 n (sum a_i)^2 / 9
+    variance  =  (2 u W)^2 n sum x_i^2  +  u^2 n (sum a_i)^2 / 9  +  sum w_i^2 variance_i
 
-which costs one more convolution, with squared weights. Operators without a rule here are tried on inputs moved by
-their error.
+Operators without a rule here are tried on inputs moved by their error.
 """
 
 from __future__ import annotations
@@ -129,6 +129,14 @@ def _added(call: _Call) -> Tensor:
     return variance
 
 
+def _scaled(call: _Call) -> Any:
+    left, right = call.args
+    if isinstance(right, Tensor) and right in call.errors._variances:
+        return _tried(call)
+    variance: Tensor = call.func(call.func(call.variance(left), right), right) + (UNIT * call.result).square()
+    return variance
+
+
 def _normalised(call: _Call) -> Tensor:
     """A BatchNorm, of which a runtime may have multiplied out everything that does not depend on the sample."""
     value, weight, bias, mean, spread = call.args[:5]
@@ -142,23 +150,49 @@ def _normalised(call: _Call) -> Tensor:
 
 def _convolved(call: _Call) -> Tensor:
     value, weight, _, *geometry = call.args
-    squares = weight.square()
-    return _dot_products(call, value, weight[0].numel(), lambda x: call.func(x, squares, None, *geometry))
+    groups = geometry[-1]
+    of_group = (groups, *weight.shape[1:]) if not geometry[-3] else (weight.shape[0], 1, *weight.shape[2:])
+
+    def sum_of_squares(x: Tensor) -> Tensor:
+        total: Tensor = call.func(x.square(), weight.new_ones(of_group), None, *geometry)
+        return total.repeat_interleave(call.result.shape[1] // groups, 1)
+
+    def passed_on(variance: Tensor) -> Tensor:
+        passed: Tensor = call.func(variance, weight.square(), None, *geometry)
+        return passed
+
+    return _dot_products(call, value, weight, weight.numel() // call.result.shape[1], sum_of_squares, passed_on)
 
 
 def _multiplied(call: _Call) -> Tensor:
     left, right = call.args[-2:]
-    squares = right.square()
-    variance = _dot_products(call, left, left.shape[-1], lambda x: x @ squares)
+    variance = _dot_products(
+        call,
+        left,
+        right,
+        left.shape[-1],
+        lambda x: x.square().sum(-1, keepdim=True).expand_as(call.result),
+        lambda variance: torch.matmul(variance, right.square()),
+    )
     if right in call.errors._variances:
-        variance += left.square() @ call.variance(right)
+        variance = variance + left.square() @ call.variance(right)
     return variance
 
 
-def _dot_products(call: _Call, x: Tensor, terms: int, over_squares: Callable[[Tensor], Tensor]) -> Tensor:
+def _dot_products(
+    call: _Call,
+    x: Tensor,
+    weight: Tensor,
+    terms: int,
+    sum_of_squares: Callable[[Tensor], Tensor],
+    passed_on: Callable[[Tensor], Tensor],
+) -> Tensor:
     """The formula in the module's text."""
-    incoming = over_squares(call.variance(x) + (2 * UNIT) ** 2 * terms * x.square())
-    variance: Tensor = incoming + (UNIT**2 * terms / 9) * call.result.square()
+    own = (2 * UNIT * float(weight.abs().max())) ** 2 * terms * sum_of_squares(x)
+    variance = own + (UNIT**2 * terms / 9) * call.result.square()
+    incoming = call.variance(x)
+    if isinstance(incoming, Tensor) and incoming.any():
+        variance = variance + passed_on(incoming)
     return variance
 
 
@@ -189,6 +223,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
         _clamped: (
             *(_aten.relu, _aten.relu_, _aten.clamp, _aten.clamp_),
             *(_aten.clamp_min, _aten.hardtanh, _aten.hardtanh_),
+            _aten.round,  # of an activation quantiser, whose levels are compared by themselves
         ),
         _convolved: (_aten.convolution,),
         _moved: (
@@ -198,6 +233,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             _aten.max_pool2d_with_indices,
         ),
         _multiplied: (_aten.mm, _aten.addmm, _aten.bmm),
+        _scaled: (_aten.mul, _aten.div),
         _normalised: (_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
     }.items()
     for operator in operators
