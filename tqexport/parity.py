@@ -37,7 +37,7 @@ from tqexport.runtimes import RuntimeRun
 from tqexport.trunc_model import TruncModel
 from tqexport.truncation import FLOAT_BITS, max_code
 
-__all__ = ["Comparison", "LayerError", "Verdict", "compare", "normalized", "wilson_interval"]
+__all__ = ["Comparison", "LayerError", "Verdict", "compare", "wilson_interval"]
 
 DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
 
@@ -116,16 +116,6 @@ class Verdict:
         errors = {name: layer.error for name, layer in self.layers.items()} | {"outputs": self.output_error}
         worst = max(errors, key=lambda name: errors[name])
         return worst, errors[worst]
-
-
-def normalized(model: TruncModel, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Raw inputs (N, C, ...) as the network wants them: ``(x - mean) / std`` per channel, float32."""
-    if model.info.normalization is None:
-        return inputs
-    shape = (1, -1, *[1] * (inputs.ndim - 2))
-    known = model.info.normalization
-    mean, std = (np.array(values, np.float32).reshape(shape) for values in (known.mean, known.std))
-    return (inputs - mean) / std
 
 
 def wilson_interval(share: float, samples: int) -> tuple[float, float]:

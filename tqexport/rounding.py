@@ -189,7 +189,7 @@ def _dot_products(
 ) -> Tensor:
     """The formula in the module's text."""
     own = (2 * UNIT * float(weight.abs().max())) ** 2 * terms * sum_of_squares(x)
-    variance = own + (UNIT**2 * terms / 9) * call.result.square()
+    variance: Tensor = own + (UNIT**2 * terms / 9) * call.result.square()
     incoming = call.variance(x)
     if isinstance(incoming, Tensor) and incoming.any():
         variance = variance + passed_on(incoming)

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import HostError, InputError
-from tqexport.parity import normalized
-from tqexport.trunc_model import TruncModel
+from tqexport.trunc_model import Normalization, TruncModel
 
-__all__ = ["Samples", "load_samples", "random_samples", "read_samples"]
+__all__ = ["Samples", "load_samples", "noise", "normalized", "random_samples", "read_samples"]
 
 Inputs = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -35,16 +34,31 @@ class Samples:
     description: str
 
 
-def random_samples(model: TruncModel, count: int, seed: int = 0) -> Samples:
-    """Uniform noise in [0, 1], normalised as the network's real inputs are."""
-    noise = np.random.default_rng(seed).random((count, *model.info.input_shape), np.float32)
-    return Samples(normalized(model, noise), None, f"on {count} random samples")
+def random_samples(model: TruncModel, count: int) -> Samples:
+    """Noise, normalised as the network's real inputs are."""
+    inputs = noise(count, model.info.input_shape)
+    return Samples(normalized(inputs, model.info.normalization), None, f"on {count} random samples")
+
+
+def noise(count: int, input_shape: Sequence[int]) -> Inputs:
+    """Uniform random numbers in [0, 1], always the same, float32 (count, *input_shape)."""
+    return np.random.default_rng(0).random((count, *input_shape), np.float32)
 
 
 def load_samples(path: Path, model: TruncModel) -> Samples:
     """Read samples for a network, and normalise them as it wants; see :func:`read_samples`."""
     found = read_samples(path, model.info.input_shape, model.info.class_names)
-    return Samples(normalized(model, found.inputs), found.labels, found.description)
+    return Samples(normalized(found.inputs, model.info.normalization), found.labels, found.description)
+
+
+def normalized(inputs: Inputs, normalization: Normalization | None) -> Inputs:
+    """Raw inputs (N, C, ...) as a network wants them: ``(x - mean) / std`` per channel, float32."""
+    if normalization is None:
+        return inputs
+    shape = (1, -1, *[1] * (inputs.ndim - 2))
+    mean, std = (np.array(values, np.float32).reshape(shape) for values in (normalization.mean, normalization.std))
+    result: Inputs = (inputs - mean) / std
+    return result
 
 
 def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> Samples:
