@@ -140,7 +140,7 @@ def check_switchable(widths: Sequence[int], quantizer: str) -> None:
             "shifted, so every width has codes of its own; export each width as a file of its own"
         )
     if len(set(widths)) < 2:
-        raise UsageError("a file that can give other widths needs at least two widths, and the network has fewer")
+        raise UsageError("a file that gives several widths needs at least two widths")
 
 
 def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
