@@ -7,8 +7,9 @@ that the initializers had. The codes are there once; and taking one row by hand 
 byte for byte (:mod:`tqexport.truncate`).
 
 ``bits`` reaches its row through two lookups: from width to row, where a width that the file lacks leads to a row that
-does not exist, and over the rows that do. Either fails in the run, naming the widths, before anything is computed: so ONNX
-defines Gather, and so onnxruntime's CPU provider has it. Providers that leave an index unchecked are not supported.
+does not exist, and over the rows that do. Either fails in the run, naming the widths, before anything is computed: so
+ONNX defines Gather, and so onnxruntime's CPU provider has it. Providers that leave an index unchecked are not
+supported.
 
 Needs onnx and numpy alone, except for :func:`export_switchable_onnx`.
 """
