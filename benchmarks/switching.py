@@ -251,9 +251,9 @@ def measure_memory(way: str, kind: str, widths: str, shape: str, folder: str) ->
         for kept[0].bits in every:
             kept[0].run(x)
     elif way == "sessions":
-        kept += [SwitchableModel(Path(folder, f"net-w{bits}.{kind}")) for bits in every]
-        for model in kept:
-            model.run(x)
+        kept += [runner(kind, Path(folder, f"net-w{bits}.{kind}"), x) for bits in every]
+        for run in kept:
+            run()
     gc.collect()
     return int(psutil.Process().memory_info().rss)
 

@@ -73,6 +73,12 @@ def test_eight_widths_take_a_quarter_of_eight_files(exported_once, switchable):
     assert sum(map(len, buffers(switchable))) < 76_288 + 4 * 11_000
 
 
+def test_the_file_is_hardly_larger_than_its_codes_and_tables(switchable):
+    model = unpack(switchable)[0]
+    described = sum(len(model.buffers[entry.buffer].data) for entry in model.metadata)
+    assert len(switchable) <= 1.03 * (sum(map(len, buffers(switchable))) - described) + 30_000
+
+
 def test_buffers_lie_where_the_schema_wants_them(switchable):
     from ai_edge_litert import schema_py_generated as schema
 

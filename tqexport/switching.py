@@ -7,7 +7,9 @@ that the initializers had. The codes are there once; and taking one row by hand 
 byte for byte (:mod:`tqexport.truncate`).
 
 ``bits`` reaches its row through two lookups: from width to row, where a width that the file lacks leads to a row that
-does not exist, and over the rows that do. Either fails in the run, naming the widths, before anything is computed.
+does not exist, and over the rows that do. Either fails in the run, naming the widths, before anything is computed: so
+ONNX defines Gather, and so onnxruntime's CPU provider has it. Providers that leave an index unchecked are not
+supported.
 
 Needs onnx and numpy alone, except for :func:`export_switchable_onnx`.
 """
@@ -141,7 +143,7 @@ def check_switchable(widths: Sequence[int], quantizer: str) -> None:
             "shifted, so every width has codes of its own; export each width as a file of its own"
         )
     if len(set(widths)) < 2:
-        raise UsageError("a file that can give other widths needs at least two widths, and the network has fewer")
+        raise UsageError("a file that gives several widths needs at least two widths")
 
 
 def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:

@@ -136,11 +136,13 @@ def _without_what_is_there(run_time: bytes, flat: FlatModel, bits: int) -> bytes
     model, _ = unpack(run_time)
     own, graph = subgraph_of(model, bits), graph_of(model, bits)
     weights = computed_weights(own)
-    for each in filters_stored_once(own, own.graph.operators[4 * len(weights) :]):
+    stored_once = filters_stored_once(own, own.graph.operators[4 * len(weights) :])
+    by_buffer = {graph.tensors[each.weight].buffer: each for each in reversed(stored_once)}  # the first of a layer's
+    for index, each in by_buffer.items():
         value = own.constant(each.weight)
         assert value is not None
         difference = value.view(np.int32).astype(np.int64) - _nearly(flat, own, each)
-        buffer = model.buffers[graph.tensors[each.weight].buffer]
+        buffer = model.buffers[index]
         if np.abs(difference).max() < 128:
             compressed = zlib.compress(difference.astype(np.int8).tobytes(), 9)
             buffer.data = np.frombuffer(min(compressed, value.tobytes(), key=len), np.uint8)
