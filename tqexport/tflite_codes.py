@@ -30,7 +30,7 @@ from tqexport.manifest import Kernel
 from tqexport.onnx_file import CodedWeight
 from tqexport.truncation import STORED_BITS, max_code
 
-__all__ = ["TO_TORCH", "filters", "integer_codes", "put_codes_back", "stored_integers"]
+__all__ = ["TO_TORCH", "filters", "integer_codes", "integers_of", "put_codes_back", "stored_integers"]
 
 # Where a filter's axes go to reach PyTorch's order, output channels first; and the axis of its output channels.
 TO_TORCH = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
@@ -78,6 +78,11 @@ def put_codes_back(flat: FlatModel, weights: Sequence[CodedWeight], kernel: Kern
         _replace(flat, match, kernel)
 
 
+def integers_of(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """q of a stored filter, same shape: int8 as it is, or float32 from the odd integers of a float16 one."""
+    return (stored.astype(np.float32) - 1) / 2 if stored.dtype == np.float16 else stored
+
+
 def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
     """The integers q of a file's filters by weight name, in PyTorch's axis order with output channels first.
 
@@ -99,9 +104,8 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
         value = flat.constant(codes)
         if value is not None and value.dtype in (np.int8, np.float16) and codes not in seen:
             seen.add(codes)
-            if value.dtype == np.float16:
-                value = (value.astype(np.float32) - 1) / 2  # of odd integers
-            found.setdefault(flat.name(codes).removesuffix(".codes"), []).append(value.transpose(TO_TORCH[kind]))
+            integers = integers_of(value).transpose(TO_TORCH[kind])
+            found.setdefault(flat.name(codes).removesuffix(".codes"), []).append(integers)
     return found
 
 
