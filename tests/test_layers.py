@@ -129,11 +129,24 @@ def test_prepare_takes_the_choice_by_name_and_a_bare_layer():
     assert isinstance(prepare(nn.Conv1d(2, 2, 1), float_layers=[]), TruncConv1d)
     with pytest.raises(UsageError, match=r"float_layers names \['nope'\]"):
         prepare(small_network(), float_layers=["nope"])
+    with pytest.raises(UsageError, match=r"nothing is left to quantise of the Conv and Linear layers \['0', '1'\]"):
+        prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+
+
+def test_an_encoder_layer_computes_with_its_quantised_layers():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)  # PyTorch has a quick path around them
+    prepared = prepare(layer, float_layers=[]).eval()
+    x = torch.randn(2, 3, 4)
+    outputs = []
+    for bits in (1, 8):
+        with torch.no_grad(), at_width(prepared, bits):
+            outputs.append(prepared(x))
+    assert not torch.allclose(*outputs)
 
 
 def test_a_module_used_twice_stays_one_module():
     shared = nn.ReLU()
-    prepared = prepare(nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared))
+    prepared = prepare(nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared), float_layers=[])
     assert prepared[1] is prepared[3]
     assert isinstance(prepared[3], ActivationQuantizer)
 

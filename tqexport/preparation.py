@@ -53,8 +53,8 @@ def prepare(
         quantize_activations: Replace ``nn.ReLU`` by the activation quantiser.
 
     Raises:
-        UsageError: A name in ``float_layers`` is no Conv or Linear module of the network, or there is no such
-            estimator.
+        UsageError: A name in ``float_layers`` is no Conv or Linear module of the network, these names leave nothing to
+            quantise, or there is no such estimator.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -68,6 +68,8 @@ def prepare(
         float_layers = {*weighted[:1], *weighted[-1:]}
     if unknown := sorted(set(float_layers) - set(weighted)):
         raise UsageError(f"float_layers names {unknown}, but the Conv and Linear layers are {weighted}")
+    if not set(weighted) - set(float_layers):
+        raise UsageError(f"nothing is left to quantise of the Conv and Linear layers {weighted}; name fewer float_layers")
 
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules()):
@@ -78,6 +80,8 @@ def prepare(
         elif type(module) is nn.ReLU and quantize_activations:
             replaced[module] = ActivationQuantizer()
     for parent in [*model.modules()]:
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # else it computes with its layers' weights, not with its layers
         for child_name, child in parent._modules.items():
             if child in replaced:
                 parent._modules[child_name] = replaced[child]
