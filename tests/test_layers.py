@@ -129,7 +129,7 @@ def test_prepare_takes_the_choice_by_name_and_a_bare_layer():
     assert isinstance(prepare(nn.Conv1d(2, 2, 1), float_layers=[]), TruncConv1d)
     with pytest.raises(UsageError, match=r"float_layers names \['nope'\]"):
         prepare(small_network(), float_layers=["nope"])
-    with pytest.raises(UsageError, match=r"nothing is left to quantise of the Conv and Linear layers \['0', '1'\]"):
+    with pytest.raises(UsageError, match=r"nothing is left to quantise of the layers \['0', '1'\]"):
         prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
 
 

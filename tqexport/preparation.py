@@ -69,7 +69,7 @@ def prepare(
     if unknown := sorted(set(float_layers) - set(weighted)):
         raise UsageError(f"float_layers names {unknown}, but the Conv and Linear layers are {weighted}")
     if not set(weighted) - set(float_layers):
-        raise UsageError(f"nothing is left to quantise of the Conv and Linear layers {weighted}; name fewer float_layers")
+        raise UsageError(f"nothing is left to quantise of the layers {weighted}; name fewer of them in float_layers")
 
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules()):
