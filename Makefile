@@ -1,12 +1,13 @@
 # make demo   the main job on a bundled checkpoint
 # make test   lint, types and tests
+# make experiments   what the paper claims, on real data, and its open questions: every table and picture anew
 # Both set everything up first; only Python 3.11 and a network are needed.
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit install fixtures benchmark clean
+.PHONY: demo test lint types unit install fixtures benchmark experiments clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -42,6 +43,11 @@ fixtures: install
 
 benchmark: install
 	$(BIN)/python benchmarks/main_job.py
+
+experiments: install
+	for name in dummy_tensor convergence robustness open_questions storage tables; do \
+		$(BIN)/python -m experiments.$$name || exit $$?; \
+	done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from tqexport import ActivationQuantizer, CheckpointInfo, TruncModel, at_width, load_checkpoint, save_checkpoint
 from tqexport.layers import quantized_layers, switchable_batch_norms
 from tqexport.litert import open_interpreter
+from tqexport.models import find_factory
 from tqexport.truncation import FLOAT_BITS, max_code
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits-resnet8.pt"
@@ -55,7 +56,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the research family, to be built with random weights."""
+    """A registered architecture, to be built with random weights."""
 
     factory: str
     arguments: dict[str, Any]
@@ -66,6 +67,8 @@ class Network:
 NETWORKS = {
     "resnet20x5": Network("resnet20q", {"expansion": 5}, (3, 32, 32), 64),
     "resnet50": Network("resnet50q", {}, (3, 224, 224), 8),
+    "mobilenet": Network("mobilenet", {}, (3, 96, 96), 32),
+    "ds_cnn": Network("ds_cnn", {}, (1, 49, 10), 64),
 }
 
 
@@ -158,11 +161,9 @@ def export_plain(plain: nn.Module, input_shape: tuple[int, ...], path: Path) -> 
 
 def write_random(network: Network, widths: tuple[int, ...], path: Path) -> None:
     """A checkpoint of a network with random weights, and the BatchNorm statistics that belong to them."""
-    from tqexport import research_models
-
     torch.manual_seed(0)
     arguments = {**network.arguments, "widths": list(widths)}
-    module: nn.Module = getattr(research_models, network.factory)(**arguments)
+    module: nn.Module = find_factory(network.factory)(**arguments)
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 1.0  # the statistics of one batch, without what was there before

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from . import convert, inspect, onnx, tflite, truncate, verify
+from . import convert, gap, inspect, onnx, tflite, truncate, verify
 from .common import run_and_exit
 
 __all__ = ["cli", "main"]
@@ -35,6 +35,7 @@ for command in (
     verify.command,
     truncate.command,
     inspect.command,
+    gap.command,
     convert.command,
 ):
     cli.add_command(command)

@@ -55,7 +55,8 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     activations = ", ".join(f"{bits}: {info.activation_width(bits)}" for bits in info.widths)
     lines = [
         f"{info.architecture}({arguments}), input {'x'.join(map(str, info.input_shape))}",
-        f"quantizer {info.scheme.quantizer}{', bias correction' if info.scheme.bias_correction else ''}; "
+        f"quantizer {info.scheme.quantizer}{', bias correction' if info.scheme.bias_correction else ''}"
+        f"{', E rounded to a power of two' if info.scheme.power_of_two_scale else ''}; "
         f"BatchNorm chosen by {info.batch_norm_key} width",
         f"widths {', '.join(map(str, info.widths))}; activation width of each: "
         + ("the same" if not info.activation_bits else activations),

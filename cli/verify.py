@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,25 +15,32 @@ from .common import Output, Widths, checkpoint_options, output_options, widths_o
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tqexport.parity import Verdict
     from tqexport.verification import Checked
 
 PARITY_FAILED = 1
 
 
 @click.command("verify")
-@click.argument("source", type=click.Path(path_type=Path), required=False)
+@click.argument("sources", metavar="[SOURCE | ARTIFACT ARTIFACT]", type=click.Path(path_type=Path), nargs=-1)
 @widths_option("the widths exported")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="NPZ file with inputs (N, ...) and, optionally, labels (N)."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="NPZ file with inputs (N, ...) and, optionally, labels (N); or a folder with a folder of pictures per class.",
 )
 @click.option("--samples", type=click.IntRange(1), default=32, show_default=True, help="Random samples without --data.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page with plots, all in one file."
+)
 @checkpoint_options
 @output_options
 def command(
-    source: Path | None,
+    sources: tuple[Path, ...],
     widths: Widths | None,
     data: Path | None,
     samples: int,
+    report: Path | None,
     options: ReadOptions,
     as_json: bool,
     verbose: bool,
@@ -41,68 +48,135 @@ def command(
     """Prove that onnxruntime and LiteRT compute what PyTorch computes.
 
     SOURCE is an export folder (default ./tqexport-out) or a checkpoint. Widths that were not exported are exported to
-    a temporary place. Exit code 1 if anything differs.
+    a temporary place. Two ARTIFACTs are compared with each other, without a checkpoint; --bits says at which width
+    run-time files are to run. Exit code 1 if anything differs.
     """
     output = Output(as_json=as_json, verbose=verbose)
+    if len(sources) > 1 or any(source.suffix in (".onnx", ".tflite") for source in sources):
+        from .verify_pair import verify_pair
+
+        return verify_pair(output, sources, widths, data, samples, report, options)
     with output.step("Starting"):
         from tqexport.project import open_project
         from tqexport.verification import load_samples, random_samples, verify
 
-        project = open_project(source, None, options, output.step)
-    asked = widths.resolve(project.widths) if widths else project.exported_widths()
+        if report:
+            from tqexport.report import check_report, render_report
+
+            check_report(report)
+        project = open_project(next(iter(sources), None), None, options, output.step)
+        asked = widths.resolve(project.widths) if widths else project.exported_widths()
+        project.check_files(asked)
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
     checked = list(verify(project, asked, chosen))
-    passed = all(check.verdict.passed for check in checked)
+    passed = all(check.passed for check in checked)
 
-    output.say(f"{project.checkpoint} against its exports, {chosen.description}")
+    title = f"{project.checkpoint} against its exports, {chosen.description}"
+    output.say(title)
     output.say(_table(checked))
-    if any(check.temporary for check in checked):
-        output.say("* not exported yet; exported for this check alone")
-    for check in checked:
-        for problem in check.verdict.problems:
-            output.say(f"{check.verdict.bits} bits, {check.verdict.runtime}: {problem}")
-    if any(check.verdict.activations_wrong and check.verdict.passed for check in checked):
-        output.say("dynamic: the weights are the trained ones; the kernels round their input, and activations follow")
-    output.say("PASS: every artifact equals PyTorch" if passed else "FAIL: an artifact differs from PyTorch")
+    for line in _notes(checked):
+        output.say(line)
+    output.say(_conclusion(checked))
+    if report:
+        from tqexport.files import write_bytes
+
+        with output.step(f"Writing {report}"):
+            write_bytes(report, render_report(project.model, title, checked, _conclusion(checked)))
+        output.say(f"{report}  the report")
     output.document(
         {
             "passed": passed,
             "checkpoint": str(project.checkpoint),
             "samples": chosen.description,
-            "results": [
-                {"artifact": check.file, "temporary": check.temporary, "bytes": check.bytes, **asdict(check.verdict)}
-                for check in checked
-            ],
+            "results": [_document(check) for check in checked],
         }
     )
     return 0 if passed else PARITY_FAILED
+
+
+def _notes(checked: list[Checked]) -> list[str]:
+    """What there is to say below the table."""
+    notes = []
+    if any(check.temporary for check in checked):
+        notes.append("* not exported yet; exported for this check alone")
+    if any(check.deployed.activations_wrong and check.passed for check in checked):
+        notes.append("dynamic: the weights are the trained ones; the kernels round their input, and activations follow")
+    for check in checked:
+        notes += [f"{check.bits} bits, {check.runtime}: {problem}" for problem in check.problems]
+    return notes
+
+
+def _conclusion(checked: list[Checked]) -> str:
+    """The verdict in one line, and where to look if it is a bad one."""
+    failed = next((check for check in checked if not check.passed), None)
+    if failed is None:
+        return "PASS: every artifact equals PyTorch"
+    return (
+        f"FAIL: {failed.file} at {failed.bits} bits differs from PyTorch, first in {failed.diverged}; every layer's "
+        f"error is in tqexport verify --bits {failed.bits} --json, and drawn with --report report.html"
+    )
 
 
 def _table(checked: list[Checked]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("bits", "runtime", "bytes", "codes", "activa-\ntions", "flips", "output\nerror", "top-1\nagrees")
-    labelled = any(check.verdict.accuracy is not None for check in checked)
-    for column in (*columns, *(("accu-\nracy", "in Py-\nTorch") if labelled else ()), "verdict"):
-        table.add_column(column, justify="left" if column in ("runtime", "verdict") else "right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    columns = ("bits", "runtime", "bytes", "ms", "codes", "flips", "worst layer", "top-1\nagrees")
+    labelled = any(check.deployed.accuracy is not None for check in checked)
+    for column in (*columns, *(("accuracy, %", "PyTorch") if labelled else ()), "verdict"):
+        to_the_left = column in ("runtime", "worst layer", "accuracy, %", "verdict")
+        table.add_column(column, justify="left" if to_the_left else "right", no_wrap=column != "worst layer")
     for check in checked:
-        verdict = check.verdict
-        accuracies = (_percent(verdict.accuracy), _percent(verdict.reference_accuracy)) if labelled else ()
+        verdict = check.deployed
+        name, error = check.unoptimized.worst_layer
+        accuracies = (_accuracy(verdict), f"{100 * (verdict.reference_accuracy or 0):.1f}") if labelled else ()
         table.add_row(
-            f"{verdict.bits}{'*' if check.temporary else ''}",
-            verdict.runtime,
+            f"{check.bits}{'*' if check.temporary else ''}",
+            check.runtime,
             f"{check.bytes:,}",
+            f"{1000 * check.latency:.2f}",
             "equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
-            "equal" if not verdict.activations_wrong else f"{verdict.activations_wrong:,} differ",
             f"{verdict.flips:,}",
-            f"{verdict.output_error:.1e}",
+            f"{error:.1e} {name}",
             _percent(verdict.top1_agreement),
             *accuracies,
-            "pass" if verdict.passed else "FAIL",
+            "pass" if check.passed else "FAIL",
         )
     return table
+
+
+def _document(check: Checked) -> dict[str, Any]:
+    def found(verdict: Verdict) -> dict[str, Any]:
+        name, error = verdict.worst_layer
+        return {
+            "passed": verdict.passed,
+            **asdict(verdict),
+            "worst_layer": name,
+            "worst_layer_error": error,
+            "accuracy_interval": verdict.accuracy_interval,
+        }
+
+    return {
+        "artifact": check.file,
+        "bits": check.bits,
+        "runtime": check.runtime,
+        "temporary": check.temporary,
+        "bytes": check.bytes,
+        "latency_ms": 1000 * check.latency,
+        "passed": check.passed,
+        "diverged": check.diverged,
+        "problems": check.problems,
+        "as_deployed": found(check.deployed),
+        "unoptimized": found(check.unoptimized),
+    }
+
+
+def _accuracy(verdict: Verdict) -> str:
+    if verdict.accuracy_interval is None:
+        return ""
+    low, high = (100 * end for end in verdict.accuracy_interval)
+    return f"{100 * (verdict.accuracy or 0):.1f} ({low:.1f}-{high:.1f})"
 
 
 def _percent(share: float | None) -> str:

@@ -13,13 +13,25 @@ from test_cli import run
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_training_example_runs_and_its_checkpoint_exports(tmp_path):
-    network, training = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "net.py").write_text(network)
-    loader = "loader = [(torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))) for _ in range(2)]\n"
-    (tmp_path / "train.py").write_text("import torch\n" + loader + training)
-    trained = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert trained.returncode == 0, trained.stderr
+LOADER = "import torch\nloader = [(torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))) for _ in range(2)]\n"
+
+
+def side(diff, sign):
+    """One side of a diff: ``-`` as it was, ``+`` as it becomes."""
+    return "".join(line[2:] or "\n" for line in diff.splitlines(keepends=True) if line[0] in (" ", "\n", sign))
+
+
+def test_ten_lines_turn_an_ordinary_loop_into_one_whose_checkpoint_exports(tmp_path):
+    diffs = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    assert sum(line.startswith("+") for diff in diffs for line in diff.splitlines()) <= 10
+    for sign, written in (("-", "float.pt"), ("+", "ckpt.pt")):
+        network, training = (side(diff, sign) for diff in diffs)
+        (tmp_path / "net.py").write_text(network)
+        (tmp_path / "train.py").write_text(LOADER + training)
+        assert ("tqexport" in network + training) == (sign == "+")
+        trained = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
+        assert trained.returncode == 0, trained.stderr
+        assert (tmp_path / written).is_file()
     (line,) = re.findall(r"^    tqexport (onnx ckpt.pt .*--model.*)$", README, re.MULTILINE)
     exported = run(*line.split(), cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr

@@ -19,8 +19,8 @@ from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import read_metadata
 from tqexport.parity import compare
+from tqexport.runtimes import run_onnx
 from tqexport.switching import export_switchable_onnx, merge_onnx
-from tqexport.switching_runs import run_switchable_onnx
 from tqexport.truncate import truncate_file
 
 WIDTHS = range(1, 9)
@@ -85,7 +85,7 @@ def test_the_same_files_in_any_order_give_the_same_bytes(digits, files, switchab
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
-    run = run_switchable_onnx(switchable, bits, digits_samples.inputs)
+    run = run_onnx(switchable, digits_samples.inputs, bits)
     found = compare(digits, bits, run, digits_samples.inputs, digits_samples.labels)
     assert found.passed, found.problems
     assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
@@ -151,7 +151,7 @@ def test_layer_kinds_with_negative_batch_norm_gains(scheme, activation_bits):
     content = merge_onnx(files.items())
     x = np.random.default_rng(0).random((5, 3, 9, 10), np.float32)
     for bits, fixed in files.items():
-        found = compare(model, bits, run_switchable_onnx(content, bits, x), x)
+        found = compare(model, bits, run_onnx(content, x, bits), x)
         assert found.passed, found.problems
         assert truncate_file(content, bits) == fixed
 

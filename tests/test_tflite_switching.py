@@ -21,7 +21,6 @@ from tqexport.onnx_export import export_onnx
 from tqexport.parity import compare
 from tqexport.runtime import SwitchableModel
 from tqexport.runtimes import run_tflite
-from tqexport.switching_runs import run_switchable_tflite
 from tqexport.tflite_file import subgraph_of, unpack
 from tqexport.tflite_switching import convert_to_switchable_tflite
 from tqexport.truncate import truncate_file
@@ -91,7 +90,7 @@ def test_buffers_lie_where_the_schema_wants_them(switchable):
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
     inputs, labels = digits_samples.inputs[:100], digits_samples.labels[:100]
-    found = compare(digits, bits, run_switchable_tflite(switchable, bits, inputs), inputs, labels)
+    found = compare(digits, bits, run_tflite(switchable, inputs, bits), inputs, labels)
     assert found.passed, found.problems
     assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
     assert found.top1_agreement >= 0.99
@@ -145,7 +144,7 @@ def assert_right(model, content, fixed_files):
     x = np.random.default_rng(0).random((4, *model.info.input_shape), np.float32)
     shapes = {f"{name}.weight": layer.weight.shape for name, layer in quantized_layers(model.module).items()}
     for bits, direct in fixed_files.items():
-        run = run_switchable_tflite(content, bits, x)
+        run = run_tflite(content, x, bits)
         codes = {name: [place.reshape(shapes[name]) for place in places] for name, places in run.codes.items()}
         found = compare(model, bits, dataclasses.replace(run, codes=codes), x)
         assert found.passed, (bits, found.problems)
@@ -211,6 +210,6 @@ def test_one_changed_code_is_caught_by_verification(digits, digits_samples, swit
     content = switchable.replace(codes, codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:])
     x = digits_samples.inputs[:4]
     for bits in (1, 8):
-        found = compare(digits, bits, run_switchable_tflite(content, bits, x), x)
+        found = compare(digits, bits, run_tflite(content, x, bits), x)
         assert found.codes_wrong == 1
         assert "1 of 36864 codes differ" in found.problems[0]

@@ -24,7 +24,6 @@ from tqexport.onnx_file import read_metadata
 from tqexport.parity import compare
 from tqexport.runtime import SwitchableModel
 from tqexport.runtimes import run_onnx, run_tflite
-from tqexport.switching_runs import run_switchable_tflite
 from tqexport.tflite_file import TABLES_NAME, unpack
 from tqexport.tflite_switching import merge_tflite
 from tqexport.tflite_truncatable import truncatable_tflite
@@ -237,7 +236,7 @@ def test_float_layers_are_stored_once_and_come_back_bit_for_bit(more):
     assert all(truncate_file(files[4], bits) == exported[bits] for bits in exported)
     x = np.random.default_rng(0).random((4, 2, 7, 6), np.float32)
     for bits in plain:
-        run = run_switchable_tflite(content, bits, x)
+        run = run_tflite(content, x, bits)
         found = compare(model, bits, run, x)
         assert found.passed, (bits, found.problems)
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
         TruncConv2d,
         TruncLinear,
         at_width,
+        set_quantizer,
     )
     from tqexport.options import ReadOptions
     from tqexport.preparation import prepare
-    from tqexport.qat import calibrate_batch_norms, joint_backward
+    from tqexport.qat import calibrate_batch_norms, joint_backward, load_float_weights
     from tqexport.trunc_model import CheckpointInfo, Normalization, TruncModel
     from tqexport.truncation import Scheme
 
@@ -38,8 +39,10 @@ __all__ = [
     "calibrate_batch_norms",
     "joint_backward",
     "load_checkpoint",
+    "load_float_weights",
     "prepare",
     "save_checkpoint",
+    "set_quantizer",
 ]
 
 _HOME = {
@@ -51,6 +54,7 @@ _HOME = {
     "calibrate_batch_norms": "qat",
     "joint_backward": "qat",
     "load_checkpoint": "checkpoint",
+    "load_float_weights": "qat",
     "prepare": "preparation",
     "save_checkpoint": "checkpoint",
 }

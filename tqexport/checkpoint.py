@@ -33,7 +33,13 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         path: The file to write; replaced as a whole or not at all.
         module: The network, as ``info.architecture(**info.arguments)`` builds it.
         info: Its description.
+
+    Raises:
+        UsageError: A layer was trained with another quantiser than ``info`` says.
     """
+    for name, layer in quantized_layers(module).items():
+        if layer.scheme != info.scheme:
+            raise UsageError(f"layer {name} was trained with {layer.scheme}, the description says {info.scheme}")
     described = {**asdict(info), "arguments": dict(info.arguments)}
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **described, "state_dict": module.state_dict()}
     with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
@@ -89,7 +95,7 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
         find_factory(str(named))
     try:
         return _native_info(content, options)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise InputError(f"{path} is a damaged tqexport checkpoint: {type(error).__name__} {error}") from error
 
 

@@ -16,19 +16,25 @@ from ai_edge_litert import schema_py_generated as schema
 from tqexport.errors import ConversionError
 from tqexport.flatbuffer_writing import serialise
 
-__all__ = ["FlatModel", "Operator"]
+__all__ = ["FlatModel", "Operator", "type_code"]
 
 Operator = Any  # schema.OperatorT; the generated schema has no types
 
 _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 _DTYPES: dict[int, type[np.generic]] = {
     schema.TensorType.FLOAT32: np.float32,
+    schema.TensorType.FLOAT16: np.float16,
     schema.TensorType.INT8: np.int8,
     schema.TensorType.UINT8: np.uint8,
     schema.TensorType.INT32: np.int32,
     schema.TensorType.INT64: np.int64,
 }
 _TYPES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def type_code(dtype: np.dtype[Any]) -> int:
+    """The schema's number of a data type."""
+    return _TYPES[dtype.type]
 
 
 class FlatModel:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tqexport.layers import quantized_layers
 from tqexport.trunc_model import TruncModel
-from tqexport.truncation import STORED_BITS, direct_codes, normalize, truncate
+from tqexport.truncation import STORED_BITS, Scheme, direct_codes, magnitude, normalize, truncate
 
 __all__ = ["Inspection", "LayerReport", "StorageReport", "inspect_model"]
 
@@ -23,7 +23,7 @@ class LayerReport:
         kind: Class of the layer without ``Trunc``, e.g. ``Conv2d``.
         shape: Shape of its weight.
         quantized: Whether it is stored as codes.
-        magnitude: ``E = mean|w|``.
+        magnitude: ``E = mean|w|``, rounded to a power of two where the quantised layers are.
     """
 
     name: str
@@ -92,7 +92,7 @@ def inspect_model(model: TruncModel) -> Inspection:
             type(module).__name__.removeprefix("Trunc"),
             tuple(module.weight.shape),
             name in quantized,
-            float(module.weight.detach().abs().mean()),
+            float(magnitude(module.weight, model.info.scheme if name in quantized else Scheme())),
         )
         for name, module in model.module.named_modules()
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))

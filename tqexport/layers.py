@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, UsageError
 from tqexport.truncation import (
     FLOAT_BITS,
     STORED_BITS,
@@ -21,6 +21,7 @@ from tqexport.truncation import (
     affine,
     direct_codes,
     full_precision,
+    magnitude,
     max_code,
     normalize,
     quantize_activation,
@@ -38,6 +39,7 @@ __all__ = [
     "at_width",
     "quantize_weight",
     "quantized_layers",
+    "set_quantizer",
     "switchable_batch_norms",
 ]
 
@@ -84,13 +86,13 @@ def quantize_weight(weight: Tensor, bits: int, scheme: Scheme = Scheme(), estima
         float32, the shape of ``weight``.
     """
     if bits == FLOAT_BITS:
-        return full_precision(weight)
+        return full_precision(weight, scheme)
     factor = max_code(bits) / (max_code(bits) + 1) if estimator == "scaled" else 1.0
     unit: Tensor = _QuantizeCodes.apply(normalize(weight), bits, scheme.quantizer, factor)  # type: ignore[no-untyped-call]
     if scheme.bias_correction:
-        coded = affine(weight.detach(), unit.detach() * max_code(bits), bits, bias_correction=True)
+        coded = affine(weight.detach(), unit.detach() * max_code(bits), bits, scheme)
         return unit * (coded.scale * max_code(bits)) + coded.offset
-    return weight.abs().mean().detach() * (2 * unit - 1)
+    return magnitude(weight, scheme) * (2 * unit - 1)
 
 
 class _TruncLayer:
@@ -208,6 +210,25 @@ TRUNC_LAYERS = (TruncConv1d, TruncConv2d, TruncLinear)
 def quantized_layers(model: nn.Module) -> dict[str, TruncLayer]:
     """The quantised layers of a network by module name, in definition order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TRUNC_LAYERS)}
+
+
+def set_quantizer(model: nn.Module, scheme: Scheme | None = None, estimator: Estimator | None = None) -> None:
+    """Choose quantiser or straight-through estimator of every quantised layer, also of a network already built.
+
+    Args:
+        model: A prepared network; changed in place.
+        scheme: The weight quantiser; None leaves it. Say the same in the checkpoint's ``CheckpointInfo``.
+        estimator: ``identity`` or ``scaled``; None leaves it. A checkpoint does not record it, as files do not depend
+            on it: set it again to train on.
+
+    Raises:
+        UsageError: There is no such estimator.
+    """
+    if estimator not in (None, *get_args(Estimator)):
+        raise UsageError(f"there is no estimator {estimator!r}; choose {' or '.join(get_args(Estimator))}")
+    for layer in quantized_layers(model).values():
+        layer.scheme = scheme or layer.scheme
+        layer.estimator = estimator or layer.estimator
 
 
 def switchable_batch_norms(model: nn.Module) -> dict[str, _SwitchableBatchNorm]:

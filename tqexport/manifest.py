@@ -71,6 +71,7 @@ class Manifest:
         widths: Every width that the checkpoint can be exported at.
         input_shape: Shape of one sample, channels first.
         artifacts: The exported files.
+        power_of_two_scale: Whether the scale of every layer is a power of two.
     """
 
     checkpoint: str
@@ -80,6 +81,7 @@ class Manifest:
     input_shape: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
+    power_of_two_scale: bool = False
 
     def find(self, kind: Kind, width: int, kernel: Kernel = "exact") -> Artifact | None:
         """The fixed artifact of a kind, width and kernel, if it was exported."""

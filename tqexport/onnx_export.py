@@ -155,6 +155,7 @@ def metadata(model: TruncModel, bits: int) -> dict[str, str]:
         "batch_norm_width": info.batch_norm_width(bits),
         "quantizer": info.scheme.quantizer,
         "bias_correction": info.scheme.bias_correction,
+        "power_of_two_scale": info.scheme.power_of_two_scale,
         "layout": "channels first",
         "class_names": list(info.class_names),
     }

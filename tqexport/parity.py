@@ -6,16 +6,19 @@ differ by any amount. So the logits alone prove nothing, and this module compare
 
 * **codes**: what BitShift computes, or the integers a TFLite file stores, against quantising the float weights
   directly. Every element must be equal.
-* **activations**: the runtime's whole-number activations are put into the PyTorch network as it runs, so that each
-  stretch between two activation quantisers starts from the same input in both. A differing level must be the
-  neighbouring one, and the reference must lie within :data:`TOLERANCE` of the boundary between them; then it is a flip
-  and is counted. Anything else is an error.
-* **logits**: computed from the runtime's last activations, within :data:`TOLERANCE` of the largest one; and the
-  untouched file, run as deployed, must give the same logits wherever no activation lay on a boundary.
+* **layers**: the runtime's activations and layer outputs are put into the PyTorch network as it runs, so that each
+  layer starts from the same input in both. What it computes must agree up to float rounding, and a level of a quantised
+  activation must be equal, or the neighbouring one with PyTorch's value within float rounding of the boundary between
+  the two; then it is a flip and is counted. Anything else is an error. The bound on float rounding is computed from the
+  layer (:mod:`tqexport.rounding`).
+* **network**: the outputs agree likewise, given the runtime's last activations; and the untouched file gives the same
+  outputs wherever no activation lay on a boundary.
+* **accuracy**: of both on labelled samples, for people; where they differ, one of the above says why.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,17 +29,32 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.layers import ActivationQuantizer, quantized_layers
+from tqexport.codes_parity import compare_codes
+from tqexport.layers import ActivationQuantizer, _SwitchableBatchNorm
 from tqexport.manifest import Kernel
+from tqexport.rounding import RoundingErrors
 from tqexport.runtimes import RuntimeRun
-from tqexport.tflite_codes import integer_codes
 from tqexport.trunc_model import TruncModel
-from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize
+from tqexport.truncation import FLOAT_BITS, max_code
 
-__all__ = ["TOLERANCE", "Verdict", "compare", "normalized"]
+__all__ = ["Comparison", "LayerError", "Verdict", "compare", "wilson_interval"]
 
-TOLERANCE = 1e-5  # of a layer's largest value: float32 sums in another order
 DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a layer's output is from PyTorch's, given the same input.
+
+    Attributes:
+        error: Largest difference, as a share of the layer's largest output.
+        bound: Largest difference that float rounding explains, in the same unit.
+    """
+
+    error: float
+    bound: float
 
 
 @dataclass(frozen=True)
@@ -51,12 +69,16 @@ class Verdict:
         codes_wrong: How many differ.
         activations: Number of activations compared.
         flips: Activations that landed on the other side of a boundary they lie on.
+        flip_bound: The furthest from a boundary that any activation might be for that, in steps.
         activations_wrong: Activations that differ otherwise.
+        layers: By module name, the layers whose output the runtime gave.
         output_error: Largest error of the outputs as a share of the largest output, given the runtime's last
             activations.
-        top1_agreement: Share of samples whose largest output is the reference's, file as deployed.
+        output_bound: Largest such error that float rounding explains.
+        top1_agreement: Share of samples whose largest output is the reference's, untouched file.
         accuracy: Share of samples classified right by the runtime, if there are labels.
         reference_accuracy: The same for PyTorch.
+        diverged: The first layer or activation that differs, if one does.
         problems: What is wrong, one sentence each, the first to look at first; empty if the artifact is right.
     """
 
@@ -67,11 +89,15 @@ class Verdict:
     codes_wrong: int
     activations: int
     flips: int
+    flip_bound: float
     activations_wrong: int
+    layers: Mapping[str, LayerError]
     output_error: float
+    output_bound: float
     top1_agreement: float
     accuracy: float | None
     reference_accuracy: float | None
+    diverged: str | None
     problems: tuple[str, ...]
 
     @property
@@ -79,15 +105,31 @@ class Verdict:
         """Whether the artifact equals the reference."""
         return not self.problems
 
+    @property
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the accuracy; see :func:`wilson_interval`."""
+        return None if self.accuracy is None else wilson_interval(self.accuracy, self.samples)
 
-def normalized(model: TruncModel, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Raw inputs (N, C, ...) as the network wants them: ``(x - mean) / std`` per channel, float32."""
-    if model.info.normalization is None:
-        return inputs
-    shape = (1, -1, *[1] * (inputs.ndim - 2))
-    known = model.info.normalization
-    mean, std = (np.array(values, np.float32).reshape(shape) for values in (known.mean, known.std))
-    return (inputs - mean) / std
+    @property
+    def worst_layer(self) -> tuple[str, float]:
+        """Name and error of the layer that is furthest from PyTorch; the outputs where no other layer was kept."""
+        errors = {name: layer.error for name, layer in self.layers.items()} | {"outputs": self.output_error}
+        worst = max(errors, key=lambda name: errors[name])
+        return worst, errors[worst]
+
+
+def wilson_interval(share: float, samples: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of ``samples`` (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927, 209-212).
+
+    Example:
+        >>> low, high = wilson_interval(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * samples)) / (1 + z * z / samples)
+    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def compare(
@@ -98,166 +140,283 @@ def compare(
     labels: npt.NDArray[np.integer[Any]] | None = None,
     kernel: Kernel = "exact",
 ) -> Verdict:
-    """Compare what a runtime computed with the PyTorch reference.
+    """Compare what a runtime computed with the PyTorch reference, all samples at once; see :class:`Comparison`."""
+    comparison = Comparison(model, bits, kernel)
+    comparison.add(run, inputs, labels)
+    return comparison.verdict()
 
-    Args:
-        model: The reference.
-        bits: The width of the artifact.
-        run: What the runtime computed for ``inputs``.
-        inputs: float32 (N, *input_shape), normalised.
-        labels: Class of each sample, (N,), if known.
-        kernel: Of a ``dynamic`` file the codes must be equal; activations and outputs may be off by
-            :data:`DYNAMIC_TOLERANCE`, and how many differ is reported.
-    """
-    problems: list[str] = []
-    codes, codes_wrong = _compare_codes(model, bits, run, problems)
-    tracer = _Tracer(run.activations, DYNAMIC_TOLERANCE if kernel == "dynamic" else 0.0)
-    with torch.no_grad(), model.at_width(bits) as network:
-        reference = network(torch.from_numpy(inputs)).numpy()
-        with tracer.substituted(network):
-            given = network(torch.from_numpy(inputs)).numpy()
-    output_error = _largest_difference(run.traced_outputs, given) / max(float(np.abs(given).max()), 1e-30)
-    problems += tracer.problems
-    if not output_error <= (TOLERANCE if kernel == "exact" else DYNAMIC_TOLERANCE):
-        problems.append(
-            f"the outputs are off by {output_error:.1e} of the largest one, given the same activations before them"
+
+class Comparison:
+    """Compares what a runtime computed with the PyTorch reference, some samples at a time."""
+
+    def __init__(self, model: TruncModel, bits: int, kernel: Kernel = "exact") -> None:
+        """Start without a sample.
+
+        Args:
+            model: The reference.
+            bits: The width of the artifact.
+            kernel: Of a ``dynamic`` file the codes must be equal; activations and outputs may be off by
+                :data:`DYNAMIC_TOLERANCE`, and how many differ is reported.
+        """
+        self._model, self._bits, self._kernel = model, bits, kernel
+        self._trace = _Trace(DYNAMIC_TOLERANCE if kernel == "dynamic" else 0.0)
+        self._runtime = ""
+        self._codes: tuple[int, int] | None = None
+        self._code_problems: dict[str, str] = {}
+        self._deployed_apart: list[float] = []
+        self._right: list[tuple[int, int]] = []
+        self._samples = self._agreeing = 0
+
+    def add(
+        self,
+        run: RuntimeRun,
+        inputs: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        """Compare further samples.
+
+        Args:
+            run: What the runtime computed for ``inputs``.
+            inputs: float32 (N, *input_shape), normalised.
+            labels: Class of each sample, (N,), if known.
+        """
+        self._runtime = run.runtime if self._kernel == "exact" else f"{run.runtime} {self._kernel}"
+        if self._codes is None:
+            self._codes = compare_codes(self._model, self._bits, run, self._code_problems)
+        with torch.no_grad(), self._model.at_width(self._bits) as network:
+            reference = network(torch.from_numpy(inputs)).numpy()
+            bound = self._trace.run(network, run, torch.from_numpy(inputs))
+        if self._kernel == "exact" and bound is not None and run.outputs.shape == bound.shape:
+            # Two computations, each up to a bound from the reference.
+            difference = np.abs(run.outputs - run.traced_outputs)
+            apart = (difference > 2 * bound).reshape(len(inputs), -1).any(1) & ~self._trace.on_boundary(len(inputs))
+            self._deployed_apart += difference.reshape(len(inputs), -1).max(1)[apart].tolist()
+        classes, expected = run.outputs.argmax(1), reference.argmax(1)
+        self._samples += len(inputs)
+        if classes.shape == expected.shape:
+            self._agreeing += int((classes == expected).reshape(len(inputs), -1).all(1).sum())
+            if labels is not None:
+                self._right.append((int((classes == labels).sum()), int((expected == labels).sum())))
+
+    def verdict(self) -> Verdict:
+        """What was found in all samples so far."""
+        trace, samples = self._trace, max(self._samples, 1)
+        problems = {**self._code_problems, **trace.problems}
+        if self._deployed_apart:
+            problems["the outputs as deployed"] = (
+                f"{len(self._deployed_apart)} of {samples} samples differ between {self._runtime} as deployed and with "
+                f"its activations kept, by up to {max(self._deployed_apart):.1e}, without an activation on a boundary"
+            )
+        accuracy, reference_accuracy = (
+            (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
         )
-    deployed = np.abs(run.outputs - run.traced_outputs).reshape(len(inputs), -1).max(1)
-    apart = deployed > TOLERANCE * np.abs(run.traced_outputs).max()
-    if kernel == "dynamic":
-        apart[:] = False
-    if unexplained := int((apart & ~tracer.on_boundary(len(inputs))).sum()):
-        problems.append(
-            f"{unexplained} of {len(inputs)} samples differ between {run.runtime} as deployed and with its "
-            f"activations kept, by up to {deployed[apart].max():.1e}, without an activation on a boundary"
+        codes, codes_wrong = self._codes or (0, 0)
+        return Verdict(
+            bits=self._bits,
+            runtime=self._runtime,
+            samples=self._samples,
+            codes=codes,
+            codes_wrong=codes_wrong,
+            activations=trace.compared,
+            flips=trace.flips,
+            flip_bound=trace.flip_bound,
+            activations_wrong=trace.wrong,
+            layers=trace.layers,
+            output_error=trace.output.error,
+            output_bound=trace.output.bound,
+            top1_agreement=self._agreeing / samples,
+            accuracy=accuracy,
+            reference_accuracy=reference_accuracy,
+            diverged=next(iter(problems), None),
+            problems=tuple(problems.values()),
         )
-
-    def accuracy(outputs: npt.NDArray[Any]) -> float | None:
-        return None if labels is None else float((outputs.argmax(1) == labels).mean())
-
-    return Verdict(
-        bits=bits,
-        runtime=run.runtime if kernel == "exact" else f"{run.runtime} {kernel}",
-        samples=len(inputs),
-        codes=codes,
-        codes_wrong=codes_wrong,
-        activations=tracer.compared,
-        flips=tracer.flips,
-        activations_wrong=tracer.wrong,
-        output_error=output_error,
-        top1_agreement=float((run.outputs.argmax(1) == reference.argmax(1)).mean()),
-        accuracy=accuracy(run.outputs),
-        reference_accuracy=accuracy(reference),
-        problems=tuple(problems),
-    )
-
-
-def _without_ones(shape: Sequence[int]) -> list[int]:
-    return [int(n) for n in shape if n != 1]
-
-
-def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    return float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
-
-
-def _compare_codes(model: TruncModel, bits: int, run: RuntimeRun, problems: list[str]) -> tuple[int, int]:
-    """Number of codes compared and of those that differ, over every quantised layer."""
-    total = wrong = 0
-    for name, layer in quantized_layers(model.module).items():
-        expected = direct_codes(normalize(layer.weight.detach()), bits, layer.scheme.quantizer).byte().numpy()
-        places = run.codes.get(f"{name}.weight", [])
-        if not places:
-            problems.append(f"layer {name} has no codes in the file")
-        for found in places:
-            differing = _differing_codes(expected, found, bits)
-            total, wrong = total + expected.size, wrong + differing
-            if differing:
-                problems.append(f"layer {name}: {differing} of {expected.size} codes differ")
-    return total, wrong
-
-
-def _differing_codes(expected: npt.NDArray[np.uint8], found: npt.NDArray[Any], bits: int) -> int:
-    if found.dtype == np.uint8:
-        # TFLite keeps an axis of 1 through 1-D convolutions.
-        return int((found.reshape(expected.shape) != expected).sum()) if found.size == expected.size else expected.size
-    # Stored integers: an output channel with a negative gain is turned round, u -> M_b - u.
-    inputs_of_layer = found[:, : expected.shape[1]]
-    if inputs_of_layer.size != expected.size:
-        return expected.size
-    rows = inputs_of_layer.reshape(len(expected), -1)
-    straight, turned = (
-        (rows != integer_codes(codes, bits).reshape(len(expected), -1)).sum(1)
-        for codes in (expected, (max_code(bits) - expected).astype(np.uint8))
-    )
-    return int(np.minimum(straight, turned).sum())
 
 
 @dataclass
-class _Tracer:
-    """Puts a runtime's activations into the PyTorch network, comparing each with what PyTorch computed there."""
+class _Trace:
+    """Puts a runtime's values into the PyTorch network as it runs, comparing each with what PyTorch computed there."""
 
-    activations: Mapping[str, npt.NDArray[Any]]
-    rounding: float = 0.0
+    tolerance: float = 0.0  # of the range, for kernels that round their input
     compared: int = 0
     flips: int = 0
     wrong: int = 0
-    problems: list[str] = field(default_factory=list)
+    flip_bound: float = 0.0
+    layers: dict[str, LayerError] = field(default_factory=dict)
+    output: LayerError = LayerError(0.0, 0.0)
+    problems: dict[str, str] = field(default_factory=dict)  # by the layer that they are about, in order
     _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    _since: list[str] = field(default_factory=list)  # layers since the last one whose output was the runtime's
+    _calls: dict[str, int] = field(default_factory=dict)
+
+    def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor) -> Array | None:
+        """Run samples through; returns what rounding explains of each output, or None where their shape is wrong."""
+        self._near, self._since, self._calls = [], [], {}
+        with RoundingErrors() as errors, self._hooks(network, run, errors):
+            outputs = network(errors.exact(inputs))
+        given: Array = outputs.numpy()
+        bound: Array = errors.bound(outputs).numpy()
+        found, largest = run.traced_outputs, _largest(given)
+        if found.shape != given.shape:
+            self.problems.setdefault("the outputs", f"the outputs have shape {found.shape}, not {given.shape}")
+            self.output = LayerError(math.inf, 0.0)
+            return None
+        difference: Array = np.abs(found - given)
+        self.output = _worse(self.output, LayerError(float(difference.max()) / largest, float(bound.max()) / largest))
+        allowed = np.full_like(given, self.tolerance * largest) if self.tolerance else bound
+        if not (difference <= allowed).all():
+            self._report("the outputs", f"the outputs are off by {_furthest(found, given, allowed)}{self._where()}")
+        return bound
+
+    def on_boundary(self, samples: int) -> npt.NDArray[np.bool_]:
+        """Which samples of the last run have an activation within float rounding of a boundary, (N,)."""
+        return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
 
     @contextmanager
-    def substituted(self, network: nn.Module) -> Iterator[None]:
-        """Within the block every activation quantiser of ``network`` gives the runtime's values."""
-        calls: dict[str, int] = {}
+    def _hooks(self, network: nn.Module, run: RuntimeRun, errors: RoundingErrors) -> Iterator[None]:
+        """Within the block the activation quantisers and layers of ``network`` give the runtime's values."""
         handles = []
+        candidates = _Candidates(run.values)
         for name, module in network.named_modules():
-            if isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS:
+            quantizer = isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
+            if not quantizer and (not _is_layer(name, module) or self.tolerance):
+                continue
 
-                def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str = name) -> Tensor:
-                    calls[name] = calls.get(name, 0) + 1
-                    key = f"{name}/Round" if calls[name] == 1 else f"{name}/Round_{calls[name]}"
-                    assert isinstance(module, ActivationQuantizer)
-                    return self._substitute(key, module.bits, args[0], output)
+            def hook(
+                module: nn.Module,
+                args: tuple[Tensor, ...],
+                output: Tensor,
+                name: str = name,
+                quantizer: bool = quantizer,
+            ) -> Tensor | None:
+                self._calls[name] = self._calls.get(name, 0) + 1
+                if quantizer:
+                    value = self._levels(name, module, args[0].numpy(), errors.bound(args[0]).numpy(), run.activations)
+                else:
+                    value = self._layer(name, output.numpy(), errors.bound(output).numpy(), candidates)
+                return None if value is None else errors.exact(torch.from_numpy(value))
 
-                handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(hook))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def on_boundary(self, samples: int) -> npt.NDArray[np.bool_]:
-        """Which samples have an activation within float rounding of a boundary, (N,)."""
-        return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
+    def _layer(self, name: str, expected: Array, bound: Array, candidates: _Candidates) -> Array | None:
+        """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
+        self._since.append(name)
+        once = self._calls[name] == 1
+        found = candidates.named(name, expected.shape) if once else None
+        if found is None:
+            found = candidates.like(expected, bound)
+            if found is None:
+                return None
+        difference, largest = np.abs(found - expected), _largest(expected)
+        error = LayerError(float(difference.max()) / largest, float(bound.max()) / largest)
+        self.layers[name] = _worse(self.layers.get(name, error), error)
+        if not (difference <= bound).all():
+            self._report(name, f"layer {name} is off by {_furthest(found, expected, bound)}{self._where(name)}")
+        self._since.clear()
+        return found
 
-    def _substitute(self, key: str, bits: int, value: Tensor, output: Tensor) -> Tensor:
-        steps = max_code(bits)
-        found = self.activations.get(key)
-        if found is None or _without_ones(found.shape) != _without_ones(output.shape):
-            where = "is not in the file" if found is None else f"has shape {found.shape}, not {tuple(output.shape)}"
-            self.problems.append(f"activation {key} {where}")
-            return output
-        found = found.reshape(output.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
-        scaled = value.double().clamp(0, 1) * steps
-        rounding_error = TOLERANCE * float(value.abs().max()) * steps
-        distance = (scaled - scaled.floor() - 0.5).abs()  # from the nearest boundary, in steps
-        near = distance <= rounding_error
-        self._near.append(near.flatten(1).any(1).numpy())
+    def _levels(
+        self, name: str, module: nn.Module, value: Array, bound: Array, activations: Mapping[str, Array]
+    ) -> Array | None:
+        """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
+        assert isinstance(module, ActivationQuantizer)
+        steps = max_code(module.bits)
+        key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
+        found = activations.get(key)
+        if found is None or _without_ones(found.shape) != _without_ones(value.shape):
+            where = "is not in the file" if found is None else f"has shape {found.shape}, not {value.shape}"
+            self._report(name, f"activation {key} {where}")
+            return None
+        found = found.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
+        scaled = value.clip(0, 1).astype(np.float64) * steps
+        expected = np.rint(value.clip(0, 1) * np.float32(steps))
+        rounding = bound * steps + 2 * np.finfo(np.float32).eps * scaled
+        near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
+        self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
+        self.flip_bound = max(self.flip_bound, float(rounding.max()))
 
-        levels = torch.from_numpy(found)
-        expected = (output * steps).round()
-        differs = levels != expected
-        flip = differs & near & ((levels - expected).abs() == 1)
-        wrong = differs & ~flip
-        self.compared += differs.numel()
-        self.flips += int(flip.sum())
+        differs = found != expected
+        wrong = differs & ~(near & (np.abs(found - expected) == 1))
+        self.compared += differs.size
+        self.flips += int(differs.sum() - wrong.sum())
         self.wrong += int(wrong.sum())
-        if self.rounding:  # the next level, or a small share of the range, is what integer kernels may be off
-            wrong &= (levels - expected).abs() > max(1.0, self.rounding * steps)
+        if self.tolerance:  # the next level, or a small share of the range, is what integer kernels may be off
+            wrong &= np.abs(found - expected) > max(1.0, self.tolerance * steps)
         if wrong.any():
-            index = tuple(int(i) for i in wrong.nonzero()[0])
-            self.problems.append(
-                f"activation {key.split('/')[0]}: {int(wrong.sum())} of {wrong.numel()} differ, first at {index}: "
-                f"level {float(levels[index]):g} where PyTorch has {float(expected[index]):g} "
-                f"(of {float(scaled[index]):.4f}), {steps} levels"
+            index = tuple(int(i) for i in np.argwhere(wrong)[0])
+            self._report(
+                name,
+                f"activation {name}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: level "
+                f"{found[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
+                f"{rounding[index]:.1e}), {steps} levels{self._where()}",
             )
-        return (levels / steps).to(output.dtype)
+        self._since.clear()
+        levels: Array = found / np.float32(steps)
+        return levels
+
+    def _report(self, layer: str, problem: str) -> None:
+        self.problems.setdefault(layer, problem)  # of several batches the first
+
+    def _where(self, besides: str = "") -> str:
+        """The layers whose output the runtime does not give, between the last one that it does and here."""
+        among = [name for name in self._since if name != besides]
+        return f"; it comes from {' or '.join(among)}" if among else ""
+
+
+class _Candidates:
+    """The values that a runtime gave, to be found by name or by content."""
+
+    def __init__(self, values: Mapping[str, Array]) -> None:
+        self._values = values
+        self._by_shape: dict[tuple[int, ...], list[str]] = {}
+        for name, value in values.items():
+            self._by_shape.setdefault(_without_ones(value.shape), []).append(name)
+
+    def named(self, name: str, shape: Sequence[int]) -> Array | None:
+        """The value of that name and shape."""
+        value = self._values.get(name)
+        return None if value is None or value.shape != tuple(shape) else value
+
+    def like(self, expected: Array, bound: Array) -> Array | None:
+        """A value that is ``expected`` up to ``bound``."""
+        some = np.linspace(0, expected.size - 1, 256).astype(int)
+        for name in self._by_shape.get(_without_ones(expected.shape), ()):
+            value: Array = self._values[name].reshape(expected.shape)
+            positions = np.unravel_index(some, expected.shape)
+            if (np.abs(value[positions] - expected[positions]) <= bound[positions]).all() and (
+                np.abs(value - expected) <= bound
+            ).all():
+                return value
+        return None
+
+
+def _is_layer(name: str, module: nn.Module) -> bool:
+    """Whether the output of a module is compared; a BatchNorm of one width is part of that of all."""
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, _SwitchableBatchNorm)
+    return isinstance(module, (*kinds, ActivationQuantizer)) and ".bn_dict." not in f".{name}"
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(n) for n in shape if n != 1)
+
+
+def _largest(values: Array) -> float:
+    return max(float(np.abs(values).max()), 1e-30)
+
+
+def _worse(one: LayerError, other: LayerError) -> LayerError:
+    return LayerError(max(one.error, other.error), max(one.bound, other.bound))
+
+
+def _furthest(found: Array, expected: Array, allowed: Array) -> str:
+    """Where two tensors are furthest apart, for people."""
+    difference = np.abs(found - expected)
+    index = tuple(int(i) for i in np.unravel_index(int((difference - allowed).argmax()), difference.shape))
+    return (
+        f"{difference[index]:.1e} at {index}: {found[index]:.7g} where PyTorch has {expected[index]:.7g}, given the "
+        f"same input; rounding explains {allowed[index]:.1e}"
+    )

@@ -16,6 +16,7 @@ from tqexport.layers import (
     TruncConv1d,
     TruncConv2d,
     TruncLinear,
+    set_quantizer,
 )
 from tqexport.truncation import Scheme
 
@@ -52,7 +53,8 @@ def prepare(
         quantize_activations: Replace ``nn.ReLU`` by the activation quantiser.
 
     Raises:
-        UsageError: A name in ``float_layers`` is no Conv or Linear module of the network.
+        UsageError: A name in ``float_layers`` is no Conv or Linear module of the network, or there is no such
+            estimator.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -70,7 +72,7 @@ def prepare(
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules()):
         if type(module) in _WEIGHTED and name not in float_layers:
-            replaced[module] = _truncatable(module, scheme, estimator)
+            replaced[module] = _truncatable(module)
         elif type(module) in _NORMS:
             replaced[module] = _switchable(module, widths)
         elif type(module) is nn.ReLU and quantize_activations:
@@ -79,15 +81,15 @@ def prepare(
         for child_name, child in parent._modules.items():
             if child in replaced:
                 parent._modules[child_name] = replaced[child]
-    return replaced.get(model, model)
+    model = replaced.get(model, model)
+    set_quantizer(model, scheme, estimator)
+    return model
 
 
-def _truncatable(module: nn.Module, scheme: Scheme, estimator: Estimator) -> nn.Module:
+def _truncatable(module: nn.Module) -> nn.Module:
     """A quantised twin that shares nothing but the values; built by class change, so no argument can be forgotten."""
     twin = copy.deepcopy(module)
     twin.__class__ = _WEIGHTED[type(module)]
-    assert isinstance(twin, (TruncConv1d, TruncConv2d, TruncLinear))
-    twin.scheme, twin.estimator = scheme, estimator
     return twin
 
 

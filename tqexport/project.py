@@ -260,6 +260,17 @@ class Project:
                 return check_artifact(folder, artifact)
         return None
 
+    def check_files(self, widths: Sequence[int]) -> None:
+        """Make sure that the artifacts of some widths are as they were exported.
+
+        Raises:
+            InputError: One is gone or was changed since.
+        """
+        for folder, manifest in self._exports():
+            for artifact in manifest.artifacts:
+                if set(artifact.widths) & set(widths):
+                    check_artifact(folder, artifact)
+
     def run_time_files(self) -> list[tuple[Artifact, Path]]:
         """The artifacts that hold several widths.
 
@@ -304,6 +315,7 @@ class Project:
             checkpoint=relative_to(self.checkpoint, self.folder),
             checkpoint_sha256=self.model.sha256,
             quantizer=info.scheme.quantizer,
+            power_of_two_scale=info.scheme.power_of_two_scale,
             widths=info.widths,
             input_shape=info.input_shape,
             options=self.options.given(),

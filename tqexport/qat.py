@@ -1,23 +1,46 @@
-"""Quantisation-aware training around the layers: one loss over several widths, BatchNorms for the others."""
+"""Quantisation-aware training around the layers: one loss over several widths, and what comes before and after it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tqexport.errors import UsageError
-from tqexport.layers import at_width, switchable_batch_norms
+from tqexport.errors import InputError, UsageError
+from tqexport.layers import at_width, quantized_layers, switchable_batch_norms
 
-__all__ = ["calibrate_batch_norms", "joint_backward"]
+__all__ = [
+    "Misfits",
+    "calibrate_batch_norms",
+    "joint_backward",
+    "load_float_weights",
+    "soft_cross_entropy",
+    "truncation_alignment",
+]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def joint_backward(
-    model: nn.Module, inputs: Tensor, targets: Tensor, widths: Sequence[int], loss: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    widths: Sequence[int],
+    loss: Loss,
+    *,
+    distillation: float = 0.0,
+    distillation_loss: Loss | None = None,
+    alignment: float = 0.0,
+    backward: Callable[[Tensor], object] = torch.autograd.backward,
 ) -> float:
     """Add the gradients of the loss at every width; call it between ``zero_grad`` and ``step``.
+
+    With ``distillation`` d, every width but the highest minimises ``(1 - d) loss(y, targets) + d distillation_loss(y,
+    y_top)``, where ``y_top`` are the outputs at the highest width of the same step, without gradient.
 
     Args:
         model: A prepared network in training mode.
@@ -25,17 +48,158 @@ def joint_backward(
         targets: What ``loss`` compares with.
         widths: The widths trained jointly.
         loss: ``loss(outputs, targets)``, a scalar.
+        distillation: How much the lower widths learn from the highest one instead of from ``targets``, 0 to 1.
+        distillation_loss: ``distillation_loss(outputs, outputs at the highest width)``, a scalar; default
+            :func:`soft_cross_entropy`. Networks that are no classifiers want another, such as ``mse_loss``.
+        alignment: Weight of :func:`truncation_alignment`, which is added once per call.
+        backward: Called with each loss, e.g. ``accelerator.backward`` or
+            ``lambda value: scaler.scale(value).backward()``.
 
     Returns:
-        The mean loss over the widths.
+        The mean loss over the widths, without the alignment.
+
+    Raises:
+        UsageError: ``widths`` is empty, or ``distillation`` or ``alignment`` is out of range.
     """
+    if not widths:
+        raise UsageError("joint training needs at least one width")
+    if not 0 <= distillation <= 1 or alignment < 0:
+        raise UsageError(f"distillation {distillation} must lie in [0, 1], and alignment {alignment} not be negative")
+    from_teacher = distillation_loss or soft_cross_entropy
+    teacher: Tensor | None = None
     total = 0.0
-    for bits in widths:
+    for bits in sorted(widths, reverse=True) if distillation else widths:
         with at_width(model, bits):
-            value = loss(model(inputs), targets)
-        torch.autograd.backward(value)
+            outputs = model(inputs)
+        value = loss(outputs, targets)
+        if teacher is not None:
+            value = (1 - distillation) * value + distillation * from_teacher(outputs, teacher)
+        elif distillation:
+            teacher = outputs.detach()
+        backward(value)
         total += float(value.detach())
+    if alignment:
+        backward(alignment * truncation_alignment(model, widths))
     return total / len(widths)
+
+
+def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy with the teacher's probabilities, times ``temperature`` squared (arXiv 1503.02531).
+
+    Args:
+        outputs: Logits (N, classes, ...), float32.
+        teacher: Logits of the same shape.
+        temperature: Divides both; above 1 the teacher's small probabilities count more.
+
+    Returns:
+        Scalar, the mean over samples.
+    """
+    probabilities = (teacher / temperature).softmax(1)
+    return nn.functional.cross_entropy(outputs / temperature, probabilities) * temperature**2
+
+
+def truncation_alignment(model: nn.Module, widths: Sequence[int]) -> Tensor:
+    """How far the weights at the highest width are from those at the lower ones: a loss that pulls them together.
+
+    The mean over layers and lower widths of ``mean((w_top - w_b)^2) / mean|w|^2``. The weights at the lower widths
+    carry no gradient: with the straight-through estimator both sides have the same one, and it would cancel.
+
+    Args:
+        model: A prepared network.
+        widths: Two widths or more, 1 to 8 or 32.
+
+    Returns:
+        Scalar, differentiable with respect to the weights; 0 where the weights of every width coincide.
+
+    Raises:
+        UsageError: There is one width alone, so that nothing can be aligned.
+    """
+    top, lower = max(widths), sorted({*widths} - {max(widths)})
+    if not lower:
+        raise UsageError(f"alignment is between widths, and {top} bits is the only one")
+    distances = []
+    for layer in quantized_layers(model).values():
+        with at_width(layer, top):
+            highest = layer.quantized_weight()
+        for bits in lower:
+            with at_width(layer, bits), torch.no_grad():
+                target = layer.quantized_weight()
+            distances.append((highest - target).square().mean() / layer.weight.detach().abs().mean().square())
+    return torch.stack(distances).mean()
+
+
+@dataclass(frozen=True)
+class Misfits:
+    """What of a float checkpoint did not fit a prepared network.
+
+    Attributes:
+        missing: Keys of the network, without the width of a BatchNorm, that the checkpoint lacks; left as they were.
+        unexpected: Keys of the checkpoint that the network lacks; not used.
+        mismatched: Keys whose shapes differ; left as they were.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = (f"{kind} {', '.join(keys)}" for kind, keys in vars(self).items() if keys)
+        return "; ".join(parts) or "everything fits"
+
+
+def load_float_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, strict: bool = True) -> Misfits:
+    """Start fine-tuning from a float checkpoint: copy its tensors into a prepared network.
+
+    The BatchNorm of the checkpoint goes to every width. A ``module.`` in front of every key, which DataParallel leaves,
+    is taken off.
+
+    Args:
+        model: A prepared network, as the float one was before ``prepare``; changed in place.
+        state_dict: That of the float network.
+        strict: Refuse a checkpoint that does not fit. Otherwise what fits is copied, e.g. everything but a classifier
+            of other classes.
+
+    Returns:
+        What did not fit, by name.
+
+    Raises:
+        InputError: Something does not fit and ``strict`` is on, or nothing fits at all. The network is unchanged.
+
+    Example:
+        >>> from tqexport import prepare
+        >>> trained = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        >>> network = prepare(trained, widths=(2, 8))
+        >>> print(load_float_weights(network, trained.state_dict()))
+        everything fits
+    """
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    targets: dict[str, list[Tensor]] = {}
+    for key, value in model.state_dict().items():
+        targets.setdefault(_float_key(key), []).append(value)
+    shared = {key: state_dict[key] for key in targets if key in state_dict}
+    mismatched = tuple(key for key, value in shared.items() if value.shape != targets[key][0].shape)
+    misfits = Misfits(
+        missing=tuple(key for key in targets if key not in shared and not key.endswith("num_batches_tracked")),
+        unexpected=tuple(key for key in state_dict if key not in targets),
+        mismatched=mismatched,
+    )
+    if len(shared) == len(mismatched) or (strict and misfits):
+        advice = "; with strict=False what fits is taken" if len(shared) > len(mismatched) else ""
+        raise InputError(f"the float checkpoint does not fit the network: {misfits}{advice}")
+    with torch.no_grad():
+        for key, value in shared.items():
+            for target in targets[key] if key not in mismatched else ():
+                target.copy_(value)
+    return misfits
+
+
+def _float_key(key: str) -> str:
+    """The key that a prepared network's tensor has in the float network: ``bn.bn_dict.4.bias`` is ``bn.bias`` there."""
+    return re.sub(r"\bbn_dict\.\d+\.", "", key)
 
 
 def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: Sequence[int]) -> None:
@@ -55,22 +219,28 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
     batches = list(batches)
     if not batches:
         raise UsageError("BatchNorm calibration needs at least one batch")
-    trained = {name: norm.widths for name, norm in switchable_batch_norms(model).items()}
-    was_training = model.training
+    norms = switchable_batch_norms(model)
+    for name, norm in norms.items():
+        if there := sorted({*widths} & {*norm.widths}):
+            raise UsageError(f"{name} has a BatchNorm for {', '.join(map(str, there))} bits already")
+    trained = {name: norm.widths for name, norm in norms.items()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     for bits in widths:
-        for name, norm in switchable_batch_norms(model).items():
-            if bits in norm.widths:
-                raise UsageError(f"{name} has a BatchNorm for {bits} bits already")
+        fresh: list[tuple[nn.modules.batchnorm._BatchNorm, float | None]] = []
+        for name, norm in norms.items():
             source = min((width for width in trained[name] if width > bits), default=max(trained[name]))
-            fresh = copy.deepcopy(norm.bn_dict[str(source)])
-            assert isinstance(fresh, nn.modules.batchnorm._BatchNorm)
-            fresh.reset_running_stats()
-            fresh.momentum = None  # a plain average over the batches
-            norm.bn_dict[str(bits)] = fresh
-        model.eval()
-        for norm in switchable_batch_norms(model).values():
-            norm.bn_dict[str(bits)].train()
+            added = copy.deepcopy(norm.bn_dict[str(source)])
+            assert isinstance(added, nn.modules.batchnorm._BatchNorm)
+            norm.bn_dict[str(bits)] = added
+            fresh.append((added.train(), added.momentum))
+            added.reset_running_stats()
+            added.momentum = None  # a plain average over the batches
+            modes[added] = modes[norm]
         with torch.no_grad(), at_width(model, bits):
             for batch in batches:
                 model(batch)
-        model.train(was_training)
+        for added, momentum in fresh:
+            added.eval().momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode

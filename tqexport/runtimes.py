@@ -1,11 +1,14 @@
-"""Running exported files in onnxruntime and LiteRT, as deployed and with a look inside."""
+"""Running exported files in onnxruntime and LiteRT, as deployed or unoptimised, with a look inside."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +16,28 @@ import numpy.typing as npt
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
 from tqexport.litert import open_interpreter
-from tqexport.tflite_codes import stored_integers
+from tqexport.onnx_file import OUTPUT_NAME
+from tqexport.tflite_codes import TO_TORCH, stored_integers
 from tqexport.tflite_file import CHANNELS_FIRST, METADATA_NAME
 
-__all__ = ["RuntimeRun", "run_onnx", "run_tflite"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "Runner",
+    "RuntimeRun",
+    "open_runner",
+    "open_session",
+    "run_onnx",
+    "run_tflite",
+    "single_graph",
+    "to_channels_first",
+    "to_channels_last",
+]
 
 Array = npt.NDArray[Any]
 _BATCH = 64
+_LATENCY_RUNS, _LATENCY_SECONDS = 30, 1.0
 
 
 @dataclass(frozen=True)
@@ -28,128 +46,284 @@ class RuntimeRun:
 
     Attributes:
         runtime: Its name, for people.
-        codes: By weight name, each place where the file holds it: the shifted uint8 codes (onnxruntime), or the stored
-            int8 integers, output channels first (LiteRT).
+        codes: By weight name, each place where the file holds it: uint8 codes that the runtime shifted, or the int8
+            integers that a fixed TFLite file stores, output channels first.
         activations: By ``<module>/Round``: whole-number levels 0 to ``M_a``, float32 (N, ...) channels first.
+        values: Outputs of layers and what else was kept, by name in the file, float32 (N, ...) channels first. ONNX
+            files name them after the modules. Empty for a file as deployed, which fuses layers.
         traced_outputs: float32 (N, ...), of the run that also gave the activations.
-        outputs: float32 (N, ...), of the untouched file with the runtime's default optimisations.
+        outputs: float32 (N, ...), of the untouched file.
     """
 
     runtime: str
     codes: Mapping[str, list[Array]]
     activations: Mapping[str, Array]
+    values: Mapping[str, Array]
     traced_outputs: Array
     outputs: Array
 
 
-def run_onnx(content: bytes, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
-    """Run an ONNX file of tqexport in onnxruntime, one thread.
+class Runner(ABC):
+    """One artifact at one width, open in its runtime on one thread."""
+
+    @abstractmethod
+    def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
+        """Run samples.
+
+        Args:
+            inputs: float32 (N, ...) channels first; turned to channels last where the file wants it.
+
+        Raises:
+            InputError: The runtime does not run the file on them.
+        """
+
+    @abstractmethod
+    def _run_untouched(self, sample: npt.NDArray[np.float32]) -> Array:
+        """Outputs of the file as it is."""
+
+    def latency(self, sample: npt.NDArray[np.float32]) -> float:
+        """Median seconds that one sample takes, (1, ...) channels first, after one run to warm up."""
+        self._run_untouched(sample)
+        taken: list[float] = []
+        while len(taken) < _LATENCY_RUNS and sum(taken) < _LATENCY_SECONDS:
+            start = time.perf_counter()
+            self._run_untouched(sample)
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
+
+
+def open_runner(content: bytes, bits: int | None = None, *, deployed: bool = True) -> Runner:
+    """Open an artifact of tqexport.
 
     Args:
-        content: The file.
-        inputs: float32 (N, ...) channels first.
+        content: An ONNX or TFLite file.
+        bits: The width to run a run-time file at; None for a fixed file.
+        deployed: With the optimisations that the runtime makes by default, or XNNPACK. Otherwise without, and with the
+            output of every layer kept.
 
     Raises:
-        InputError: onnxruntime does not take the file.
+        InputError: The runtime does not take the file, or the file lacks the width.
     """
-    import onnx
-
-    from tqexport.onnx_file import activation_outputs
-
-    model = onnx.load_from_string(content)
-    shifts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "BitShift"}
-    activations = activation_outputs(model)
-    outputs = _onnx_outputs(content, inputs)[0]
-    for name in shifts:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-    for name in activations:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    traced, *inside = _onnx_outputs(model.SerializeToString(), inputs, batchless=len(shifts))
-    codes: dict[str, list[Array]] = {}
-    for initializer, value in zip(shifts.values(), inside, strict=False):
-        codes.setdefault(initializer.removesuffix(".codes"), []).append(value)
-    return RuntimeRun("onnxruntime", codes, dict(zip(activations, inside[len(shifts) :], strict=True)), traced, outputs)
+    return (_LiteRT if content[4:8] == b"TFL3" else _OnnxRuntime)(content, bits, deployed)
 
 
-def run_tflite(content: bytes, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
-    """Run a TFLite file of tqexport in LiteRT with XNNPACK, one thread.
-
-    Args:
-        content: The file.
-        inputs: float32 (N, ...) channels first; turned to channels last for the file.
-
-    Raises:
-        InputError: LiteRT does not take the file.
-    """
-    try:
-        flat = FlatModel(content)
-    except ConversionError as error:
-        raise InputError(str(error)) from error
-    codes = stored_integers(flat)
-    kept = channels_first(flat)
-    outputs = _tflite_outputs(content, inputs, kept)[0]
-    rounded = {
-        int(operator.outputs[0]): flat.name(operator.outputs[0])
-        for operator in flat.graph.operators
-        if flat.operator_name(operator) == "ROUND"
-    }
-    flat.graph.outputs = np.array([*flat.graph.outputs, *rounded], np.int32)
-    flat.model.signatureDefs = None
-    traced, *inside = _tflite_outputs(flat.pack(), inputs, kept)
-    return RuntimeRun("LiteRT", codes, dict(zip(rounded.values(), inside, strict=True)), traced, outputs)
+def run_onnx(content: bytes, inputs: npt.NDArray[np.float32], bits: int | None = None) -> RuntimeRun:
+    """Run an ONNX file in onnxruntime as deployed; see :func:`open_runner` and :meth:`Runner.run`."""
+    return _OnnxRuntime(content, bits, deployed=True).run(inputs)
 
 
-def _onnx_outputs(content: bytes, inputs: npt.NDArray[np.float32], batchless: int = 0) -> list[Array]:
-    """Every output of a model over all samples; those at positions 1 to ``batchless`` do not depend on the sample."""
+def run_tflite(content: bytes, inputs: npt.NDArray[np.float32], bits: int | None = None) -> RuntimeRun:
+    """Run a TFLite file in LiteRT as deployed; see :func:`open_runner` and :meth:`Runner.run`."""
+    return _LiteRT(content, bits, deployed=True).run(inputs)
+
+
+class _OnnxRuntime(Runner):
+    def __init__(self, content: bytes, bits: int | None, deployed: bool) -> None:
+        import onnx
+
+        from tqexport.onnx_file import activation_outputs
+
+        self._deployed = deployed
+        model = onnx.load_from_string(content)
+        self._weights = {
+            node.output[0]: node.input[0].removesuffix(".codes")
+            for node in model.graph.node
+            if node.op_type == "BitShift"
+        }
+        self._activations = activation_outputs(model)
+        self._values = [] if deployed else _layer_outputs(model)
+        self._switch = {} if bits is None else {"bits": np.array(bits, np.uint8)}
+        self._untouched = open_session(content, deployed)
+        kept = (*self._weights, *self._activations, *self._values)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
+        self._traced = open_session(model.SerializeToString(), deployed)
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
+        batches = [inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)]
+        # Without optimisations the traced file runs the same operators in the same order.
+        traced = [self._run(self._traced, batch) for batch in batches]
+        outputs = np.concatenate([parts[0] for parts in traced])
+        codes: dict[str, list[Array]] = {}
+        for weight, value in zip(self._weights.values(), traced[0][1:], strict=False):
+            codes.setdefault(weight, []).append(value)
+        inside = [
+            np.concatenate(parts) for parts in zip(*(parts[1 + len(self._weights) :] for parts in traced), strict=True)
+        ]
+        return RuntimeRun(
+            "onnxruntime",
+            codes,
+            dict(zip(self._activations, inside, strict=False)),
+            dict(zip(self._values, inside[len(self._activations) :], strict=True)),
+            outputs,
+            np.concatenate([self._run_untouched(batch) for batch in batches]) if self._deployed else outputs,
+        )
+
+    def _run_untouched(self, sample: npt.NDArray[np.float32]) -> Array:
+        return self._run(self._untouched, sample)[0]
+
+    def _run(self, session: Any, batch: npt.NDArray[np.float32]) -> list[Array]:
+        try:
+            results: list[Array] = session.run(None, {session.get_inputs()[0].name: batch, **self._switch})
+        except Exception as error:  # onnxruntime's exceptions have no common base below Exception
+            raise InputError(f"onnxruntime does not run the file: {str(error).splitlines()[0]}") from error
+        return results
+
+
+def open_session(content: bytes, deployed: bool) -> Any:
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
+    if not deployed:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        batches = [session.run(None, {name: inputs[i : i + _BATCH]}) for i in range(0, len(inputs), _BATCH)]
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
         raise InputError(f"onnxruntime does not run the file: {str(error).splitlines()[0]}") from error
+
+
+def _layer_outputs(model: onnx.ModelProto) -> list[str]:
+    """The last value of each module that computes with floats: names without an operator behind a slash."""
+    ends = {value.name for value in model.graph.output}
+    kinds = ("Conv", "Gemm", "MatMul", "Add", "BatchNormalization", "Relu")
     return [
-        parts[0] if 1 <= position <= batchless else np.concatenate(parts)
-        for position, parts in enumerate(zip(*batches, strict=True))
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type in kinds and "/" not in node.output[0] and node.output[0] not in ends
+        if not node.output[0].endswith(".weight")
     ]
 
 
-def channels_first(flat: FlatModel) -> Collection[str]:
-    """Names of the values of a file that are channels first, where all others are channels last."""
-    described = flat.metadata(METADATA_NAME)
-    kept: Collection[str] = json.loads(described).get(CHANNELS_FIRST, ()) if described else ()
-    return kept
+class _LiteRT(Runner):
+    def __init__(self, content: bytes, bits: int | None, deployed: bool) -> None:
+        self._deployed = deployed
+        flat, facts = single_graph(content, bits)
+        self._kept: Collection[str] = facts.get(CHANNELS_FIRST, ())
+        self._stored = stored_integers(flat) if bits is None else {}
+        self._activations, self._values, self._shifted = _kept_tensors(flat, layers=not deployed)
+        outputs = [int(index) for index in flat.graph.outputs]
+        self._ends = len(outputs)
+        self._values = {index: name for index, name in self._values.items() if index not in outputs}
+        flat.graph.outputs = np.array([*outputs, *self._activations, *self._values, *self._shifted], np.int32)
+        flat.model.signatureDefs = None
+        self._traced = _Invoker(open_interpreter(flat.pack(), xnnpack=deployed))
+        if bits is None:
+            self._untouched: Callable[[Array], list[Array]] = _Invoker(open_interpreter(content, xnnpack=deployed))
+        else:
+            self._untouched = _signature(content, bits, deployed)
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
+        traced = [self._run(self._traced, sample) for sample in to_channels_last(inputs)]
+        of_samples = len(traced[0]) - len(self._shifted)
+        names = (OUTPUT_NAME, *self._activations.values(), *self._values.values())
+        columns = zip(*(parts[:1] + parts[self._ends : of_samples] for parts in traced), strict=True)
+        ends, *inside = (
+            to_channels_first(np.concatenate(parts), kept=name in self._kept)
+            for name, parts in zip(names, columns, strict=True)
+        )
+        codes = {name: list(places) for name, places in self._stored.items()}
+        for (name, order), value in zip(self._shifted.values(), traced[0][of_samples:], strict=True):
+            codes.setdefault(name, []).append(value.transpose(order))
+        return RuntimeRun(
+            "LiteRT",
+            codes,
+            dict(zip(self._activations.values(), inside, strict=False)),
+            dict(zip(self._values.values(), inside[len(self._activations) :], strict=True)),
+            ends,
+            # LiteRT's own kernels are the same whatever is kept.
+            np.concatenate([self._run_untouched(x[None]) for x in inputs]) if self._deployed else ends,
+        )
+
+    def _run_untouched(self, sample: npt.NDArray[np.float32]) -> Array:
+        (outputs, *_) = self._run(self._untouched, to_channels_last(sample)[0])
+        return to_channels_first(outputs, kept=OUTPUT_NAME in self._kept)
+
+    def _run(self, invoke: Callable[[Array], list[Array]], sample: Array) -> list[Array]:
+        try:
+            return invoke(sample[None])
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT does not run the file: {error}") from error
 
 
-def _tflite_outputs(content: bytes, inputs: npt.NDArray[np.float32], kept: Collection[str]) -> list[Array]:
-    """Every output of a file over all samples, one at a time, channels first, as those ``kept`` are in the file."""
-    interpreter = open_interpreter(content)
+class _Invoker:
+    """An interpreter as a function from one sample to the outputs, in the order of the file."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        self._source = interpreter.get_input_details()[0]
+        self._outputs = [detail["index"] for detail in interpreter.get_output_details()]
+
+    def __call__(self, sample: Array) -> list[Array]:
+        wanted = tuple(int(n) for n in self._source["shape"])
+        if wanted != sample.shape:
+            raise InputError(f"the file takes samples of shape {wanted[1:]}, not {sample.shape[1:]}")
+        self._interpreter.set_tensor(self._source["index"], sample)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+
+def _signature(content: bytes, bits: int, deployed: bool) -> Callable[[Array], list[Array]]:
+    """One signature of a run-time file as a function from one sample to the outputs."""
+    from tqexport.tflite_file import signature_of
+
     try:
-        detail = interpreter.get_input_details()[0]
-        samples = _channels_last(inputs)
-        wanted = tuple(int(n) for n in detail["shape"][1:])
-        if wanted != samples.shape[1:]:
-            raise InputError(f"the file takes samples of shape {wanted}, not {samples.shape[1:]}")
-        collected: list[list[Array]] = []
-        for sample in samples:
-            interpreter.set_tensor(detail["index"], sample[None])
-            interpreter.invoke()
-            collected.append([interpreter.get_tensor(out["index"]) for out in interpreter.get_output_details()])
-        names = [detail["name"] for detail in interpreter.get_output_details()]
+        runner = open_interpreter(content, xnnpack=deployed).get_signature_runner(signature_of(bits))
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"LiteRT does not run the file: {error}") from error
-    values = [np.concatenate(parts) for parts in zip(*collected, strict=True)]
-    return [value if name in kept else _channels_first(value) for name, value in zip(names, values, strict=True)]
+        raise InputError(f"LiteRT does not run the file at {bits} bits: {error}") from error
+    (name,) = runner.get_input_details()
+    return lambda sample: list(runner(**{name: sample}).values())
 
 
-def _channels_last(x: Array) -> Array:
-    return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if x.ndim > 2 else x
+def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, Mapping[str, Any]]:
+    """The network of a width as a file of its own, and what the file says of it."""
+    if bits is not None:
+        from tqexport.switching import WIDTHS, facts_of_width
+        from tqexport.tflite_file import subgraph_of, unpack
+
+        model, facts = unpack(content)
+        if bits not in facts.get(WIDTHS, ()):
+            raise InputError(f"the file has no signature for {bits} bits")
+        return subgraph_of(model, bits), facts_of_width(facts, list(facts[WIDTHS]).index(bits))
+    try:
+        flat = FlatModel(content)
+    except ConversionError as error:
+        raise InputError(str(error)) from error
+    described = flat.metadata(METADATA_NAME)
+    return flat, json.loads(described) if described else {}
 
 
-def _channels_first(x: Array) -> Array:
-    return np.moveaxis(x, -1, 1) if x.ndim > 2 else x
+_Shifted = dict[int, tuple[str, tuple[int, ...]]]
+
+
+def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dict[int, str], _Shifted]:
+    """By index: activations, outputs of layers, and shifted codes with the way to PyTorch's axis order."""
+    activations: dict[int, str] = {}
+    values: dict[int, str] = {}
+    shifted: _Shifted = {}
+    of_sample = {int(index) for index in flat.graph.inputs}
+    for position, operator in enumerate(flat.graph.operators):
+        kind, output = flat.operator_name(operator), int(operator.outputs[0])
+        if kind == "RIGHT_SHIFT":
+            weight = flat.graph.operators[position + 3].outputs[0]
+            readers = map(flat.operator_name, flat.consumers(weight))
+            shifted[output] = flat.name(weight), next(TO_TORCH[reader] for reader in readers if reader in TO_TORCH)
+        if not of_sample.intersection(map(int, operator.inputs)):
+            continue
+        of_sample.update(map(int, operator.outputs))
+        if kind == "ROUND":
+            activations[output] = flat.name(output)
+        elif layers and (kind in TO_TORCH or kind in ("ADD", "RELU")):
+            values[output] = f"{flat.name(output)}#{output}"  # names need not be unique
+    return activations, values, shifted
+
+
+def to_channels_last(x: Array, *, kept: bool = False) -> Array:
+    """A value (N, C, ...) as a TFLite file has it; ``kept`` where that is the same."""
+    return x if kept or x.ndim < 3 else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+
+
+def to_channels_first(x: Array, *, kept: bool = False) -> Array:
+    """A value of a TFLite file as (N, C, ...); ``kept`` where that is the same."""
+    return x if kept or x.ndim < 3 else np.moveaxis(x, -1, 1)

@@ -53,6 +53,7 @@ __all__ = [
     "encode_fact",
     "export_switchable_onnx",
     "facts_by_width",
+    "facts_of_width",
     "fixed_files",
     "merge_onnx",
     "table_names",
@@ -201,6 +202,12 @@ def facts_by_width(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     keys = {key: None for facts in every for key in facts}
     shared = {key: value for key, value in every[0].items() if all(facts.get(key) == value for facts in every)}
     return {**shared, BY_WIDTH: {key: [facts.get(key) for facts in every] for key in keys if key not in shared}}
+
+
+def facts_of_width(facts: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """What the fixed file of the width in a row says of itself, from what a file with several says."""
+    own = {key: value for key, value in facts.items() if key not in SWITCH_FACTS}
+    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items() if values[row] is not None}}
 
 
 def encode_fact(value: Any) -> str:

@@ -8,6 +8,9 @@ A weight ``alpha * u_b + beta`` is written ``scale * (q + k)`` with q in int8. B
 ``2 u_b - M_b`` and k = 0. At 8 bits odd integers do not fit: q = u - 128 and k = 1/2. A constant k other than 0 (bias
 correction has one too) is computed exactly by one more input channel:
 ``conv(x, q + k) = conv([x, k * sum(x)], [q, 1])``.
+
+A depthwise or grouped convolution has no room for that. At 8 bits its filter is the odd integers ``2 q + 1``, exact in
+float16, and their scale is applied to its result: as many bytes as int8 and a second filter for k, half the time.
 """
 
 from __future__ import annotations
@@ -15,18 +18,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.errors import ConversionError
-from tqexport.flatbuffer import FlatModel, Operator
+from tqexport.flatbuffer import FlatModel, Operator, type_code
 from tqexport.manifest import Kernel
 from tqexport.onnx_file import CodedWeight
 from tqexport.truncation import STORED_BITS, max_code
 
-__all__ = ["TO_TORCH", "filters", "integer_codes", "put_codes_back", "stored_integers"]
+__all__ = ["TO_TORCH", "filters", "integer_codes", "integers_of", "put_codes_back", "stored_integers"]
 
 # Where a filter's axes go to reach PyTorch's order, output channels first; and the axis of its output channels.
 TO_TORCH = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
@@ -74,12 +78,18 @@ def put_codes_back(flat: FlatModel, weights: Sequence[CodedWeight], kernel: Kern
         _replace(flat, match, kernel)
 
 
-def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[np.int8]]]:
-    """The int8 filters of a file by weight name, in PyTorch's axis order with output channels first.
+def integers_of(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """q of a stored filter, same shape: int8 as it is, or float32 from the odd integers of a float16 one."""
+    return (stored.astype(np.float32) - 1) / 2 if stored.dtype == np.float16 else stored
 
-    A filter may hold further input channels behind those of the layer (see the module's text).
+
+def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
+    """The integers q of a file's filters by weight name, in PyTorch's axis order with output channels first.
+
+    They are int8, or float32 where the file has float16. A filter may hold further input channels behind those of the
+    layer (see the module's text).
     """
-    found: dict[str, list[npt.NDArray[np.int8]]] = {}
+    found: dict[str, list[npt.NDArray[Any]]] = {}
     seen: set[int] = set()
     dequantized = {
         int(operator.outputs[0]): int(operator.inputs[0])
@@ -92,9 +102,10 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[np.int8]]]:
             continue
         codes = dequantized.get(int(operator.inputs[1]), int(operator.inputs[1]))
         value = flat.constant(codes)
-        if value is not None and value.dtype == np.int8 and codes not in seen:
+        if value is not None and value.dtype in (np.int8, np.float16) and codes not in seen:
             seen.add(codes)
-            found.setdefault(flat.name(codes).removesuffix(".codes"), []).append(value.transpose(TO_TORCH[kind]))
+            integers = integers_of(value).transpose(TO_TORCH[kind])
+            found.setdefault(flat.name(codes).removesuffix(".codes"), []).append(integers)
     return found
 
 
@@ -165,6 +176,12 @@ def _replace(flat: FlatModel, match: _Match, kernel: Kernel = "exact") -> None:
     readers = flat.consumers(match.filter)
     over_all_channels = all(_channels(flat, reader) == torch_shape[1] for reader in readers)
     in_integers = kernel == "dynamic" and over_all_channels
+    if not over_all_channels and _all_halves(constants) and _scalable(flat, readers, scales):
+        odd = (2 * stored.astype(np.int16) + 1).astype(np.float16)
+        _store_dequantized(flat, match.filter, match.operator, weight.name, odd, None)
+        for reader in readers:
+            _scale_result(flat, reader, scales * np.float32(0.5), weight.name)
+        return
     if constants.any():
         if over_all_channels and not in_integers:
             for value in np.unique(constants[constants != 0]):
@@ -198,6 +215,38 @@ def _integer_form(weight: CodedWeight) -> tuple[npt.NDArray[np.int8], float, flo
     return integers, scale, exact if abs(constant - exact) * scale <= _FIT * abs(weight.offset) else constant
 
 
+def _all_halves(constants: npt.NDArray[np.float64]) -> bool:
+    return bool((constants == 0.5).all())
+
+
+def _scalable(flat: FlatModel, readers: Sequence[Operator], scales: npt.NDArray[np.float32]) -> bool:
+    """Whether biases may be divided by the scales; a gain of all but 0 would make them overflow."""
+    biases = [flat.constant(int(reader.inputs[2])) for reader in readers if _has_bias(reader)]
+    with np.errstate(over="ignore"):
+        return all(bias is not None and bool((np.abs(bias / scales) < 1e18).all()) for bias in biases)
+
+
+def _has_bias(reader: Operator) -> bool:
+    return len(reader.inputs) > 2 and int(reader.inputs[2]) >= 0
+
+
+def _scale_result(flat: FlatModel, reader: Operator, scales: npt.NDArray[np.float32], name: str) -> None:
+    """Multiply an operator's result, without its activation function, by a scale per output channel."""
+    output = int(reader.outputs[0])
+    unscaled = flat.add_like(f"{flat.name(output)}/unscaled", output, len(scales))
+    if _has_bias(reader):
+        bias = flat.constant(int(reader.inputs[2]))
+        assert bias is not None  # _scalable
+        divided = flat.add_constant(f"{name}/unscaled_bias", (bias / scales).astype(np.float32))
+        reader.inputs = np.array([*reader.inputs[:2], divided], np.int32)
+    options = schema.MulOptionsT()
+    options.fusedActivationFunction = reader.builtinOptions.fusedActivationFunction
+    reader.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
+    reader.outputs = np.array([unscaled], np.int32)
+    factor = flat.add_constant(f"{name}/scale", scales)
+    flat.insert_after(reader, [flat.operator("MUL", [unscaled, factor], output, options)])
+
+
 def _channels(flat: FlatModel, operator: Operator) -> int:
     """Input channels of an operator; 0 where its filter does not run over all of them."""
     return 0 if flat.operator_name(operator) == "DEPTHWISE_CONV_2D" else int(flat.tensor(operator.inputs[0]).shape[-1])
@@ -208,11 +257,11 @@ def _store_dequantized(
     target: int,
     kind: str,
     name: str,
-    stored: npt.NDArray[np.int8],
-    scales: npt.NDArray[np.float32],
+    stored: npt.NDArray[Any],
+    scales: npt.NDArray[np.float32] | None,
 ) -> None:
-    """Make tensor ``target`` a float one that is de-quantised from stored integers."""
-    codes = flat.add_tensor(name, (), np.int8)
+    """Make tensor ``target`` a float32 one that is de-quantised from ``stored``; see :func:`_store`."""
+    codes = flat.add_tensor(name, ())
     _store(flat, codes, kind, name, stored, scales)
     tensor = flat.tensor(target)
     tensor.name, tensor.shape, tensor.buffer = name, flat.tensor(codes).shape, 0
@@ -225,20 +274,27 @@ def _store(
     target: int,
     kind: str,
     name: str,
-    stored: npt.NDArray[np.int8],
-    scales: npt.NDArray[np.float32],
+    stored: npt.NDArray[Any],
+    scales: npt.NDArray[np.float32] | None,
 ) -> None:
-    """Make tensor ``target`` the constant ``NAME.codes``: ``stored`` (PyTorch's axis order), scales per channel."""
+    """Make tensor ``target`` the constant ``NAME.codes``.
+
+    Args:
+        stored: In PyTorch's axis order, int8 or float16.
+        scales: Of int8, per output channel.
+    """
     value = np.ascontiguousarray(stored.transpose(np.argsort(TO_TORCH[kind])))
+    tensor = flat.tensor(target)
+    tensor.name, tensor.shape, tensor.type = f"{name}.codes", np.array(value.shape, np.int32), type_code(value.dtype)
+    flat.set_constant(target, value)
+    if scales is None:
+        return
     if np.ptp(scales) <= 1e-7 * scales.max():
         scales = scales[:1]  # each scale costs 12 bytes in the file
     quantization = schema.QuantizationParametersT()
     quantization.scale, quantization.zeroPoint = scales, np.zeros(len(scales), np.int64)
     quantization.quantizedDimension = _CHANNEL_AXIS[kind]
-    tensor = flat.tensor(target)
-    tensor.name, tensor.shape, tensor.type = f"{name}.codes", np.array(value.shape, np.int32), schema.TensorType.INT8
     tensor.quantization = quantization
-    flat.set_constant(target, value)
 
 
 def _widen_input(flat: FlatModel, reader: Operator, multiples: npt.NDArray[np.float64]) -> None:

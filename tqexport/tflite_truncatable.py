@@ -23,7 +23,7 @@ from tqexport.errors import ConversionError
 from tqexport.flatbuffer import FlatModel
 from tqexport.flatbuffer_writing import serialise, write
 from tqexport.switching import AFFINE, BY_WIDTH, DIGESTS, OPERATOR_CODES, TRUNCATABLE_TO, WIDTHS
-from tqexport.tflite_codes import TO_TORCH
+from tqexport.tflite_codes import TO_TORCH, integers_of
 from tqexport.tflite_file import (
     TABLES_NAME,
     describe,
@@ -155,7 +155,7 @@ def _without_what_is_there(run_time: bytes, flat: FlatModel, bits: int) -> bytes
 
 
 def _codes(flat: FlatModel, own: FlatModel, weight: ComputedWeight, bits: int) -> npt.NDArray[np.uint8]:
-    """The upper bits of the codes, from the int8 filter of a fixed file, in the axis order of the run-time file."""
+    """The upper bits of the codes, from the filter of a fixed file, in the axis order of the run-time file."""
     sources = {
         int(operator.outputs[0]): int(operator.inputs[0])
         for operator in flat.graph.operators
@@ -167,7 +167,7 @@ def _codes(flat: FlatModel, own: FlatModel, weight: ComputedWeight, bits: int) -
         raise ValueError("a weight has no codes or no scale")
     order = TO_TORCH[weight.kind]
     shape = [int(own.tensor(weight.codes).shape[axis]) for axis in order]
-    integers = stored.transpose(order)[:, : shape[1]].astype(np.int16)
+    integers = integers_of(stored).transpose(order)[:, : shape[1]].astype(np.int16)
     negative = (scale.ravel() < 0).reshape(-1, *[1] * (len(shape) - 1))
     if bits == STORED_BITS:
         codes = np.where(negative, ~integers, integers) + 128

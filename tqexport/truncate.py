@@ -24,14 +24,13 @@ from tqexport.errors import ConversionError, InputError
 from tqexport.onnx_file import METADATA_PREFIX, read_metadata
 from tqexport.switching import (
     BITS_NAME,
-    BY_WIDTH,
     DIGESTS,
     PLACES,
-    SWITCH_FACTS,
     SWITCH_PREFIX,
     TRUNCATABLE_TO,
     WIDTHS,
     encode_fact,
+    facts_of_width,
     table_names,
 )
 from tqexport.truncatable import put_row
@@ -164,7 +163,7 @@ def _truncate_onnx(content: bytes, bits: int) -> bytes:
             _take_row(model.graph, facts[PLACES], row)
         else:
             put_row(model, facts, bits)
-        fixed = _fixed_facts(facts, row)
+        fixed = facts_of_width(facts, row)
         helper.set_model_props(model, {METADATA_PREFIX + key: encode_fact(fixed[key]) for key in sorted(fixed)})
         return _proved(model.SerializeToString(deterministic=True), facts[DIGESTS][row])
 
@@ -180,7 +179,7 @@ def _truncate_tflite(content: bytes, bits: int) -> bytes:
             from tqexport.tflite_truncatable import run_time_model
 
             model, facts = run_time_model(content)
-        return _proved(fixed_tflite(model, facts, _fixed_facts(facts, row), bits), facts[DIGESTS][row])
+        return _proved(fixed_tflite(model, facts, facts_of_width(facts, row), bits), facts[DIGESTS][row])
 
 
 def _tflite_facts(content: bytes) -> dict[str, Any]:
@@ -229,9 +228,3 @@ def _take_row(graph: onnx.GraphProto, places: Mapping[str, Any], row: int) -> No
 
 def _belongs_to_switch(node: onnx.NodeProto) -> bool:
     return any(name == BITS_NAME or name.startswith(SWITCH_PREFIX) for name in node.input)
-
-
-def _fixed_facts(facts: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """What the fixed file of one width says of itself, from what a file with several says."""
-    own = {key: value for key, value in facts.items() if key not in SWITCH_FACTS}
-    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items() if values[row] is not None}}

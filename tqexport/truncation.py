@@ -15,9 +15,9 @@ Everything else in the package calls these functions; the formulas stand nowhere
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ __all__ = [
     "check_weight",
     "direct_codes",
     "full_precision",
+    "magnitude",
     "max_code",
     "normalize",
     "quantize_activation",
@@ -55,10 +56,22 @@ class Scheme:
     Attributes:
         quantizer: ``truncquant`` floors, so its codes may be shifted; ``dorefa`` rounds, so they may not.
         bias_correction: Match mean and standard deviation of each quantised layer to those of ``tanh(w)``.
+        power_of_two_scale: Round each layer's ``E`` to the nearest power of two (on a logarithmic scale), so that
+            hardware without multipliers applies it with a shift.
+
+    Raises:
+        UsageError: There is no such quantiser, or both options are on: bias correction sets a scale of its own.
     """
 
     quantizer: Quantizer = "truncquant"
     bias_correction: bool = False
+    power_of_two_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in get_args(Quantizer):
+            raise UsageError(f"there is no quantizer {self.quantizer!r}; choose {' or '.join(get_args(Quantizer))}")
+        if self.bias_correction and self.power_of_two_scale:
+            raise UsageError("bias correction sets a scale of its own; leave it off for power-of-two scales")
 
 
 @dataclass(frozen=True)
@@ -116,13 +129,21 @@ def truncate(codes: Tensor, bits: int) -> Tensor:
     return codes >> (STORED_BITS - bits)
 
 
-def full_precision(weight: Tensor) -> Tensor:
+def magnitude(weight: Tensor, scheme: Scheme = Scheme()) -> Tensor:
+    """``E = mean|w|`` of one layer, or the power of two nearest to it; a scalar of its dtype, without gradient."""
+    if not scheme.power_of_two_scale:
+        return weight.detach().abs().mean()
+    # In float64, so that training and export cannot round to different powers.
+    return weight.detach().double().abs().mean().log2().round().exp2().to(weight.dtype)
+
+
+def full_precision(weight: Tensor, scheme: Scheme = Scheme()) -> Tensor:
     """The family's 32-bit path, ``E * tanh(w) / max|tanh(w)|`` (not the raw weight)."""
     squashed = weight.tanh()
-    return weight.abs().mean().detach() * squashed / squashed.abs().max()
+    return magnitude(weight, scheme) * squashed / squashed.abs().max()
 
 
-def affine(weight: Tensor, codes: Tensor, bits: int, *, bias_correction: bool = False) -> Affine:
+def affine(weight: Tensor, codes: Tensor, bits: int, scheme: Scheme = Scheme()) -> Affine:
     """Scale and offset that turn codes at ``bits`` bits into weights.
 
     Without bias correction ``scale = 2E / M_b`` and ``offset = -E``. With it, ``base = scale * codes + offset`` is
@@ -132,14 +153,14 @@ def affine(weight: Tensor, codes: Tensor, bits: int, *, bias_correction: bool = 
         weight: float32, the raw weight.
         codes: The codes at this width (already shifted), any dtype, the shape of ``weight``.
         bits: 1 to 8.
-        bias_correction: See :class:`Scheme`.
+        scheme: Its options; the quantiser itself plays no part.
 
     Raises:
         InputError: All codes are equal, so that bias correction would divide by zero.
     """
-    magnitude = float(weight.double().abs().mean())  # a float32 sum would depend on the number of threads
-    scale, offset = 2 * magnitude / max_code(bits), -magnitude
-    if not bias_correction:
+    size = float(magnitude(weight.double(), scheme))  # a float32 sum would depend on the number of threads
+    scale, offset = 2 * size / max_code(bits), -size
+    if not scheme.bias_correction:
         return Affine(scale, offset)
     squashed = weight.tanh().double()
     base = codes.double() * scale + offset
@@ -164,9 +185,7 @@ def store(weight: Tensor, bits: int, scheme: Scheme = Scheme()) -> StoredWeight:
         codes, shift = direct_codes(x, bits, "dorefa").byte(), 0
     else:
         codes, shift = direct_codes(x, STORED_BITS).byte(), STORED_BITS - bits
-    return StoredWeight(
-        codes, shift, affine(weight.detach(), codes >> shift, bits, bias_correction=scheme.bias_correction)
-    )
+    return StoredWeight(codes, shift, affine(weight.detach(), codes >> shift, bits, scheme))
 
 
 def quantize_activation(x: Tensor, bits: int) -> Tensor:

@@ -2,96 +2,66 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass
+from math import prod
 
 from tqexport.errors import InputError
 from tqexport.manifest import Kernel, Kind
-from tqexport.parity import Verdict, compare, normalized
+from tqexport.parity import Comparison, Verdict
 from tqexport.project import Project
-from tqexport.runtimes import RuntimeRun, run_onnx, run_tflite
-from tqexport.switching_runs import run_switchable_onnx, run_switchable_tflite
-from tqexport.trunc_model import TruncModel
-
-Export = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]
+from tqexport.runtimes import Runner, open_runner
+from tqexport.samples import Samples, load_samples, random_samples
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 
-
-@dataclass(frozen=True)
-class Samples:
-    """What the networks are compared on.
-
-    Attributes:
-        inputs: float32 (N, *input_shape), normalised.
-        labels: Class of each sample (N,), if known.
-        description: Where they come from, for people.
-    """
-
-    inputs: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64] | None
-    description: str
+Export = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One artifact and what was found.
+    """One artifact at one width, and what was found.
 
     Attributes:
         file: Its name.
-        bytes: Its size.
+        bits: The width.
+        runtime: What runs it, for people: ``onnxruntime``, ``LiteRT dynamic``, ``LiteRT switched``.
+        bytes: Size of the file.
         temporary: It was exported for this check alone.
-        verdict: The comparison with PyTorch.
+        latency: Median seconds for one sample as deployed, on one thread.
+        deployed: The comparison with PyTorch, with the runtime's default optimisations, or XNNPACK.
+        unoptimized: The same without them, layer by layer.
     """
 
     file: str
+    bits: int
+    runtime: str
     bytes: int
     temporary: bool
-    verdict: Verdict
+    latency: float
+    deployed: Verdict
+    unoptimized: Verdict
 
+    @property
+    def passed(self) -> bool:
+        """Whether the artifact equals PyTorch in both ways of running it."""
+        return self.deployed.passed and self.unoptimized.passed
 
-def random_samples(model: TruncModel, count: int, seed: int = 0) -> Samples:
-    """Uniform noise in [0, 1], normalised as the network's real inputs are."""
-    noise = np.random.default_rng(seed).random((count, *model.info.input_shape), np.float32)
-    return Samples(normalized(model, noise), None, f"on {count} random samples")
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, one sentence each, that of the first layer first."""
+        of_deployed = tuple(f"as deployed, {problem}" for problem in self.deployed.problems)
+        # Without optimisations every layer is seen, so that what is wrong has its name.
+        return self.unoptimized.problems or of_deployed
 
-
-def load_samples(path: Path, model: TruncModel) -> Samples:
-    """Read samples from an NPZ file.
-
-    Args:
-        path: Holds ``inputs`` (N, *input_shape), before normalisation, and optionally ``labels`` (N,).
-        model: The network that they are for.
-
-    Raises:
-        InputError: The file is missing or damaged, or its arrays do not fit the network.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; name an NPZ file with inputs and labels")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            inputs = np.asarray(file["inputs"], np.float32)
-            labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
-    except KeyError as error:
-        raise InputError(f"{path} holds no array named inputs") from error
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a readable NPZ file of numbers: {error}") from error
-    if inputs.shape[1:] != model.info.input_shape or not len(inputs):
-        raise InputError(f"{path}: inputs are {inputs.shape}, the network takes (N, {str(model.info.input_shape)[1:]}")
-    if labels is not None and labels.shape != inputs.shape[:1]:
-        raise InputError(f"{path}: labels are {labels.shape} for {len(inputs)} inputs")
-    if not np.isfinite(inputs).all():
-        raise InputError(f"{path}: inputs hold NaN or infinite values")
-    return Samples(normalized(model, inputs), labels, f"on the {len(inputs)} samples of {path.name}")
+    @property
+    def diverged(self) -> str | None:
+        """The first layer that differs, if one does."""
+        return self.unoptimized.diverged or self.deployed.diverged
 
 
 def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterator[Checked]:
-    """Compare the ONNX and the TFLite file of every width with PyTorch.
+    """Compare the ONNX and the TFLite files of every width with PyTorch.
 
     Widths that the project has not exported are exported in memory; nothing is written.
 
@@ -100,16 +70,12 @@ def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterato
         ConversionError: A width that was not exported cannot be.
     """
     jobs = sorted(_jobs(project, widths), key=lambda job: (job.bits, job.kind, job.kernel != "exact", job.run_time))
-    for job in jobs:
-        with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch"):
+    for number, job in enumerate(jobs, 1):
+        with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
             try:
-                run = job.run(samples.inputs)
+                yield _check(project, job, samples)
             except InputError as error:
                 raise InputError(f"{job.file}: {error}") from error
-            verdict = compare(project.model, job.bits, run, samples.inputs, samples.labels, job.kernel)
-        if job.run_time:
-            verdict = replace(verdict, runtime=f"{verdict.runtime} switched")
-        yield Checked(job.file, len(job.content), job.temporary, verdict)
 
 
 @dataclass(frozen=True)
@@ -124,29 +90,54 @@ class _Job:
     temporary: bool = False
     run_time: bool = False
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
-        if not self.run_time:
-            return (run_onnx if self.kind == "onnx" else run_tflite)(self.content, inputs)
-        switched = run_switchable_onnx if self.kind == "onnx" else run_switchable_tflite
-        return switched(self.content, self.bits, inputs)
+    def open(self, *, deployed: bool) -> Runner:
+        return open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
+
+
+def _check(project: Project, job: _Job, samples: Samples) -> Checked:
+    runner = job.open(deployed=True)
+    deployed = _compare(project, job, runner, samples)
+    latency = runner.latency(samples.inputs[:1])
+    # A run-time file computes with float weights whatever the kernel of the files that are cut from it.
+    unoptimized = _compare(project, job, job.open(deployed=False), samples)
+    runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
+    return Checked(job.file, job.bits, runtime, len(job.content), job.temporary, latency, deployed, unoptimized)
+
+
+def _compare(project: Project, job: _Job, runner: Runner, samples: Samples) -> Verdict:
+    comparison = Comparison(project.model, job.bits, "exact" if job.run_time else job.kernel)
+    count = samples_at_once(samples.inputs.shape[1:])
+    for start in range(0, len(samples.inputs), count):
+        inputs = samples.inputs[start : start + count]
+        labels = None if samples.labels is None else samples.labels[start : start + count]
+        comparison.add(runner.run(inputs), inputs, labels)
+    return comparison.verdict()
+
+
+def samples_at_once(input_shape: Sequence[int]) -> int:
+    """How many samples to keep every layer's output of; they take a few hundred times the memory of the inputs."""
+    return max(2, min(64, 400_000 // prod(input_shape)))
 
 
 def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
+    """The artifacts of each width; those that are there first, because one may turn out to be damaged."""
     switched = project.run_time_files()
+    missing: dict[Kind, list[int]] = {"onnx": [], "tflite": []}
     for artifact, file in switched:
         content = file.read_bytes()
         for bits in sorted({*widths} & {*artifact.widths}):
             yield _Job(bits, artifact.kind, artifact.kernel, file.name, content, run_time=True)
-    exporters: tuple[tuple[Kind, Export], ...] = (("onnx", project.onnx_bytes), ("tflite", project.tflite_bytes))
-    for kind, export in exporters:
-        missing = []
+    for kind, absent in missing.items():
         for bits in widths:
-            project.model.check_width(bits)
             if path := project.find(kind, bits):
                 yield _Job(bits, kind, "exact", path.name, path.read_bytes())
             elif not any(a.kind == kind and bits in a.widths for a, _ in switched):
-                missing.append(bits)
+                absent.append(bits)
             if path := project.find(kind, bits, "dynamic"):
                 yield _Job(bits, kind, "dynamic", path.name, path.read_bytes())
-        for bits, content in export(missing) if missing else ():
+    for bits in widths:
+        project.model.check_width(bits)
+    exporters: dict[Kind, Export] = {"onnx": project.onnx_bytes, "tflite": project.tflite_bytes}
+    for kind, absent in missing.items():
+        for bits, content in exporters[kind](absent) if absent else ():
             yield _Job(bits, kind, "exact", project.file_name(kind, (bits,)), content, temporary=True)

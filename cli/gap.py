@@ -1,0 +1,140 @@
+"""``tqexport gap``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tqexport.options import ReadOptions
+
+from .common import Output, Widths, checkpoint_options, output_options, widths_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tqexport.gap import Gap, WidthGap
+
+
+@click.command("gap")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@widths_option("every width of the checkpoint")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples to run both ways, as tqexport verify takes them."
+)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: a PNG, SVG or PDF file.")
+@checkpoint_options
+@output_options
+def command(
+    checkpoint: Path,
+    widths: Widths | None,
+    data: Path | None,
+    plot: Path | None,
+    options: ReadOptions,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Measure what changes where the 8-bit codes of CHECKPOINT are shifted instead of quantising anew.
+
+    Per layer and width: codes changed and weight error; with --data, accuracy both ways. TruncQuant has no such gap;
+    a network trained with --quantizer dorefa has, and what the same weights would lose is shown in both cases.
+    """
+    output = Output(as_json=as_json, verbose=verbose)
+    with output.step(f"Reading {checkpoint}"):
+        from tqexport.checkpoint import load_checkpoint
+        from tqexport.gap import check_plot, measure_gap, plot_gap
+        from tqexport.verification import load_samples
+
+        if plot:
+            check_plot(plot)
+        model = load_checkpoint(checkpoint, options)
+        samples = load_samples(data, model) if data else None
+    asked = widths.resolve(model.info.widths) if widths else model.info.widths
+    with output.step(f"Measuring {len(asked)} widths"):
+        found = measure_gap(model, asked, *((samples.inputs, samples.labels) if samples else ()))
+    first = found.widths[0]
+    where = f", accuracy {samples.description}" if samples else ""
+    output.say(f"{checkpoint}: {first.total.weights:,} codes in {len(first.layers)} layers, {found.quantizer}{where}")
+    output.say(_width_table(found))
+    output.say(_layer_table(found))
+    for line in _conclusion(found):
+        output.say(line)
+    if plot:
+        plot_gap(found, plot)
+        output.say(f"{plot}  {plot.stat().st_size:,} bytes")
+    output.document(
+        {"checkpoint": str(checkpoint), "sha256": model.sha256, **asdict(found), "closed": found.closed}
+        | ({"samples": samples.description} if samples else {})
+        | ({"plot": str(plot)} if plot else {})
+    )
+
+
+def _width_table(found: Gap) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    rounds = found.quantizer == "dorefa"
+    accuracy = found.widths[0].accuracy
+    columns = ["bits", "codes\nchanged", "weight\nerror"]
+    columns += [] if rounds else ["changed\nif rounded", "error\nif rounded"]
+    columns += ["top-1\nagrees"] if accuracy else []
+    columns += ["accuracy\nquantised", "accuracy\ntruncated"] if accuracy and accuracy.quantized is not None else []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for width in found.widths:
+        gaps = (width.total,) if rounds else (width.total, width.rounded_total)
+        shares = [share for gap in gaps for share in (gap.changed_share, gap.error)]
+        if width.accuracy:
+            both = (width.accuracy.quantized, width.accuracy.truncated)
+            shares += [width.accuracy.agreement, *(share for share in both if share is not None)]
+        table.add_row(str(width.bits), *map(_percent, shares))
+    return table
+
+
+def _layer_table(found: Gap) -> Table:
+    """What rounding changes in each layer: the checkpoint's own quantiser has a gap only if it rounds."""
+    from rich import box
+    from rich.table import Table
+
+    condition = "" if found.quantizer == "dorefa" else "if rounded: "
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"layer\n{condition}codes changed / weight error, %", no_wrap=True)
+    for width in found.widths:
+        table.add_column(f"{width.bits} bit{'s' * (width.bits > 1)}", justify="right", no_wrap=True, vertical="bottom")
+    for name in found.widths[0].rounded_layers:
+        gaps = [width.rounded_layers[name] for width in found.widths]
+        table.add_row(name, *(f"{100 * gap.changed_share:.1f} / {100 * gap.error:.1f}" for gap in gaps))
+    return table
+
+
+def _conclusion(found: Gap) -> list[str]:
+    worst = max(found.widths, key=lambda width: width.rounded_total.changed)
+    changes = f"{_percent(worst.rounded_total.changed_share)} of the codes at {worst.bits} bits"
+    if found.quantizer != "dorefa":
+        lines = ["No gap: shifting the 8-bit codes gives exactly what quantising to each width gives."]
+        return lines + ([f"Rounding the same weights would change {changes}."] if worst.rounded_total.changed else [])
+    if found.closed:
+        return ["No code changes at these widths; others may."]
+    lines = [f"These codes must not be shifted: that would change {changes}."]
+    if measured := [width for width in found.widths if width.accuracy and width.accuracy.quantized is not None]:
+        lines.append(_accuracy_line(max(measured, key=_lost)))
+    return lines
+
+
+def _lost(width: WidthGap) -> float:
+    accuracy = width.accuracy
+    return (accuracy.quantized or 0.0) - (accuracy.truncated or 0.0) if accuracy else 0.0
+
+
+def _accuracy_line(width: WidthGap) -> str:
+    if width.accuracy is None or _lost(width) <= 0:
+        return "On these samples accuracy does not fall."
+    quantized, truncated = _percent(width.accuracy.quantized or 0.0), _percent(width.accuracy.truncated or 0.0)
+    return f"At {width.bits} bits accuracy falls from {quantized} to {truncated}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

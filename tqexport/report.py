@@ -1,0 +1,322 @@
+"""What ``verify`` found as one HTML page, with plots, that needs no other file and no network."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tqexport.codes_parity import expected_codes
+from tqexport.errors import HostError
+from tqexport.files import ensure_folder
+from tqexport.trunc_model import TruncModel
+from tqexport.truncation import max_code
+from tqexport.verification import Checked
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["check_report", "render_report"]
+
+TEMPLATE = "report.html.j2"
+_TEXT = "#010203"  # what the plots draw text and axes in, and the page replaces by its own colour
+_COLORS = ("#2f7ed8", "#e07b39", "#2ca58d", "#b05cc6")
+
+
+@dataclass(frozen=True)
+class _Plot:
+    title: str
+    note: str
+    svg: str
+    wide: bool = False
+
+
+def check_report(path: Path) -> None:
+    """Make sure that a report can be made and written, before any slow work.
+
+    Raises:
+        HostError: Jinja or matplotlib is missing, or the folder cannot be written.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise HostError(f"--report needs {error.name}: pip install 'tqexport[report]'") from error
+    ensure_folder(path.parent)
+
+
+def render_report(model: TruncModel, title: str, checked: Sequence[Checked], conclusion: str) -> bytes:
+    """The page, UTF-8.
+
+    Args:
+        model: The reference.
+        title: What was compared, one line.
+        checked: What was found.
+        conclusion: The verdict, one line.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tqexport", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    layer_columns, layer_rows = _layers(checked)
+    page = environment.get_template(TEMPLATE).render(
+        title=title,
+        passed=all(check.passed for check in checked),
+        conclusion=conclusion,
+        problems=[f"{check.bits} bits, {check.runtime}: {text}" for check in checked for text in check.problems],
+        columns=_COLUMNS,
+        rows=[_row(check) for check in checked],
+        plots=list(_plots(model, checked)),
+        layer_columns=layer_columns,
+        layer_rows=layer_rows,
+        versions=_versions(),
+    )
+    return page.encode()
+
+
+_COLUMNS = (
+    ("bits", ""),
+    ("runtime", "text"),
+    ("file", "text"),
+    ("bytes", ""),
+    ("ms", ""),
+    ("codes", ""),
+    ("flips", ""),
+    ("activations that differ", ""),
+    ("worst layer", "text"),
+    ("output error", ""),
+    ("top-1 agrees", ""),
+    ("accuracy", ""),
+    ("95 % interval", ""),
+    ("PyTorch", ""),
+    ("verdict", "text"),
+)
+
+
+def _row(check: Checked) -> list[str]:
+    verdict = check.deployed
+    name, error = check.unoptimized.worst_layer
+    interval = verdict.accuracy_interval
+    return [
+        str(check.bits),
+        check.runtime,
+        f"{check.file}{' (for this check alone)' if check.temporary else ''}",
+        f"{check.bytes:,}",
+        f"{1000 * check.latency:.2f}",
+        f"{verdict.codes:,} equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
+        f"{verdict.flips:,} of {verdict.activations:,}",
+        f"{verdict.activations_wrong:,}",
+        f"{error:.1e} {name}",
+        f"{verdict.output_error:.1e}",
+        _percent(verdict.top1_agreement),
+        _percent(verdict.accuracy),
+        f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "-",
+        _percent(verdict.reference_accuracy),
+        "pass" if check.passed else "FAIL",
+    ]
+
+
+def _layers(checked: Sequence[Checked]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The error of each layer, a column per artifact and width."""
+    names = list(dict.fromkeys(name for check in checked for name in check.unoptimized.layers))
+
+    def cell(check: Checked, name: str) -> str:
+        layer = check.unoptimized.layers.get(name)
+        return "-" if layer is None else f"{layer.error:.1e}"
+
+    columns = [f"{check.bits} bits, {check.runtime}" for check in checked]
+    return columns, [(name, [cell(check, name) for check in checked]) for name in names]
+
+
+def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
+    labelled = any(check.deployed.accuracy is not None for check in checked)
+    if labelled:
+        yield _plot("Accuracy by width", "with 95 % confidence intervals, %", lambda axes: _accuracy(axes, checked))
+    else:
+        yield _plot(
+            "Top-1 agreement by width",
+            "share of samples with PyTorch's largest output, %",
+            lambda axes: _by_width(axes, checked, lambda check: 100 * check.deployed.top1_agreement),
+        )
+    yield _plot("Size by width", "bytes of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes))
+    yield _plot(
+        "Latency by width",
+        "ms for one sample on one thread",
+        lambda axes: _bars(axes, checked, lambda check: 1000 * check.latency),
+    )
+    yield _plot(
+        "Flips by width",
+        "activations per million on the other side of their boundary",
+        lambda axes: _bars(
+            axes, checked, lambda check: 1e6 * check.deployed.flips / max(check.deployed.activations, 1)
+        ),
+    )
+    if any(check.unoptimized.layers for check in checked):
+        yield _plot(
+            "Error by layer",
+            "largest difference given the same input, as a share of the layer's largest output; "
+            "the line is what rounding explains",
+            lambda axes: _errors(axes, checked),
+            wide=True,
+        )
+    yield from _histograms(model, sorted({check.bits for check in checked}))
+
+
+def _accuracy(axes: Axes, checked: Sequence[Checked]) -> None:
+    reference = {check.bits: check.deployed.reference_accuracy or 0.0 for check in checked}
+    axes.plot(list(reference), [100 * value for value in reference.values()], color=_TEXT, linewidth=1, label="PyTorch")
+    runtimes = _runtimes(checked)
+    for number, runtime in enumerate(runtimes):
+        chosen = [check for check in checked if check.runtime == runtime]
+        shares = np.array([100 * (check.deployed.accuracy or 0) for check in chosen])
+        ends = np.array([check.deployed.accuracy_interval or (0, 0) for check in chosen]) * 100
+        offset = 0.12 * (number - (len(runtimes) - 1) / 2)
+        axes.errorbar(
+            [check.bits + offset for check in chosen],
+            shares,
+            np.clip([shares - ends[:, 0], ends[:, 1] - shares], 0, None),
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            color=_COLORS[number % len(_COLORS)],
+            label=runtime,
+        )
+    _finish(axes, checked)
+
+
+def _by_width(axes: Axes, checked: Sequence[Checked], value: Callable[[Checked], float]) -> None:
+    for number, runtime in enumerate(_runtimes(checked)):
+        chosen = [check for check in checked if check.runtime == runtime]
+        axes.plot(
+            [check.bits for check in chosen],
+            [value(check) for check in chosen],
+            "o-",
+            markersize=4,
+            color=_COLORS[number % len(_COLORS)],
+            label=runtime,
+        )
+    axes.set_ylim(min(90.0, axes.get_ylim()[0]), 101)
+    _finish(axes, checked)
+
+
+def _bars(axes: Axes, checked: Sequence[Checked], value: Callable[[Checked], float]) -> None:
+    runtimes = _runtimes(checked)
+    width = 0.8 / len(runtimes)
+    for number, runtime in enumerate(runtimes):
+        chosen = [check for check in checked if check.runtime == runtime]
+        axes.bar(
+            [check.bits + width * (number - (len(runtimes) - 1) / 2) for check in chosen],
+            [value(check) for check in chosen],
+            width,
+            color=_COLORS[number % len(_COLORS)],
+            label=runtime,
+        )
+    axes.margins(y=0.25)  # room for the legend
+    axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
+    _finish(axes, checked)
+
+
+def _errors(axes: Axes, checked: Sequence[Checked]) -> None:
+    """Of each runtime the worst over all widths."""
+    names = list(dict.fromkeys(name for check in checked for name in check.unoptimized.layers))
+    bounds: dict[str, float] = {}
+    for number, runtime in enumerate(_runtimes(checked)):
+        found: dict[str, float] = {}
+        for check in checked:
+            for name, layer in check.unoptimized.layers.items() if check.runtime == runtime else ():
+                found[name] = max(found.get(name, 0.0), layer.error, 1e-9)  # a logarithmic axis has no 0
+                bounds[name] = max(bounds.get(name, 0.0), layer.bound, 1e-9)
+        axes.plot(
+            [names.index(name) for name in found],
+            list(found.values()),
+            "o",
+            markersize=4,
+            color=_COLORS[number % len(_COLORS)],
+            label=runtime,
+        )
+    axes.step(range(len(names)), [bounds[name] for name in names], where="mid", color=_TEXT, linewidth=0.8)
+    axes.set_yscale("log")
+    every = max(1, -(-len(names) // 24))
+    axes.set_xticks(range(0, len(names), every), names[::every], rotation=60, ha="right", rotation_mode="anchor")
+    axes.legend(frameon=False, ncols=3, labelcolor=_TEXT)
+
+
+def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[_Plot]:
+    """How the weights of all quantised layers spread over the levels of each width."""
+    for bits in widths:
+        codes = np.concatenate([value.ravel() for value in expected_codes(model, bits).values()])
+        counts = np.bincount(codes, minlength=max_code(bits) + 1) / codes.size
+
+        def draw(axes: Axes, counts: Any = counts, bits: int = bits) -> None:
+            levels = 2 * np.arange(len(counts)) / max_code(bits) - 1
+            axes.bar(levels, 100 * counts, 1.8 / len(counts), color=_COLORS[0])
+            axes.set_xlim(-1.5 if bits == 1 else -1.15, 1.5 if bits == 1 else 1.15)
+            axes.set_xlabel("weight, in units of the layer's E")
+
+        yield _plot(f"Weights at {bits} bit{'s' * (bits > 1)}", f"% of weights on each of {1 << bits} levels", draw)
+
+
+def _runtimes(checked: Sequence[Checked]) -> list[str]:
+    return list(dict.fromkeys(check.runtime for check in checked))
+
+
+def _finish(axes: Axes, checked: Sequence[Checked]) -> None:
+    widths = sorted({check.bits for check in checked})
+    axes.set_xticks(widths)
+    axes.set_xlim(widths[0] - 0.7, widths[-1] + 0.7)
+    axes.set_xlabel("bits")
+    axes.legend(frameon=False, ncols=2, labelcolor=_TEXT)
+
+
+def _plot(title: str, note: str, draw: Callable[[Axes], None], *, wide: bool = False) -> _Plot:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(9.5, 3.6) if wide else (4.6, 2.9), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return _Plot(title, note, svg.replace(_TEXT, "currentColor"), wide)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib as mpl
+
+    settings: dict[str, Any] = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "tqexport",  # the same page for the same results
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.alpha": 0.2,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _TEXT),
+        "grid.color": _TEXT,
+    }
+    with mpl.rc_context(settings):  # type: ignore[arg-type]
+        yield
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _versions() -> str:
+    packages = ("tqexport", "torch", "onnxruntime", "ai-edge-litert")
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

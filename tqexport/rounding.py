@@ -1,0 +1,242 @@
+"""How far float32 rounding may take one right computation of a network from another.
+
+Beside each tensor runs the variance of its rounding error, as in Higham and Mary's probabilistic error analysis (SIAM
+J. Sci. Comput. 41, 2019, A2815, and 42, 2020, A3427): rounding errors are independent, of mean zero and at most
+``u = 2^-24`` of what is rounded. A dot product of n terms ``a_i = w_i x_i`` rounds each of its partial sums ``s_k``
+with variance ``u^2 s_k^2 / 3``; over all orders of the terms, ``sum s_k^2`` is on average
+``(n + 1) (sum a_i^2 + 2 (sum a_i)^2) / 6``. The weights ``scale * code + offset`` are rounded too, by about ``2 u W``
+with ``W`` the largest of the layer, however small they are themselves, and alike wherever one code stands, so that
+these errors add up to ``2 u W sum |x_i| <= 2 u W sqrt(n sum x_i^2)``, which covers the first part of the sum above as
+well. With the errors of the inputs passed on::
+
+    variance  =  (2 u W)^2 n sum x_i^2  +  u^2 n (sum a_i)^2 / 9  +  sum w_i^2 variance_i
+
+Operators without a rule here are tried on inputs moved by their error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = ["MARGIN", "RoundingErrors"]
+
+MARGIN = 8.0  # standard deviations that a difference may have: two computations, and a tail that nothing right reaches
+UNIT = 2.0**-24  # of float32
+_TRIALS = 4
+_ENLARGED = 256.0  # a trial moves inputs by this many standard deviations, so that rounding does not hide the effect
+
+
+class RoundingErrors(TorchDispatchMode):
+    """Within the block, what is computed from an :meth:`exact` tensor has a rounding error.
+
+    Example:
+        >>> with torch.no_grad(), RoundingErrors() as errors:
+        ...     y = torch.nn.functional.linear(errors.exact(torch.ones(1, 64)), torch.ones(1, 64))
+        >>> 0 < errors.bound(y).item() < 1e-3
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._variances: Any = WeakIdKeyDictionary()  # float32, the shape of its tensor
+        self._random = torch.Generator().manual_seed(0)
+
+    def exact(self, value: Tensor) -> Tensor:
+        """Mark a tensor as the same in both computations; returns it."""
+        self._variances[value] = torch.zeros_like(value)
+        return value
+
+    def bound(self, value: Tensor) -> Tensor:
+        """Largest difference that rounding explains: :data:`MARGIN` standard deviations; float32, shape of ``value``.
+
+        Zero for a tensor that does not depend on an exact one.
+        """
+        variance = self._variances.get(value)
+        result: Tensor = torch.zeros_like(value) if variance is None else MARGIN * variance.sqrt()
+        return result
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not any(each in self._variances for each in _tensors(args)):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable and isinstance(args[0], Tensor):
+            before = args[0].clone()  # an operator that works in place changes its input
+            if args[0] in self._variances:
+                self._variances[before] = self._variances[args[0]]
+            result = func(*args, **kwargs)
+            args = (before, *args[1:])
+        else:
+            result = func(*args, **kwargs)
+        variances = _RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result))
+        for value, variance in zip(_tensors(result), _tensors(variances), strict=False):
+            if value.is_floating_point():
+                self._variances[value] = variance
+        return result
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One operator that ran, and what it ran on."""
+
+    errors: RoundingErrors
+    func: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+    def variance(self, value: Any) -> Any:
+        """Of an argument; 0 where it does not depend on the sample."""
+        return self.errors._variances.get(value, 0.0) if isinstance(value, Tensor) else 0.0
+
+    def repeated(self, change: Callable[[Tensor], Tensor]) -> Any:
+        """The result with every tensor among the arguments changed."""
+        return self.func(*tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, self.args), **self.kwargs)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
+
+
+def _moved(call: _Call) -> Any:
+    """The error goes where the value goes."""
+    return call.repeated(lambda x: call.variance(x) if x in call.errors._variances else torch.zeros_like(x))
+
+
+def _averaged(call: _Call) -> Tensor:
+    terms = call.args[0].numel() / max(call.result.numel(), 1)
+    moved: Tensor = _moved(call)  # as if errors were all alike, which do not average out
+    variance: Tensor = moved + UNIT**2 * terms * call.result.square()
+    return variance
+
+
+def _clamped(call: _Call) -> Any:
+    """No slope above 1."""
+    return call.variance(call.args[0])
+
+
+def _added(call: _Call) -> Tensor:
+    variance: Tensor = call.variance(call.args[0]) + call.variance(call.args[1]) + (UNIT * call.result).square()
+    return variance
+
+
+def _scaled(call: _Call) -> Any:
+    left, right = call.args
+    if isinstance(right, Tensor) and right in call.errors._variances:
+        return _tried(call)
+    variance: Tensor = call.func(call.func(call.variance(left), right), right) + (UNIT * call.result).square()
+    return variance
+
+
+def _normalised(call: _Call) -> Any:
+    """A BatchNorm, of which a runtime may have multiplied out everything that does not depend on the sample."""
+    value, weight, bias, mean, spread = call.args[:5]
+    if mean is None:  # by the sample's own statistics, as InstanceNorm does
+        return _tried(call)
+    shape = (1, -1, *[1] * (value.dim() - 2))
+    gain = (spread + call.args[-1]).rsqrt() * (1 if weight is None else weight)
+    constants = (gain * mean).square() + (0 if bias is None else bias.square())
+    slope = gain.square().view(shape)
+    variance: Tensor = slope * call.variance(value) + (2 * UNIT) ** 2 * (slope * value.square() + constants.view(shape))
+    return variance
+
+
+def _convolved(call: _Call) -> Tensor:
+    value, weight, _, *geometry = call.args
+    groups = geometry[-1]
+    of_group = (groups, *weight.shape[1:]) if not geometry[-3] else (weight.shape[0], 1, *weight.shape[2:])
+
+    def sum_of_squares(x: Tensor) -> Tensor:
+        total: Tensor = call.func(x.square(), weight.new_ones(of_group), None, *geometry)
+        return total.repeat_interleave(call.result.shape[1] // groups, 1)
+
+    def passed_on(variance: Tensor) -> Tensor:
+        passed: Tensor = call.func(variance, weight.square(), None, *geometry)
+        return passed
+
+    return _dot_products(call, value, weight, weight.numel() // call.result.shape[1], sum_of_squares, passed_on)
+
+
+def _multiplied(call: _Call) -> Tensor:
+    left, right = call.args[-2:]
+    variance = _dot_products(
+        call,
+        left,
+        right,
+        left.shape[-1],
+        lambda x: x.square().sum(-1, keepdim=True).expand_as(call.result),
+        lambda variance: torch.matmul(variance, right.square()),
+    )
+    if right in call.errors._variances:
+        variance = variance + left.square() @ call.variance(right)
+    return variance
+
+
+def _dot_products(
+    call: _Call,
+    x: Tensor,
+    weight: Tensor,
+    terms: int,
+    sum_of_squares: Callable[[Tensor], Tensor],
+    passed_on: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The formula in the module's text."""
+    own = (2 * UNIT * float(weight.abs().max())) ** 2 * terms * sum_of_squares(x)
+    variance: Tensor = own + (UNIT**2 * terms / 9) * call.result.square()
+    incoming = call.variance(x)
+    if isinstance(incoming, Tensor) and incoming.any():
+        variance = variance + passed_on(incoming)
+    return variance
+
+
+def _tried(call: _Call) -> list[Tensor]:
+    """Any operator: what it makes of inputs that are off by their error, to either side at random."""
+
+    def off(value: Tensor) -> Tensor:
+        if value not in call.errors._variances:
+            return value
+        signs = torch.randint(0, 2, value.shape, generator=call.errors._random) * 2 - 1
+        moved: Tensor = value + _ENLARGED * call.variance(value).sqrt() * signs
+        return moved
+
+    results = _tensors(call.result)
+    variances = [(4 * UNIT * value).square() for value in results]
+    for _ in range(_TRIALS):
+        for variance, value, moved in zip(variances, results, _tensors(call.repeated(off)), strict=True):
+            variance += ((moved - value) / _ENLARGED).square() / _TRIALS
+    return variances
+
+
+_aten = torch.ops.aten
+_RULES: dict[Any, Callable[[_Call], Any]] = {
+    operator: rule
+    for rule, operators in {
+        _added: (_aten.add, _aten.add_, _aten.sub, _aten.sub_),
+        _averaged: (_aten.mean, _aten.avg_pool2d, _aten._adaptive_avg_pool2d),
+        _clamped: (
+            *(_aten.relu, _aten.relu_, _aten.clamp, _aten.clamp_),
+            *(_aten.clamp_min, _aten.hardtanh, _aten.hardtanh_),
+            _aten.round,  # of an activation quantiser, whose levels are compared by themselves
+        ),
+        _convolved: (_aten.convolution,),
+        _moved: (
+            *(_aten.view, _aten._unsafe_view, _aten.permute, _aten.transpose, _aten.t, _aten.slice, _aten.select),
+            *(_aten.squeeze, _aten.unsqueeze, _aten.expand, _aten.cat, _aten.stack, _aten.split, _aten.clone),
+            *(_aten.split_with_sizes, _aten.alias, _aten.detach, _aten.constant_pad_nd, _aten.flip),
+            _aten.max_pool2d_with_indices,
+        ),
+        _multiplied: (_aten.mm, _aten.addmm, _aten.bmm),
+        _scaled: (_aten.mul, _aten.div),
+        _normalised: (_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
+    }.items()
+    for operator in operators
+}
