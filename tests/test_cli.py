@@ -123,9 +123,9 @@ def flip_onnx_code(content):
 
 
 def flip_tflite_code(content):
-    from test_parity import changed_tflite, step_up
+    from test_damage import changed_tflite, flip_a_bit
 
-    return changed_tflite(content, "layers.1.conv0.weight.codes", step_up)
+    return changed_tflite(content, "layers.1.conv0.weight.codes", flip_a_bit)
 
 
 @pytest.mark.parametrize(("kind", "change"), [("onnx", flip_onnx_code), ("tflite", flip_tflite_code)])

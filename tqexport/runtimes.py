@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
@@ -157,8 +158,6 @@ class _OnnxRuntime(Runner):
 
 
 def _session(content: bytes, deployed: bool) -> Any:
-    import onnxruntime as ort
-
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
