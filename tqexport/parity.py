@@ -201,12 +201,13 @@ class Comparison:
     def verdict(self) -> Verdict:
         """What was found in all samples so far."""
         trace, samples = self._trace, max(self._samples, 1)
-        problems = {**self._code_problems, **trace.problems}
+        problems = [*self._code_problems.items(), *trace.problems.items()]
         if self._deployed_apart:
-            problems["the outputs as deployed"] = (
+            apart = (
                 f"{len(self._deployed_apart)} of {samples} samples differ between {self._runtime} as deployed and with "
                 f"its activations kept, by up to {max(self._deployed_apart):.1e}, without an activation on a boundary"
             )
+            problems.append(("the outputs as deployed", apart))
         accuracy, reference_accuracy = (
             (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
         )
@@ -227,8 +228,8 @@ class Comparison:
             top1_agreement=self._agreeing / samples,
             accuracy=accuracy,
             reference_accuracy=reference_accuracy,
-            diverged=next(iter(problems), None),
-            problems=tuple(problems.values()),
+            diverged=next((layer for layer, _ in problems), None),
+            problems=tuple(text for _, text in problems),
         )
 
 

@@ -164,10 +164,11 @@ def _normalised(call: _Call) -> Tensor:
 def _convolved(call: _Call) -> Tensor:
     value, weight, _, *geometry = call.args
     groups = geometry[-1]
-    of_group = (groups, *weight.shape[1:]) if not geometry[-3] else (weight.shape[0], 1, *weight.shape[2:])
 
     def sum_of_squares(x: Tensor) -> Tensor:
-        total: Tensor = call.func(x.square(), weight.new_ones(of_group), None, *geometry)
+        """Over the channels of a group, then over the kernel's window: the same for all its output channels."""
+        squares = x.square().unflatten(1, (groups, -1)).sum(2)
+        total: Tensor = call.func(squares, weight.new_ones((groups, 1, *weight.shape[2:])), None, *geometry)
         return total.repeat_interleave(call.result.shape[1] // groups, 1)
 
     def passed_on(variance: Tensor) -> Tensor:
