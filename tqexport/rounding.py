@@ -167,7 +167,7 @@ def _convolved(call: _Call) -> Tensor:
 
     def sum_of_squares(x: Tensor) -> Tensor:
         """Over the channels of a group, then over the kernel's window: the same for all its output channels."""
-        squares = x.square().unflatten(1, (groups, -1)).sum(2)
+        squares = x.square().reshape(len(x), groups, -1, *x.shape[2:]).sum(2)
         total: Tensor = call.func(squares, weight.new_ones((groups, 1, *weight.shape[2:])), None, *geometry)
         return total.repeat_interleave(call.result.shape[1] // groups, 1)
 
