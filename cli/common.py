@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tqexport.errors import TqExportError
+from tqexport.errors import HostError, TqExportError
 from tqexport.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ __all__ = [
 RUN_TIME_IS_TRUNCATABLE = "A file made with --bits runtime can always be truncated; leave --truncatable out."
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
+_PACKAGES = {  # by the name that is imported
+    "ai_edge_litert": "ai-edge-litert",
+    "onnx": "onnx",
+    "onnx2tf": "onnx2tf",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -230,12 +239,24 @@ def _exit_code(raised: BaseException, *, verbose: bool) -> int:
     except TqExportError as error:
         click.echo(f"tqexport: {error}", err=True)
         return _failed(str(error), error.exit_code)
-    except Exception as error:  # a bug must not look like a failed parity check, which is exit code 1
-        if verbose:
-            traceback.print_exc()
-        text = f"internal error, {type(error).__name__}: {error}"
-        click.echo(f"tqexport: {text}\nThis is a bug in tqexport; --verbose shows where.", err=True)
-        return _failed(text, BUG_EXIT_CODE)
+    except ImportError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            return _bug(error, verbose=verbose)
+        text = f"this machine lacks {package}, or it does not load ({error}): pip install {package}"
+        click.echo(f"tqexport: {text}", err=True)
+        return _failed(text, HostError.exit_code)
+    except Exception as error:
+        return _bug(error, verbose=verbose)
+
+
+def _bug(error: Exception, *, verbose: bool) -> int:
+    """A bug must not look like a failed parity check, which is exit code 1."""
+    if verbose:
+        traceback.print_exc()
+    text = f"internal error, {type(error).__name__}: {error}"
+    click.echo(f"tqexport: {text}\nThis is a bug in tqexport; --verbose shows where.", err=True)
+    return _failed(text, BUG_EXIT_CODE)
 
 
 def _failed(text: str, exit_code: int) -> int:

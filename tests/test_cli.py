@@ -71,7 +71,13 @@ def test_json_is_all_there_is_on_standard_output(workplace):
     assert checked.returncode == 0
     assert document["passed"] is True
     assert [result["temporary"] for result in document["results"]] == [False, False]
-    assert all(result["accuracy"] > 0.97 for result in document["results"])
+    for result in document["results"]:
+        for way in ("as_deployed", "unoptimized"):
+            assert result[way]["accuracy"] > 0.97
+            low, high = result[way]["accuracy_interval"]
+            assert low < result[way]["accuracy"] < high
+        assert result["unoptimized"]["layers"]["layers.0.bn1"]["error"] < 1e-5
+        assert result["latency_ms"] > 0
     refused = run("onnx", "nothing.pt", "--json", cwd=workplace)
     assert json.loads(refused.stdout)["exit_code"] == refused.returncode == 3
 
@@ -123,9 +129,9 @@ def flip_onnx_code(content):
 
 
 def flip_tflite_code(content):
-    from test_parity import changed_tflite, step_up
+    from test_damage import changed_tflite, flip_a_bit
 
-    return changed_tflite(content, "layers.1.conv0.weight.codes", step_up)
+    return changed_tflite(content, "layers.1.conv0.weight.codes", flip_a_bit)
 
 
 @pytest.mark.parametrize(("kind", "change"), [("onnx", flip_onnx_code), ("tflite", flip_tflite_code)])
@@ -134,7 +140,10 @@ def test_one_flipped_code_turns_verify_red(exported, kind, change):
     result = run("verify", "out", "--bits", "4", cwd=exported)
     assert result.returncode == 1
     assert "layer layers.1.conv0: 1 of 4608 codes differ" in result.stdout
-    assert result.stdout.rstrip().endswith("FAIL: an artifact differs from PyTorch")
+    last = result.stdout.rstrip().splitlines()[-1]
+    assert last.startswith(f"FAIL: ckpt-w4.{kind} at 4 bits differs from PyTorch, first in layers.1.conv0; ")
+    assert "--json" in last
+    assert "--report" in last
 
 
 def test_a_changed_artifact_is_refused_before_anything_runs(exported):

@@ -201,12 +201,13 @@ class Comparison:
     def verdict(self) -> Verdict:
         """What was found in all samples so far."""
         trace, samples = self._trace, max(self._samples, 1)
-        problems = {**self._code_problems, **trace.problems}
+        problems = [*self._code_problems.items(), *trace.problems.items()]
         if self._deployed_apart:
-            problems["the outputs as deployed"] = (
+            apart = (
                 f"{len(self._deployed_apart)} of {samples} samples differ between {self._runtime} as deployed and with "
                 f"its activations kept, by up to {max(self._deployed_apart):.1e}, without an activation on a boundary"
             )
+            problems.append(("the outputs as deployed", apart))
         accuracy, reference_accuracy = (
             (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
         )
@@ -227,8 +228,8 @@ class Comparison:
             top1_agreement=self._agreeing / samples,
             accuracy=accuracy,
             reference_accuracy=reference_accuracy,
-            diverged=next(iter(problems), None),
-            problems=tuple(problems.values()),
+            diverged=next((layer for layer, _ in problems), None),
+            problems=tuple(text for _, text in problems),
         )
 
 
@@ -245,12 +246,11 @@ class _Trace:
     output: LayerError = LayerError(0.0, 0.0)
     problems: dict[str, str] = field(default_factory=dict)  # by the layer that they are about, in order
     _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
-    _since: list[str] = field(default_factory=list)  # layers since the last one whose output was the runtime's
     _calls: dict[str, int] = field(default_factory=dict)
 
     def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor) -> Array | None:
         """Run samples through; returns what rounding explains of each output, or None where their shape is wrong."""
-        self._near, self._since, self._calls = [], [], {}
+        self._near, self._calls = [], {}
         with RoundingErrors() as errors, self._hooks(network, run, errors):
             outputs = network(errors.exact(inputs))
         given: Array = outputs.numpy()
@@ -264,7 +264,10 @@ class _Trace:
         self.output = _worse(self.output, LayerError(float(difference.max()) / largest, float(bound.max()) / largest))
         allowed = np.full_like(given, self.tolerance * largest) if self.tolerance else bound
         if not (difference <= allowed).all():
-            self._report("the outputs", f"the outputs are off by {_furthest(found, given, allowed)}{self._where()}")
+            among = errors.layers(outputs)
+            self._report(
+                _from(among, "the outputs"), f"the outputs are off by {_furthest(found, given, allowed)}{_where(among)}"
+            )
         return bound
 
     def on_boundary(self, samples: int) -> npt.NDArray[np.bool_]:
@@ -290,9 +293,11 @@ class _Trace:
             ) -> Tensor | None:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 if quantizer:
-                    value = self._levels(name, module, args[0].numpy(), errors.bound(args[0]).numpy(), run.activations)
+                    value = self._levels(name, module, args[0], errors, run.activations)
                 else:
-                    value = self._layer(name, output.numpy(), errors.bound(output).numpy(), candidates)
+                    value = self._layer(name, output, errors, candidates)
+                    if value is None:
+                        errors.mark(output, name)
                 return None if value is None else errors.exact(torch.from_numpy(value))
 
             handles.append(module.register_forward_hook(hook))
@@ -302,9 +307,10 @@ class _Trace:
             for handle in handles:
                 handle.remove()
 
-    def _layer(self, name: str, expected: Array, bound: Array, candidates: _Candidates) -> Array | None:
+    def _layer(self, name: str, output: Tensor, errors: RoundingErrors, candidates: _Candidates) -> Array | None:
         """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
-        self._since.append(name)
+        expected: Array = output.numpy()
+        bound: Array = errors.bound(output).numpy()
         once = self._calls[name] == 1
         found = candidates.named(name, expected.shape) if once else None
         if found is None:
@@ -315,15 +321,17 @@ class _Trace:
         error = LayerError(float(difference.max()) / largest, float(bound.max()) / largest)
         self.layers[name] = _worse(self.layers.get(name, error), error)
         if not (difference <= bound).all():
-            self._report(name, f"layer {name} is off by {_furthest(found, expected, bound)}{self._where(name)}")
-        self._since.clear()
+            self._report(
+                name, f"layer {name} is off by {_furthest(found, expected, bound)}{_where(errors.layers(output))}"
+            )
         return found
 
     def _levels(
-        self, name: str, module: nn.Module, value: Array, bound: Array, activations: Mapping[str, Array]
+        self, name: str, module: nn.Module, input: Tensor, errors: RoundingErrors, activations: Mapping[str, Array]
     ) -> Array | None:
         """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
         assert isinstance(module, ActivationQuantizer)
+        value, among = input.numpy(), errors.layers(input)
         steps = max_code(module.bits)
         key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
         found = activations.get(key)
@@ -334,7 +342,7 @@ class _Trace:
         found = found.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
         scaled = value.clip(0, 1).astype(np.float64) * steps
         expected = np.rint(value.clip(0, 1) * np.float32(steps))
-        rounding = bound * steps + 2 * np.finfo(np.float32).eps * scaled
+        rounding = errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
@@ -349,22 +357,25 @@ class _Trace:
         if wrong.any():
             index = tuple(int(i) for i in np.argwhere(wrong)[0])
             self._report(
-                name,
+                _from(among, name),
                 f"activation {name}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: level "
                 f"{found[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
-                f"{rounding[index]:.1e}), {steps} levels{self._where()}",
+                f"{rounding[index]:.1e}), {steps} levels{_where(among)}",
             )
-        self._since.clear()
         levels: Array = found / np.float32(steps)
         return levels
 
     def _report(self, layer: str, problem: str) -> None:
         self.problems.setdefault(layer, problem)  # of several batches the first
 
-    def _where(self, besides: str = "") -> str:
-        """The layers whose output the runtime does not give, between the last one that it does and here."""
-        among = [name for name in self._since if name != besides]
-        return f"; it comes from {' or '.join(among)}" if among else ""
+
+def _from(among: Sequence[str], name: str) -> str:
+    """Where something first differs: in ``name``, or in what leads to it and cannot be told from it."""
+    return f"{among[0]} to {name}" if among else name
+
+
+def _where(among: Sequence[str]) -> str:
+    return f"; it comes from {' or '.join(among)}" if among else ""
 
 
 class _Candidates:

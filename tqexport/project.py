@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqexport.errors import InputError, UsageError
+from tqexport.errors import HostError, InputError, UsageError
 from tqexport.files import ensure_folder, sha256_of, write_bytes
 from tqexport.manifest import (
     FILE_NAME,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from tqexport.trunc_model import TruncModel
 
-__all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
+__all__ = ["DEFAULT_FOLDER", "Project", "check_converter", "open_project"]
 
 DEFAULT_FOLDER = Path("tqexport-out")
 DEFAULT_WIDTH = 8
@@ -195,6 +196,7 @@ class Project:
 
         ensure_folder(self.folder)
         check_switchable(self.widths, self.quantizer)
+        check_converter()
         models = self._onnx_models(self.widths)
         with self.step(f"Converting {len(models)} widths to one TFLite file"):
             content, _ = convert_to_switchable_tflite(models, kernel)
@@ -204,6 +206,7 @@ class Project:
         """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
         from tqexport.tflite_export import convert_to_tflite
 
+        check_converter()
         models = self._onnx_models(widths)
         with self.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
             converted = convert_to_tflite(models, kernel)
@@ -360,6 +363,21 @@ def open_project(source: Path | None, output: Path | None, options: ReadOptions,
         return Project(checkpoint, source, options, manifest, step=step)
     there = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, options)
     return Project(checkpoint, output, options, there, source=(source, manifest), step=step)
+
+
+def check_converter() -> None:
+    """Make sure that what converts to TFLite is there, before any slow work; it runs in a process of its own.
+
+    Raises:
+        HostError: A package is missing.
+    """
+    for package in ("onnx2tf", "tensorflow", "tf_keras"):
+        try:
+            found = importlib.util.find_spec(package) is not None
+        except ValueError:  # somebody put None in the place of the module
+            found = False
+        if not found:
+            raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
 
 
 def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptions) -> Manifest | None:

@@ -85,6 +85,7 @@ def render_report(model: TruncModel, title: str, checked: Sequence[Checked], con
 _COLUMNS = (
     ("bits", ""),
     ("runtime", "text"),
+    ("verdict", "text"),
     ("file", "text"),
     ("bytes", ""),
     ("ms", ""),
@@ -97,7 +98,6 @@ _COLUMNS = (
     ("accuracy", ""),
     ("95 % interval", ""),
     ("PyTorch", ""),
-    ("verdict", "text"),
 )
 
 
@@ -108,6 +108,7 @@ def _row(check: Checked) -> list[str]:
     return [
         str(check.bits),
         check.runtime,
+        "pass" if check.passed else "FAIL",
         f"{check.file}{' (for this check alone)' if check.temporary else ''}",
         f"{check.bytes:,}",
         f"{1000 * check.latency:.2f}",
@@ -120,7 +121,6 @@ def _row(check: Checked) -> list[str]:
         _percent(verdict.accuracy),
         f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "-",
         _percent(verdict.reference_accuracy),
-        "pass" if check.passed else "FAIL",
     ]
 
 
@@ -146,7 +146,7 @@ def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
             "share of samples with PyTorch's largest output, %",
             lambda axes: _by_width(axes, checked, lambda check: 100 * check.deployed.top1_agreement),
         )
-    yield _plot("Size by width", "bytes of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes))
+    yield _plot("Size by width", "kB of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes / 1000))
     yield _plot(
         "Latency by width",
         "ms for one sample on one thread",

@@ -47,12 +47,23 @@ class RoundingErrors(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._variances: Any = WeakIdKeyDictionary()  # float32, the shape of its tensor
+        self._layers: Any = WeakIdKeyDictionary()  # names given to mark()
         self._random = torch.Generator().manual_seed(0)
 
     def exact(self, value: Tensor) -> Tensor:
         """Mark a tensor as the same in both computations; returns it."""
         self._variances[value] = torch.zeros_like(value)
+        self._layers[value] = ()
         return value
+
+    def mark(self, value: Tensor, layer: str) -> None:
+        """Remember that an inexact tensor is the output of a layer."""
+        self._layers[value] = (*self.layers(value), layer)
+
+    def layers(self, value: Tensor) -> tuple[str, ...]:
+        """The layers marked on the way from exact tensors to ``value``, in order."""
+        found: tuple[str, ...] = self._layers.get(value, ())
+        return found
 
     def bound(self, value: Tensor) -> Tensor:
         """Largest difference that rounding explains: :data:`MARGIN` standard deviations; float32, shape of ``value``.
@@ -67,7 +78,8 @@ class RoundingErrors(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not any(each in self._variances for each in _tensors(args)):
+        known = [each for each in _tensors(args) if each in self._variances]
+        if not known:
             return func(*args, **kwargs)
         if func._schema.is_mutable and isinstance(args[0], Tensor):
             before = args[0].clone()  # an operator that works in place changes its input
@@ -78,9 +90,10 @@ class RoundingErrors(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         variances = _RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result))
+        layers = tuple(dict.fromkeys(name for each in known for name in self.layers(each)))
         for value, variance in zip(_tensors(result), _tensors(variances), strict=False):
             if value.is_floating_point():
-                self._variances[value] = variance
+                self._variances[value], self._layers[value] = variance, layers
         return result
 
 
@@ -153,10 +166,11 @@ def _normalised(call: _Call) -> Any:
 def _convolved(call: _Call) -> Tensor:
     value, weight, _, *geometry = call.args
     groups = geometry[-1]
-    of_group = (groups, *weight.shape[1:]) if not geometry[-3] else (weight.shape[0], 1, *weight.shape[2:])
 
     def sum_of_squares(x: Tensor) -> Tensor:
-        total: Tensor = call.func(x.square(), weight.new_ones(of_group), None, *geometry)
+        """Over the channels of a group, then over the kernel's window: the same for all its output channels."""
+        squares = x.square().reshape(len(x), groups, -1, *x.shape[2:]).sum(2)
+        total: Tensor = call.func(squares, weight.new_ones((groups, 1, *weight.shape[2:])), None, *geometry)
         return total.repeat_interleave(call.result.shape[1] // groups, 1)
 
     def passed_on(variance: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.flatbuffer import FlatModel
@@ -170,8 +171,6 @@ class _OnnxRuntime(Runner):
 
 
 def open_session(content: bytes, deployed: bool) -> Any:
-    import onnxruntime as ort
-
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -9,7 +9,7 @@ from math import prod
 from tqexport.errors import InputError
 from tqexport.manifest import Kernel, Kind
 from tqexport.parity import Comparison, Verdict
-from tqexport.project import Project
+from tqexport.project import Project, check_converter
 from tqexport.runtimes import Runner, open_runner
 from tqexport.samples import Samples, load_samples, random_samples
 
@@ -137,6 +137,8 @@ def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
                 yield _Job(bits, kind, "dynamic", path.name, path.read_bytes())
     for bits in widths:
         project.model.check_width(bits)
+    if missing["tflite"]:
+        check_converter()
     exporters: dict[Kind, Export] = {"onnx": project.onnx_bytes, "tflite": project.tflite_bytes}
     for kind, absent in missing.items():
         for bits, content in exporters[kind](absent) if absent else ():
