@@ -189,6 +189,7 @@ def _accuracy(axes: Axes, checked: Sequence[Checked]) -> None:
             color=_COLORS[number % len(_COLORS)],
             label=runtime,
         )
+    axes.margins(y=0.3)  # room for the legend
     _finish(axes, checked)
 
 
@@ -258,7 +259,7 @@ def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[_Plot]:
         def draw(axes: Axes, counts: Any = counts, bits: int = bits) -> None:
             levels = 2 * np.arange(len(counts)) / max_code(bits) - 1
             axes.bar(levels, 100 * counts, 1.8 / len(counts), color=_COLORS[0])
-            axes.set_xlim(-1.5 if bits == 1 else -1.15, 1.5 if bits == 1 else 1.15)
+            axes.set_xlim(-1.1 - 1 / len(counts), 1.1 + 1 / len(counts))
             axes.set_xlabel("weight, in units of the layer's E")
 
         yield _plot(f"Weights at {bits} bit{'s' * (bits > 1)}", f"% of weights on each of {1 << bits} levels", draw)
