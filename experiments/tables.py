@@ -61,7 +61,7 @@ def _convergence(content: Content) -> str:
     first = next(iter(table.values()))
     rows = [["float", *[_cell(alone)], *[""] * (len(first) - 1)]]
     rows += [[way, *map(_cell, cells.values())] for way, cells in table.items()]
-    return markdown(["held-out accuracy, %", *_widths(first)], rows)
+    return markdown([f"accuracy, %, {content['seeds']} seeds", *_widths(first)], rows)
 
 
 def _robustness(content: Content) -> str:
@@ -72,14 +72,14 @@ def _robustness(content: Content) -> str:
         if source != "PyTorch"
     ]
     first = content["accuracy_percent"]["TruncQuant / truncated"]["ONNX"]
-    return markdown(["trained / deployed, file", *_widths(first)], rows)
+    return markdown([f"trained / deployed, file, {content['seeds']} seeds", *_widths(first)], rows)
 
 
 def _question(name: str) -> Callable[[Content], str]:
     def make(content: Content) -> str:
         ways = content["accuracy_percent"][name]
         quantised = next(deployed["quantised"] for deployed in ways.values() if "quantised" in deployed)
-        head = ["held-out accuracy, %", "deployed", *_widths(quantised)]
+        head = [f"accuracy, %, {content['seeds']} seeds", "deployed", *_widths(quantised)]
         rows = []
         for title, deployed in ways.items():
             for how, cells in deployed.items():

@@ -205,7 +205,7 @@ def test_two_artifacts_that_differ_are_told_apart_and_the_layer_is_named(exporte
 
 def test_pairs_that_make_no_sense_are_refused(exported):
     for arguments, exit_code, message in (
-        (["out/ckpt-w2.onnx", "out/ckpt-w4.onnx"], 2, "holds 4 bits, so it cannot be compared at 2"),
+        (["out/ckpt-w2.onnx", "out/ckpt-w4.onnx"], 2, "computes with 4 bits, so it cannot be compared at 2"),
         (["out/ckpt-w2.onnx"], 2, "name two artifacts"),
         (["out/ckpt-w2.onnx", "out/none.onnx"], 3, "none.onnx cannot be read"),
         (["out/ckpt-w2.onnx", "out/tqexport.json"], 3, "tqexport.json"),

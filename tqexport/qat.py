@@ -171,7 +171,7 @@ def load_float_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, st
     Example:
         >>> from tqexport import prepare
         >>> trained = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-        >>> network = prepare(trained, widths=(2, 8))
+        >>> network = prepare(trained, widths=(2, 8), float_layers=["3"])
         >>> print(load_float_weights(network, trained.state_dict()))
         everything fits
     """
