@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 from tqexport import ActivationQuantizer, CheckpointInfo, TruncModel, at_width, load_checkpoint, save_checkpoint
 from tqexport.layers import quantized_layers, switchable_batch_norms
-from tqexport.litert import open_interpreter
-from tqexport.models import find_factory
+from tqexport.networks.models import find_factory
+from tqexport.tflite.litert import open_interpreter
 from tqexport.truncation import FLOAT_BITS, max_code
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits-resnet8.pt"

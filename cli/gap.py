@@ -45,7 +45,7 @@ def command(
     with output.step(f"Reading {checkpoint}"):
         from tqexport.checkpoint import load_checkpoint
         from tqexport.gap import check_plot, measure_gap, plot_gap
-        from tqexport.verification import load_samples
+        from tqexport.verification.run import load_samples
 
         if plot:
             check_plot(plot)

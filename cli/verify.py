@@ -15,8 +15,8 @@ from .common import Output, Widths, checkpoint_options, output_options, widths_o
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tqexport.parity import Verdict
-    from tqexport.verification import Checked
+    from tqexport.verification.parity import Verdict
+    from tqexport.verification.run import Checked
 
 PARITY_FAILED = 1
 
@@ -58,10 +58,10 @@ def command(
         return verify_pair(output, sources, widths, data, samples, report, options)
     with output.step("Starting"):
         from tqexport.project import open_project
-        from tqexport.verification import load_samples, random_samples, verify
+        from tqexport.verification.run import load_samples, random_samples, verify
 
         if report:
-            from tqexport.report import check_report, render_report
+            from tqexport.verification.report import check_report, render_report
 
             check_report(report)
         project = open_project(next(iter(sources), None), None, options, output.step)

@@ -14,7 +14,7 @@ from .common import Output, Widths
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tqexport.pair_parity import PairVerdict
+    from tqexport.verification.pair import PairVerdict
 
 
 def verify_pair(
@@ -39,7 +39,7 @@ def verify_pair(
     if widths and len(chosen) != 1:
         raise UsageError("two artifacts are compared at one width at a time; name it with --bits")
     with output.step("Starting"):
-        from tqexport.pair_parity import compare_artifacts, open_pair, samples_for
+        from tqexport.verification.pair import compare_artifacts, open_pair, samples_for
 
         pair = open_pair((sources[0], sources[1]), next(iter(chosen), None))
         compared = samples_for(pair[0], data, samples)

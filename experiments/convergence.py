@@ -21,7 +21,7 @@ from experiments.data import digits, shifted
 from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import Recipe, accuracy, train
 from tqexport import Scheme
-from tqexport.tiny_models import _ResNet8, resnet8
+from tqexport.networks.tiny_models import _ResNet8, resnet8
 from tqexport.truncation import FLOAT_BITS
 
 WIDTHS = (1, 2, 3, 4, 6, 8)

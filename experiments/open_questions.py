@@ -32,12 +32,12 @@ from experiments.training import Augmentation, Recipe, accuracy, train
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.errors import TqExportError
 from tqexport.gap import measure_gap
+from tqexport.networks.tiny_models import resnet8
 from tqexport.onnx_export import export_onnx
-from tqexport.parity import compare
-from tqexport.runtimes import RuntimeRun, run_onnx, run_tflite
-from tqexport.tflite_export import convert_to_tflite
-from tqexport.tiny_models import resnet8
+from tqexport.tflite.export import convert_to_tflite
 from tqexport.truncation import FLOAT_BITS
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import RuntimeRun, run_onnx, run_tflite
 
 WIDTHS = (1, 2, 4, 8)
 ROUNDED = Scheme("dorefa")

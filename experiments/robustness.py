@@ -24,11 +24,11 @@ from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import Recipe, train
 from tqexport import CheckpointInfo, Scheme, TruncModel
 from tqexport.gap import deploy_truncated
+from tqexport.networks.tiny_models import resnet8
 from tqexport.onnx_export import capture, export_onnx, metadata, render
-from tqexport.parity import compare
-from tqexport.runtimes import run_onnx, run_tflite
-from tqexport.tflite_export import convert_to_tflite
-from tqexport.tiny_models import resnet8
+from tqexport.tflite.export import convert_to_tflite
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_onnx, run_tflite
 
 WIDTHS = (1, 2, 4, 8)
 QUANTIZED, TRUNCATED, TRUNCQUANT = "quantised / quantised", "quantised / truncated", "TruncQuant / truncated"

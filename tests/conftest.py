@@ -10,7 +10,7 @@ import torch
 
 from tqexport import ReadOptions, TruncModel, load_checkpoint
 from tqexport.project import open_project
-from tqexport.verification import Samples, load_samples
+from tqexport.verification.run import Samples, load_samples
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 DIGITS = FIXTURES / "digits-resnet8.pt"

@@ -12,7 +12,7 @@ from conftest import DIGITS
 
 from tqexport import CheckpointInfo, Normalization, ReadOptions, Scheme, load_checkpoint, prepare, save_checkpoint
 from tqexport.errors import InputError, UsageError
-from tqexport.tiny_models import resnet8
+from tqexport.networks.tiny_models import resnet8
 
 INFO = CheckpointInfo(
     architecture="resnet8",

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tqexport.flatbuffer import FlatModel
-from tqexport.parity import compare
-from tqexport.runtimes import open_runner
+from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import open_runner
 
 WIDTHS = range(1, 9)
 LAYER = "layers.1.conv1"

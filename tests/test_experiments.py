@@ -25,10 +25,10 @@ from experiments.training import Recipe, accuracy, train  # noqa: E402
 from tqexport import ActivationQuantizer, CheckpointInfo, Scheme, TruncModel, at_width, prepare  # noqa: E402
 from tqexport.gap import measure_gap  # noqa: E402
 from tqexport.layers import quantized_layers  # noqa: E402
-from tqexport.research_models import resnet50q  # noqa: E402
-from tqexport.runtimes import run_onnx  # noqa: E402
-from tqexport.tiny_models import resnet8  # noqa: E402
+from tqexport.networks.research_models import resnet50q  # noqa: E402
+from tqexport.networks.tiny_models import resnet8  # noqa: E402
 from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize  # noqa: E402
+from tqexport.verification.runtimes import run_onnx  # noqa: E402
 
 
 def test_digits_are_held_out_and_differ_by_seed():

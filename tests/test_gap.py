@@ -27,7 +27,7 @@ from tqexport.deploy import deploy
 from tqexport.errors import InputError
 from tqexport.gap import deploy_truncated, measure_gap, plot_gap
 from tqexport.layers import quantized_layers
-from tqexport.tiny_models import resnet8
+from tqexport.networks.tiny_models import resnet8
 from tqexport.truncation import WIDTHS
 
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, onnx_export, prepare
 from tqexport.errors import ConversionError, InputError
-from tqexport.float_graph import with_float_weights
 from tqexport.layers import quantized_layers
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import coded_weights, read_metadata, read_onnx
-from tqexport.runtimes import run_onnx
+from tqexport.tflite.float_graph import with_float_weights
 from tqexport.truncation import direct_codes, normalize
+from tqexport.verification.runtimes import run_onnx
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from tqexport.flatbuffer import FlatModel
-from tqexport.parity import compare
-from tqexport.runtimes import open_runner, run_onnx, run_tflite
-from tqexport.tflite_export import convert_to_tflite
+from tqexport.tflite.export import convert_to_tflite
+from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import open_runner, run_onnx, run_tflite
 
 WIDTHS = range(1, 9)
 

@@ -28,14 +28,14 @@ from tqexport import (
     set_quantizer,
 )
 from tqexport.errors import InputError, UsageError
-from tqexport.flatbuffer import FlatModel
 from tqexport.layers import quantize_weight, quantized_layers
+from tqexport.networks.tiny_models import resnet8
 from tqexport.onnx_export import export_onnx
-from tqexport.parity import compare
 from tqexport.qat import soft_cross_entropy, truncation_alignment
-from tqexport.runtimes import run_onnx
-from tqexport.tiny_models import resnet8
+from tqexport.tflite.flatbuffer import FlatModel
 from tqexport.truncation import FLOAT_BITS, WIDTHS, full_precision, magnitude, max_code, normalize
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_onnx
 
 SCHEMES = [Scheme(), Scheme("dorefa"), Scheme(power_of_two_scale=True)]
 POWER_OF_TWO = Scheme(power_of_two_scale=True)

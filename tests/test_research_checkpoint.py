@@ -19,12 +19,12 @@ from networks import randomize_
 from tqexport import ReadOptions, load_checkpoint
 from tqexport.errors import InputError, UsageError
 from tqexport.inspection import inspect_model
+from tqexport.networks.research_models import preresnet18q, resnet20q, resnet50q, svhnq
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import read_metadata
-from tqexport.parity import compare
-from tqexport.research_models import preresnet18q, resnet20q, resnet50q, svhnq
-from tqexport.runtimes import run_onnx, run_tflite
-from tqexport.tflite_export import convert_to_tflite
+from tqexport.tflite.export import convert_to_tflite
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_onnx, run_tflite
 
 FAMILY_WIDTHS = (1, 2, 4, 8, 32)
 

@@ -11,8 +11,8 @@ import pytest
 
 from tqexport.errors import InputError
 from tqexport.runtime import SwitchableModel
-from tqexport.runtimes import run_onnx
 from tqexport.switching import merge_onnx
+from tqexport.verification.runtimes import run_onnx
 
 WIDTHS = range(1, 9)
 

@@ -18,10 +18,10 @@ from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import read_metadata
-from tqexport.parity import compare
-from tqexport.runtimes import run_onnx
 from tqexport.switching import export_switchable_onnx, merge_onnx
 from tqexport.truncate import truncate_file
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_onnx
 
 WIDTHS = range(1, 9)
 

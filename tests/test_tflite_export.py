@@ -11,17 +11,18 @@ import torch
 from networks import randomize_
 from torch import nn
 
-from tqexport import CheckpointInfo, Scheme, TruncModel, prepare, tflite_export
+from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.errors import ConversionError, InputError
-from tqexport.flatbuffer import FlatModel
-from tqexport.litert import open_interpreter
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import coded_weights
-from tqexport.parity import compare
-from tqexport.runtimes import run_tflite
-from tqexport.tflite_codes import integer_codes, put_codes_back, stored_integers
-from tqexport.tflite_export import METADATA_NAME, convert_to_tflite
+from tqexport.tflite import export
+from tqexport.tflite.codes import integer_codes, put_codes_back, stored_integers
+from tqexport.tflite.export import METADATA_NAME, convert_to_tflite
+from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.tflite.litert import open_interpreter
 from tqexport.truncation import max_code
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_tflite
 
 WIDTHS = range(1, 9)
 
@@ -155,8 +156,8 @@ def test_fully_connected_networks():
 def conversions(monkeypatch):
     """Counts the networks that go through onnx2tf."""
     counts = []
-    original = tflite_export._run_onnx2tf
-    monkeypatch.setattr(tflite_export, "_run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
+    original = export._run_onnx2tf
+    monkeypatch.setattr(export, "_run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
     return counts
 
 

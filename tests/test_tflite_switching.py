@@ -16,15 +16,15 @@ from torch import nn
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.errors import InputError, UsageError
 from tqexport.layers import quantized_layers
-from tqexport.litert import open_interpreter
 from tqexport.onnx_export import export_onnx
-from tqexport.parity import compare
 from tqexport.runtime import SwitchableModel
-from tqexport.runtimes import run_tflite
-from tqexport.tflite_file import subgraph_of, unpack
-from tqexport.tflite_switching import convert_to_switchable_tflite
+from tqexport.tflite.file import subgraph_of, unpack
+from tqexport.tflite.litert import open_interpreter
+from tqexport.tflite.switching import convert_to_switchable_tflite
 from tqexport.truncate import truncate_file
 from tqexport.truncation import direct_codes, normalize
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_tflite
 
 WIDTHS = range(1, 9)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tqexport import prepare
 from tqexport.layers import quantized_layers
-from tqexport.tiny_models import autoencoder, ds_cnn, mobilenet, resnet8
+from tqexport.networks.tiny_models import autoencoder, ds_cnn, mobilenet, resnet8
 
 # Published input shapes, and the sizes of the published int8 files.
 TINY = {

@@ -18,17 +18,17 @@ from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.errors import InputError
-from tqexport.flatbuffer import FlatModel
 from tqexport.onnx_export import export_onnx
 from tqexport.onnx_file import read_metadata
-from tqexport.parity import compare
 from tqexport.runtime import SwitchableModel
-from tqexport.runtimes import run_onnx, run_tflite
-from tqexport.tflite_file import TABLES_NAME, unpack
-from tqexport.tflite_switching import merge_tflite
-from tqexport.tflite_truncatable import truncatable_tflite
+from tqexport.tflite.file import TABLES_NAME, unpack
+from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.tflite.switching import merge_tflite
+from tqexport.tflite.truncatable import truncatable_tflite
 from tqexport.truncatable import truncatable_onnx, without_tables
 from tqexport.truncate import artifact_widths, truncate_file
+from tqexport.verification.parity import compare
+from tqexport.verification.runtimes import run_onnx, run_tflite
 
 WIDTHS = range(1, 9)
 

@@ -15,8 +15,8 @@ from test_cli import files, run
 from test_damage import LAYER, changed_onnx, changed_tflite, flip_a_bit
 
 from tqexport.errors import InputError
-from tqexport.parity import wilson_interval
-from tqexport.samples import load_samples
+from tqexport.verification.parity import wilson_interval
+from tqexport.verification.samples import load_samples
 
 
 def write_pictures(folder, count=40, name=str, size=1, mode="L"):

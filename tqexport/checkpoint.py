@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqexport.errors import InputError, TqExportError, UsageError
 from tqexport.files import atomic_path, sha256_of
 from tqexport.layers import quantized_layers, switchable_batch_norms
-from tqexport.models import ARCHITECTURES, find_factory
+from tqexport.networks.models import ARCHITECTURES, find_factory
 from tqexport.options import ReadOptions
 from tqexport.research_checkpoint import FAMILY_DEFAULTS, read_research
 from tqexport.tensor_file import checked_state_dict, read_tensor_file

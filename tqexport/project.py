@@ -150,7 +150,7 @@ class Project:
 
         Args:
             widths: The widths.
-            kernel: See :func:`tqexport.tflite_codes.put_codes_back`.
+            kernel: See :func:`tqexport.tflite.codes.put_codes_back`.
             truncatable: Keep the tables of all narrower widths in each file, so that they can be cut from it.
 
         Raises:
@@ -192,7 +192,7 @@ class Project:
             HostError: The folder cannot be written.
         """
         from tqexport.switching import check_switchable
-        from tqexport.tflite_switching import convert_to_switchable_tflite
+        from tqexport.tflite.switching import convert_to_switchable_tflite
 
         ensure_folder(self.folder)
         check_switchable(self.widths, self.quantizer)
@@ -204,7 +204,7 @@ class Project:
 
     def tflite_bytes(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[tuple[int, bytes]]:
         """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
-        from tqexport.tflite_export import convert_to_tflite
+        from tqexport.tflite.export import convert_to_tflite
 
         check_converter()
         models = self._onnx_models(widths)
@@ -214,9 +214,9 @@ class Project:
 
     def _truncatable_tflite(self, widths: Sequence[int], kernel: Kernel) -> Iterator[tuple[int, bytes]]:
         """Each width with its TFLite file, which has the tables of all narrower ones."""
-        from tqexport.tflite_export import run_once
-        from tqexport.tflite_switching import merge_tflite
-        from tqexport.tflite_truncatable import truncatable_tflite
+        from tqexport.tflite.export import run_once
+        from tqexport.tflite.switching import merge_tflite
+        from tqexport.tflite.truncatable import truncatable_tflite
 
         needed = tuple(bits for bits in self.widths if bits <= max(widths))
         if len(needed) == 1:
@@ -406,7 +406,7 @@ def _describe_onnx(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[Tensor
 
 
 def _describe_tflite(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    from tqexport.litert import open_interpreter
+    from tqexport.tflite.litert import open_interpreter
 
     interpreter = open_interpreter(content)
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from tqexport.errors import InputError, UsageError
+from tqexport.networks.recognition import recognize
 from tqexport.options import ReadOptions
-from tqexport.recognition import recognize
 from tqexport.tensor_file import checked_state_dict
 from tqexport.trunc_model import CheckpointInfo
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme

@@ -143,7 +143,7 @@ class _OnnxRuntime(_Engine):
 
 class _LiteRT(_Engine):
     def __init__(self, content: bytes, threads: int) -> None:
-        from tqexport.litert import open_interpreter
+        from tqexport.tflite.litert import open_interpreter
 
         self._interpreter: Any = open_interpreter(content, threads=threads)
         details = self._interpreter.get_input_details()[0]

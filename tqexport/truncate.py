@@ -169,21 +169,21 @@ def _truncate_onnx(content: bytes, bits: int) -> bytes:
 
 
 def _truncate_tflite(content: bytes, bits: int) -> bytes:
-    from tqexport.tflite_file import unpack
-    from tqexport.tflite_truncate import fixed_tflite
+    from tqexport.tflite.file import unpack
+    from tqexport.tflite.truncate import fixed_tflite
 
     model, facts = unpack(content)
     row = _row_of(facts, bits)
     with _damage():
         if WIDTHS not in facts:
-            from tqexport.tflite_truncatable import run_time_model
+            from tqexport.tflite.truncatable import run_time_model
 
             model, facts = run_time_model(content)
         return _proved(fixed_tflite(model, facts, facts_of_width(facts, row), bits), facts[DIGESTS][row])
 
 
 def _tflite_facts(content: bytes) -> dict[str, Any]:
-    from tqexport.tflite_file import unpack
+    from tqexport.tflite.file import unpack
 
     return unpack(content)[1]
 

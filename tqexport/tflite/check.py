@@ -16,9 +16,9 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.errors import ConversionError, InputError
-from tqexport.flatbuffer import FlatModel
-from tqexport.litert import open_interpreter
 from tqexport.onnx_file import LEVELS_SUFFIX, OUTPUT_NAME
+from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.tflite.litert import open_interpreter
 
 __all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tqexport.codes_parity import expected_codes
 from tqexport.errors import HostError
 from tqexport.files import ensure_folder
 from tqexport.trunc_model import TruncModel
 from tqexport.truncation import max_code
-from tqexport.verification import Checked
+from tqexport.verification.codes import expected_codes
+from tqexport.verification.run import Checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def render_report(model: TruncModel, title: str, checked: Sequence[Checked], con
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tqexport", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("tqexport.verification", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     layer_columns, layer_rows = _layers(checked)
     page = environment.get_template(TEMPLATE).render(

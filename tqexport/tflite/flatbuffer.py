@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.errors import ConversionError
-from tqexport.flatbuffer_writing import serialise
+from tqexport.tflite.flatbuffer_writing import serialise
 
 __all__ = ["FlatModel", "Operator", "type_code"]
 

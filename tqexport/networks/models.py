@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from tqexport.errors import UsageError
-from tqexport.research_models import RESEARCH_ARCHITECTURES
-from tqexport.tiny_models import TINY_ARCHITECTURES
+from tqexport.networks.research_models import RESEARCH_ARCHITECTURES
+from tqexport.networks.tiny_models import TINY_ARCHITECTURES
 
 __all__ = ["ARCHITECTURES", "Factory", "find_factory"]
 

@@ -8,10 +8,10 @@ from math import prod
 
 from tqexport.errors import InputError
 from tqexport.manifest import Kernel, Kind
-from tqexport.parity import Comparison, Verdict
 from tqexport.project import Project, check_converter
-from tqexport.runtimes import Runner, open_runner
-from tqexport.samples import Samples, load_samples, random_samples
+from tqexport.verification.parity import Comparison, Verdict
+from tqexport.verification.runtimes import Runner, open_runner
+from tqexport.verification.samples import Samples, load_samples, random_samples
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 

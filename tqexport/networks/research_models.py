@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tqexport.errors import UsageError
 from tqexport.layers import ActivationQuantizer, Clamp, SwitchableBatchNorm2d, TruncConv2d
-from tqexport.recognition import recognize
+from tqexport.networks.recognition import recognize
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = [

@@ -10,7 +10,7 @@ differ by any amount. So the logits alone prove nothing, and this module compare
   layer starts from the same input in both. What it computes must agree up to float rounding, and a level of a quantised
   activation must be equal, or the neighbouring one with PyTorch's value within float rounding of the boundary between
   the two; then it is a flip and is counted. Anything else is an error. The bound on float rounding is computed from the
-  layer (:mod:`tqexport.rounding`).
+  layer (:mod:`tqexport.verification.rounding`).
 * **network**: the outputs agree likewise, given the runtime's last activations; and the untouched file gives the same
   outputs wherever no activation lay on a boundary.
 * **accuracy**: of both on labelled samples, for people; where they differ, one of the above says why.
@@ -29,13 +29,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.codes_parity import compare_codes
 from tqexport.layers import ActivationQuantizer, _SwitchableBatchNorm
 from tqexport.manifest import Kernel
-from tqexport.rounding import RoundingErrors
-from tqexport.runtimes import RuntimeRun
 from tqexport.trunc_model import TruncModel
 from tqexport.truncation import FLOAT_BITS, max_code
+from tqexport.verification.codes import compare_codes
+from tqexport.verification.rounding import RoundingErrors
+from tqexport.verification.runtimes import RuntimeRun
 
 __all__ = ["Comparison", "LayerError", "Verdict", "compare", "wilson_interval"]
 

@@ -2,7 +2,7 @@
 
 Both are run as deployed; then both are run once more from one activation quantiser to the next, each time from the
 activations that the first one had. So every stretch starts from equal input, what is rounded at its end must agree up
-to float rounding, and a level that differs all the same is a flip (see :mod:`tqexport.parity`).
+to float rounding, and a level that differs all the same is a flip (see :mod:`tqexport.verification.parity`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError, UsageError
-from tqexport.parity import DYNAMIC_TOLERANCE, wilson_interval
-from tqexport.rounding import MARGIN, UNIT
-from tqexport.runtimes import Array, RuntimeRun, open_runner, single_graph
-from tqexport.samples import Samples, noise, normalized, read_samples
-from tqexport.stretches import open_stretches
 from tqexport.switching import WIDTHS, facts_of_width
 from tqexport.trunc_model import Normalization
 from tqexport.truncate import artifact_widths, is_tflite
 from tqexport.truncation import STORED_BITS, max_code
+from tqexport.verification.parity import DYNAMIC_TOLERANCE, wilson_interval
+from tqexport.verification.rounding import MARGIN, UNIT
+from tqexport.verification.runtimes import Array, RuntimeRun, open_runner, single_graph
+from tqexport.verification.samples import Samples, noise, normalized, read_samples
+from tqexport.verification.stretches import open_stretches
 
 __all__ = ["OpenArtifact", "PairVerdict", "compare_artifacts", "open_pair", "samples_for"]
 
@@ -212,7 +212,7 @@ def compare_artifacts(pair: tuple[OpenArtifact, OpenArtifact], samples: Samples)
 
 def _open(path: Path, bits: int, several: bool) -> OpenArtifact:
     from tqexport.onnx_file import read_metadata, read_onnx
-    from tqexport.tflite_file import unpack
+    from tqexport.tflite.file import unpack
 
     content = path.read_bytes()
     try:
@@ -246,7 +246,8 @@ def _side(artifact: OpenArtifact, run: RuntimeRun, latency: float, samples: Samp
 def _tolerance(run: RuntimeRun) -> float:
     """What rounding explains at the end of a stretch, from the widest layer of the file.
 
-    See :mod:`tqexport.rounding`, whose sums of squares are not known here: ``2 u sqrt(n)`` of the sum's usual size.
+    See :mod:`tqexport.verification.rounding`, whose sums of squares are not known here: ``2 u sqrt(n)`` of the sum's
+    usual size.
     """
     terms = max((place[0].size for places in run.codes.values() for place in places), default=1)
     return float(MARGIN * _SPREAD * 2 * UNIT * np.sqrt(terms))

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError
-from tqexport.litert import open_interpreter
 from tqexport.onnx_file import OUTPUT_NAME
-from tqexport.runtimes import Array, open_session, single_graph, to_channels_first, to_channels_last
-from tqexport.tflite_file import CHANNELS_FIRST
+from tqexport.tflite.file import CHANNELS_FIRST
+from tqexport.tflite.litert import open_interpreter
+from tqexport.verification.runtimes import Array, open_session, single_graph, to_channels_first, to_channels_last
 
 __all__ = ["Stretches", "open_stretches"]
 

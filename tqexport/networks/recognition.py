@@ -80,7 +80,7 @@ def recognize(
         InputError: The tensors are those of another network, or of none that is known.
 
     Example:
-        >>> from tqexport.research_models import svhnq
+        >>> from tqexport.networks.research_models import svhnq
         >>> recognize(svhnq(expansion=2, widths=[2, 8]).state_dict())
         ('svhnq', {'expansion': 2, 'num_classes': 10, 'widths': [2, 8]}, (3, 40, 40))
     """

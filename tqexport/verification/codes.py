@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.layers import quantized_layers
-from tqexport.runtimes import RuntimeRun
-from tqexport.tflite_codes import integer_codes
+from tqexport.tflite.codes import integer_codes
 from tqexport.trunc_model import TruncModel
 from tqexport.truncation import direct_codes, max_code, normalize
+from tqexport.verification.runtimes import RuntimeRun
 
 __all__ = ["compare_codes", "expected_codes"]
 

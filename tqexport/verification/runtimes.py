@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from tqexport.errors import ConversionError, InputError
-from tqexport.flatbuffer import FlatModel
-from tqexport.litert import open_interpreter
 from tqexport.onnx_file import OUTPUT_NAME
-from tqexport.tflite_codes import TO_TORCH, stored_integers
-from tqexport.tflite_file import CHANNELS_FIRST, METADATA_NAME
+from tqexport.tflite.codes import TO_TORCH, stored_integers
+from tqexport.tflite.file import CHANNELS_FIRST, METADATA_NAME
+from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.tflite.litert import open_interpreter
 
 if TYPE_CHECKING:
     import onnx
@@ -265,7 +265,7 @@ class _Invoker:
 
 def _signature(content: bytes, bits: int, deployed: bool) -> Callable[[Array], list[Array]]:
     """One signature of a run-time file as a function from one sample to the outputs."""
-    from tqexport.tflite_file import signature_of
+    from tqexport.tflite.file import signature_of
 
     try:
         runner = open_interpreter(content, xnnpack=deployed).get_signature_runner(signature_of(bits))
@@ -279,7 +279,7 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, Mapping[s
     """The network of a width as a file of its own, and what the file says of it."""
     if bits is not None:
         from tqexport.switching import WIDTHS, facts_of_width
-        from tqexport.tflite_file import subgraph_of, unpack
+        from tqexport.tflite.file import subgraph_of, unpack
 
         model, facts = unpack(content)
         if bits not in facts.get(WIDTHS, ()):
