@@ -234,6 +234,23 @@ def test_an_output_that_keeps_its_axes_is_said_to():
     assert list(flat.tensor(flat.graph.outputs[0]).shape) == [1, 8, 30]
 
 
+class Tokens(nn.Module):
+    """A transformer over tokens (N, T, C): no convolution says which axis holds the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.classifier = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.encoder = nn.TransformerEncoderLayer(12, 3, 16, batch_first=True, activation=nn.ReLU())
+
+    def forward(self, x):
+        return self.classifier(self.encoder(self.embedding(x)).mean(1))
+
+
+def test_attention_over_tokens():
+    torch.manual_seed(3)
+    assert_parity(*convert(prepare(Tokens(), (2, 8)), (8, 5), (2, 8)))
+
+
 @pytest.mark.parametrize(
     ("ending", "words"),
     [
