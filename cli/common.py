@@ -39,6 +39,7 @@ __all__ = [
 RUN_TIME_IS_TRUNCATABLE = "A file made with --bits runtime can always be truncated; leave --truncatable out."
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
+_LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
 _PACKAGES = {  # by the name that is imported
     "ai_edge_litert": "ai-edge-litert",
     "onnx": "onnx",
@@ -177,7 +178,7 @@ class Output:
         from rich.console import Console
 
         self.as_json = as_json
-        width = None if (sys.stderr if as_json else sys.stdout).isatty() else 120
+        width = None if (sys.stderr if as_json else sys.stdout).isatty() else _LOG_WIDTH
         self.people = Console(width=width, stderr=as_json, highlight=False, soft_wrap=True, emoji=False, markup=False)
         self.progress = Console(stderr=True)
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)

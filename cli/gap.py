@@ -95,18 +95,22 @@ def _width_table(found: Gap) -> Table:
 
 
 def _layer_table(found: Gap) -> Table:
-    """What rounding changes in each layer: the checkpoint's own quantiser has a gap only if it rounds."""
+    """What rounding changes in each layer: the checkpoint's own quantiser has a gap only if it rounds.
+
+    Weight errors are in the JSON document; here they would not fit beside the codes.
+    """
     from rich import box
     from rich.table import Table
 
-    condition = "" if found.quantizer == "dorefa" else "if rounded: "
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"layer\n{condition}codes changed / weight error, %", no_wrap=True)
+    condition = "" if found.quantizer == "dorefa" else " if the weights were rounded"
+    title = f"Codes changed{condition}, % of each layer"
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
     for width in found.widths:
-        table.add_column(f"{width.bits} bit{'s' * (width.bits > 1)}", justify="right", no_wrap=True, vertical="bottom")
+        table.add_column(f"{width.bits} bit{'s' * (width.bits > 1)}", justify="right", no_wrap=True)
     for name in found.widths[0].rounded_layers:
         gaps = [width.rounded_layers[name] for width in found.widths]
-        table.add_row(name, *(f"{100 * gap.changed_share:.1f} / {100 * gap.error:.1f}" for gap in gaps))
+        table.add_row(name, *(f"{100 * gap.changed_share:.1f}" for gap in gaps))
     return table
 
 

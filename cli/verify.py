@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tqexport.verification.run import Checked
 
 PARITY_FAILED = 1
+_WIDE = 125  # columns that the whole table takes
 
 
 @click.command("verify")
@@ -73,7 +74,7 @@ def command(
 
     title = f"{project.checkpoint} against its exports, {chosen.description}"
     output.say(title)
-    output.say(_table(checked))
+    output.say(_table(checked, output.people.width))
     for line in _notes(checked):
         output.say(line)
     output.say(_conclusion(checked))
@@ -117,30 +118,32 @@ def _conclusion(checked: list[Checked]) -> str:
     )
 
 
-def _table(checked: list[Checked]) -> Table:
+def _table(checked: list[Checked], columns_there: int) -> Table:
     from rich import box
     from rich.table import Table
 
+    narrow = columns_there < _WIDE  # without what --json and a listing of the folder have
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    columns = ("bits", "runtime", "bytes", "ms", "codes", "flips", "worst layer", "top-1\nagrees")
+    columns = ("bits", "runtime", *(() if narrow else ("bytes",)), "ms", "codes", "flips")
+    columns += ("worst\nlayer" if narrow else "worst layer",)
     labelled = any(check.deployed.accuracy is not None for check in checked)
-    for column in (*columns, *(("accuracy, %", "PyTorch") if labelled else ()), "verdict"):
-        to_the_left = column in ("runtime", "worst layer", "accuracy, %", "verdict")
-        table.add_column(column, justify="left" if to_the_left else "right", no_wrap=column != "worst layer")
+    for column in (*columns, "top-1\nagrees", *(("accu-\nracy, %", "Py-\nTorch") if labelled else ()), "verdict"):
+        to_the_left = column in ("runtime", "worst layer", "accu-\nracy, %", "verdict")
+        table.add_column(column, justify="left" if to_the_left else "right", no_wrap=True)
     for check in checked:
         verdict = check.deployed
         name, error = check.unoptimized.worst_layer
-        accuracies = (_accuracy(verdict), f"{100 * (verdict.reference_accuracy or 0):.1f}") if labelled else ()
+        accuracy = _accuracy(verdict, interval=not narrow)
         table.add_row(
             f"{check.bits}{'*' if check.temporary else ''}",
-            check.runtime,
-            f"{check.bytes:,}",
+            check.runtime.replace("onnxruntime", "ORT") if narrow else check.runtime,
+            *(() if narrow else (f"{check.bytes:,}",)),
             f"{1000 * check.latency:.2f}",
             "equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
             f"{verdict.flips:,}",
-            f"{error:.1e} {name}",
-            _percent(verdict.top1_agreement),
-            *accuracies,
+            f"{error:.1e}" + ("" if narrow else f" {name}"),
+            f"{100 * verdict.top1_agreement:.1f} %",
+            *((accuracy, f"{100 * (verdict.reference_accuracy or 0):.1f}") if labelled else ()),
             "pass" if check.passed else "FAIL",
         )
     return table
@@ -172,12 +175,8 @@ def _document(check: Checked) -> dict[str, Any]:
     }
 
 
-def _accuracy(verdict: Verdict) -> str:
+def _accuracy(verdict: Verdict, *, interval: bool) -> str:
     if verdict.accuracy_interval is None:
         return ""
     low, high = (100 * end for end in verdict.accuracy_interval)
-    return f"{100 * (verdict.accuracy or 0):.1f} ({low:.1f}-{high:.1f})"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    return f"{100 * (verdict.accuracy or 0):.1f}" + (f" ({low:.1f}-{high:.1f})" if interval else "")
