@@ -127,8 +127,8 @@ def _table(checked: list[Checked], columns_there: int) -> Table:
     columns = ("bits", "runtime", *(() if narrow else ("bytes",)), "ms", "codes", "flips")
     columns += ("worst\nlayer" if narrow else "worst layer",)
     labelled = any(check.deployed.accuracy is not None for check in checked)
-    for column in (*columns, "top-1\nagrees", *(("accu-\nracy, %", "Py-\nTorch") if labelled else ()), "verdict"):
-        to_the_left = column in ("runtime", "worst layer", "accu-\nracy, %", "verdict")
+    for column in (*columns, "top-1\nagrees", *(("accu-\nracy", "Py-\nTorch") if labelled else ()), "verdict"):
+        to_the_left = column in ("runtime", "worst layer", "accu-\nracy", "verdict")
         table.add_column(column, justify="left" if to_the_left else "right", no_wrap=True)
     for check in checked:
         verdict = check.deployed
