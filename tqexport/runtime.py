@@ -121,16 +121,9 @@ class _Engine(ABC):
 
 class _OnnxRuntime(_Engine):
     def __init__(self, content: bytes, threads: int) -> None:
-        import onnxruntime as ort
+        from tqexport.ort import open_session
 
-        ort.disable_telemetry_events()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4  # what goes wrong is raised, and said once
-        try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-            raise InputError(f"onnxruntime does not load the file: {str(error).splitlines()[0]}") from error
+        self._session: Any = open_session(content, threads=threads)
         self._input = self._session.get_inputs()[0].name
 
     def run(self, batch: Array) -> Array:

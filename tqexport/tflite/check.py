@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.onnx_file import LEVELS_SUFFIX, OUTPUT_NAME
+from tqexport.ort import open_session
 from tqexport.tflite.flatbuffer import FlatModel
 from tqexport.tflite.litert import open_interpreter
 
@@ -116,17 +117,10 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
 
 
 def _run_onnx(model: onnx.ModelProto, names: Sequence[str], x: Array) -> dict[str, Array]:
-    import onnxruntime as ort
-
     traced = onnx.ModelProto()
     traced.CopyFrom(model)
     traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # slower to run, quicker to load
-    ort.disable_telemetry_events()
-    session = ort.InferenceSession(traced.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
     values = session.run(None, {session.get_inputs()[0].name: x})
     return dict(zip((OUTPUT_NAME, *names), values, strict=True))
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.onnx_file import OUTPUT_NAME
+from tqexport.ort import open_session
 from tqexport.tflite.codes import TO_TORCH, stored_integers
 from tqexport.tflite.file import CHANNELS_FIRST, METADATA_NAME
 from tqexport.tflite.flatbuffer import FlatModel
@@ -28,7 +28,6 @@ __all__ = [
     "Runner",
     "RuntimeRun",
     "open_runner",
-    "open_session",
     "run_onnx",
     "run_tflite",
     "single_graph",
@@ -134,10 +133,10 @@ class _OnnxRuntime(Runner):
         self._activations = activation_outputs(model)
         self._values = [] if deployed else _layer_outputs(model)
         self._switch = {} if bits is None else {"bits": np.array(bits, np.uint8)}
-        self._untouched = open_session(content, deployed)
+        self._untouched = open_session(content, optimized=deployed)
         kept = (*self._weights, *self._activations, *self._values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
-        self._traced = open_session(model.SerializeToString(), deployed)
+        self._traced = open_session(model.SerializeToString(), optimized=deployed)
 
     def run(self, inputs: npt.NDArray[np.float32]) -> RuntimeRun:
         batches = [inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)]
@@ -168,19 +167,6 @@ class _OnnxRuntime(Runner):
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise InputError(f"onnxruntime does not run the file: {str(error).splitlines()[0]}") from error
         return results
-
-
-def open_session(content: bytes, deployed: bool) -> Any:
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised, and said once
-    if not deployed:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-        raise InputError(f"onnxruntime does not run the file: {str(error).splitlines()[0]}") from error
 
 
 def _layer_outputs(model: onnx.ModelProto) -> list[str]:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from tqexport.errors import InputError
 from tqexport.onnx_file import OUTPUT_NAME
+from tqexport.ort import open_session
 from tqexport.tflite.file import CHANNELS_FIRST
 from tqexport.tflite.litert import open_interpreter
-from tqexport.verification.runtimes import Array, open_session, single_graph, to_channels_first, to_channels_last
+from tqexport.verification.runtimes import Array, single_graph, to_channels_first, to_channels_last
 
 __all__ = ["Stretches", "open_stretches"]
 
@@ -47,7 +48,7 @@ def _onnxruntime(content: bytes, bits: int | None, activations: Collection[str])
         model.graph.input.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
         model.graph.output.append(onnx.ValueInfoProto(name=node.input[0]))
     names = [node.output[0] for node in cut]
-    session = open_session(model.SerializeToString(), deployed=True)
+    session = open_session(model.SerializeToString())
     source = session.get_inputs()[0].name
     switch = {} if bits is None else {"bits": np.array(bits, np.uint8)}
 
