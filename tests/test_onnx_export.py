@@ -175,3 +175,17 @@ def test_foreign_and_damaged_onnx_files_are_refused(tmp_path, files):
     path.write_bytes(external.SerializeToString())
     with pytest.raises(InputError, match=r"x.onnx"):
         read_onnx(path)
+
+
+def test_several_outputs_are_refused():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x), x
+
+    network = prepare(Two(), (8,), float_layers=[]).eval()
+    with pytest.raises(ConversionError, match="has 2 outputs, of which no more than one"):
+        list(export_onnx(TruncModel(network, CheckpointInfo("two", {}, (4,), (8,))), (8,)))

@@ -82,7 +82,7 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
         relu: See :class:`Template`.
 
     Raises:
-        ConversionError: torch.export cannot take the network, or its batch size is not free.
+        ConversionError: torch.export cannot take the network, its batch size is not free, or it has several outputs.
     """
     sample = torch.zeros((2, *input_shape))
     try:
@@ -107,6 +107,11 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
         raise ConversionError(f"the network cannot be captured by torch.export: {lines[0]}") from error
     assert program is not None
     graph_model: ir.Model = program.model
+    if len(graph_model.graph.outputs) != 1:
+        raise ConversionError(
+            f"the network has {len(graph_model.graph.outputs)} outputs, of which no more than one can be verified; "
+            "wrap it in a module that returns one"
+        )
     named = set(deployed.state_dict())
     _simplify(graph_model, named)
     _name_after_modules(graph_model, named)

@@ -121,7 +121,7 @@ def _run_onnx(model: onnx.ModelProto, names: Sequence[str], x: Array) -> dict[st
     traced.CopyFrom(model)
     traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = open_session(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
-    values = session.run(None, {session.get_inputs()[0].name: x})
+    values = session.run([OUTPUT_NAME, *names], {session.get_inputs()[0].name: x})
     return dict(zip((OUTPUT_NAME, *names), values, strict=True))
 
 
