@@ -176,7 +176,7 @@ def _replace(flat: FlatModel, match: _Match, kernel: Kernel = "exact") -> None:
     readers = flat.consumers(match.filter)
     over_all_channels = all(_channels(flat, reader) == torch_shape[1] for reader in readers)
     in_integers = kernel == "dynamic" and over_all_channels
-    if not over_all_channels and _all_halves(constants) and _scalable(flat, readers, scales):
+    if not over_all_channels and (constants == 0.5).all() and _scalable(flat, readers, scales):
         odd = (2 * stored.astype(np.int16) + 1).astype(np.float16)
         _store_dequantized(flat, match.filter, match.operator, weight.name, odd, None)
         for reader in readers:
@@ -213,10 +213,6 @@ def _integer_form(weight: CodedWeight) -> tuple[npt.NDArray[np.int8], float, flo
     exact = 0.5 if weight.bits == STORED_BITS else 0.0
     # Without bias correction k is exact; what differs is the rounding of scale and offset to float32.
     return integers, scale, exact if abs(constant - exact) * scale <= _FIT * abs(weight.offset) else constant
-
-
-def _all_halves(constants: npt.NDArray[np.float64]) -> bool:
-    return bool((constants == 0.5).all())
 
 
 def _scalable(flat: FlatModel, readers: Sequence[Operator], scales: npt.NDArray[np.float32]) -> bool:

@@ -100,16 +100,17 @@ def _converted(models: Sequence[onnx.ModelProto]) -> Iterator[tuple[FlatModel, l
     Networks that differ in their parameters alone are converted once.
     """
     keys = [graph_key(model) for model in models]
-    for model in models:
+    one_of = dict(zip(keys, models, strict=True))
+    for model in one_of.values():
         refuse_operators(model)
-    graphs = {key: with_fingerprints(model) for key, model in zip(keys, models, strict=True)}
+    graphs = {key: with_fingerprints(model) for key, model in one_of.items()}
     converted = _run_onnx2tf(list(graphs.values()))
     templates = {
         key: locate_parameters(content, graph) for (key, graph), content in zip(graphs.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
     singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
-    fine = {key: with_fine_levels(model) for key, model in zip(keys, models, strict=True)}
+    fine = {key: with_fine_levels(model) for key, model in one_of.items()}
     unknown = [fine[key] for key, template in templates.items() if template is None]
     single = iter(_run_onnx2tf(unknown + singly) if singly else [])
 
