@@ -36,9 +36,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from tqexport import ActivationQuantizer, CheckpointInfo, TruncModel, at_width, load_checkpoint, save_checkpoint
-from tqexport.layers import quantized_layers, switchable_batch_norms
-from tqexport.networks.models import find_factory
-from tqexport.tflite.litert import open_interpreter
+from tqexport.backends.tflite.session import open_interpreter
+from tqexport.networks.registry import find_factory
+from tqexport.training.layers import quantized_layers, switchable_batch_norms
 from tqexport.truncation import FLOAT_BITS, max_code
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits-resnet8.pt"

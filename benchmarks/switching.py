@@ -96,7 +96,7 @@ class Files:
         from main_job import CALIBRATION, FIXTURE, NETWORKS, command, export_plain, plain_network, write_random
 
         from tqexport import load_checkpoint
-        from tqexport.layers import quantized_layers
+        from tqexport.training.layers import quantized_layers
 
         source = folder / "net.pt"
         if network == "digits":
@@ -141,7 +141,7 @@ def runner(kind: str, path: Path, x: Array, bits: int | None = None) -> Run:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feeds = {session.get_inputs()[0].name: x} | ({} if bits is None else {"bits": np.array(bits, np.uint8)})
         return lambda: session.run(None, feeds)
-    from tqexport.tflite.litert import open_interpreter
+    from tqexport.backends.tflite.session import open_interpreter
 
     interpreter = open_interpreter(path.read_bytes())
     if bits is not None:
@@ -243,7 +243,7 @@ def measure_memory(way: str, kind: str, widths: str, shape: str, folder: str) ->
     if kind == "onnx":
         import onnxruntime  # noqa: F401 - all three ways have what importing takes
     else:
-        import tqexport.tflite.litert  # noqa: F401
+        import tqexport.backends.tflite.session  # noqa: F401
     kept: list[Any] = []
     every = [int(bits) for bits in widths.split(",")]
     if way == "switchable":

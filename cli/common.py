@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import HostError, TqExportError
-from tqexport.options import ReadOptions
 
 if TYPE_CHECKING:
-    from tqexport.manifest import Artifact
+    from tqexport.artifacts.manifest import Artifact
 
 __all__ = [
     "RUN_TIME_IS_TRUNCATABLE",

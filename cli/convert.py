@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tqexport.options import ReadOptions
+from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, checkpoint_options, output_options
 
@@ -20,7 +20,7 @@ def command(checkpoint: Path, target: Path, options: ReadOptions, as_json: bool,
     """Write CHECKPOINT as a native one, TARGET, which says for itself how it was trained."""
     output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {checkpoint}"):
-        from tqexport.checkpoint import load_checkpoint, save_checkpoint
+        from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
         from tqexport.errors import UsageError
         from tqexport.files import ensure_folder
 

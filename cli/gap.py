@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tqexport.options import ReadOptions
+from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tqexport.gap import Gap, WidthGap
+    from tqexport.analysis.gap import Gap, WidthGap
 
 
 @click.command("gap")
@@ -43,8 +43,8 @@ def command(
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {checkpoint}"):
-        from tqexport.checkpoint import load_checkpoint
-        from tqexport.gap import check_plot, measure_gap, plot_gap
+        from tqexport.analysis.gap import check_plot, measure_gap, plot_gap
+        from tqexport.checkpoints.checkpoint import load_checkpoint
         from tqexport.verification.run import load_samples
 
         if plot:

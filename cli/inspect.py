@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tqexport.options import ReadOptions
+from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, checkpoint_options, output_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tqexport.inspection import Inspection
-    from tqexport.trunc_model import CheckpointInfo
+    from tqexport.analysis.inspection import Inspection
+    from tqexport.model import CheckpointInfo
 
 
 @click.command("inspect")
@@ -27,8 +27,8 @@ def command(checkpoint: Path, options: ReadOptions, as_json: bool, verbose: bool
     """Show what CHECKPOINT holds, what it costs, and whether it can be truncated."""
     output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {checkpoint}"):
-        from tqexport.checkpoint import load_checkpoint
-        from tqexport.inspection import inspect_model
+        from tqexport.analysis.inspection import inspect_model
+        from tqexport.checkpoints.checkpoint import load_checkpoint
 
         model = load_checkpoint(checkpoint, options)
         found = inspect_model(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tqexport.options import ReadOptions
+from tqexport.checkpoints.options import ReadOptions
 
 from .common import (
     RUN_TIME_IS_TRUNCATABLE,
@@ -51,7 +51,7 @@ def command(
         raise click.UsageError(RUN_TIME_IS_TRUNCATABLE)
     output = Output(as_json=as_json, verbose=verbose)
     with output.step("Starting"):
-        from tqexport.project import open_project
+        from tqexport.artifacts.project import open_project
 
         project = open_project(checkpoint, folder, options, output.step)
     artifacts = []

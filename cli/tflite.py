@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from tqexport.manifest import Kernel
-from tqexport.options import ReadOptions
+from tqexport.artifacts.manifest import Kernel
+from tqexport.checkpoints.options import ReadOptions
 
 from .common import (
     RUN_TIME_IS_TRUNCATABLE,
@@ -63,7 +63,7 @@ def command(
         raise click.UsageError(RUN_TIME_IS_TRUNCATABLE)
     output = Output(as_json=as_json, verbose=verbose)
     with output.step("Starting"):
-        from tqexport.project import open_project
+        from tqexport.artifacts.project import open_project
 
         project = open_project(source, folder, options, output.step)
     asked = widths.resolve(project.widths) if widths else project.exported_widths()

@@ -25,9 +25,9 @@ def command(artifact: Path, widths: Widths, folder: Path | None, as_json: bool, 
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {artifact}"):
+        from tqexport.artifacts.truncate import artifact_widths, truncate_file
         from tqexport.errors import UsageError
         from tqexport.files import ensure_folder, write_bytes
-        from tqexport.truncate import artifact_widths, truncate_file
 
         held = artifact_widths(artifact)
         folder = folder or artifact.parent

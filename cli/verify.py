@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tqexport.options import ReadOptions
+from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
@@ -58,7 +58,7 @@ def command(
 
         return verify_pair(output, sources, widths, data, samples, report, options)
     with output.step("Starting"):
-        from tqexport.project import open_project
+        from tqexport.artifacts.project import open_project
         from tqexport.verification.run import load_samples, random_samples, verify
 
         if report:

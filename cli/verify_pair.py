@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import UsageError
-from tqexport.options import ReadOptions
 
 from .common import Output, Widths
 

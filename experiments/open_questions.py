@@ -30,11 +30,11 @@ from experiments.networks import CodedActivation, conv1d, transformer, with_code
 from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import Augmentation, Recipe, accuracy, train
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.analysis.gap import measure_gap
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.export import convert_to_tflite
 from tqexport.errors import TqExportError
-from tqexport.gap import measure_gap
 from tqexport.networks.tiny_models import resnet8
-from tqexport.onnx_export import export_onnx
-from tqexport.tflite.export import convert_to_tflite
 from tqexport.truncation import FLOAT_BITS
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import RuntimeRun, run_onnx, run_tflite

@@ -4,8 +4,8 @@ python -m experiments.robustness    writes robustness.json and robustness.png
 
 Two ResNet-8 per seed on digits, trained jointly at 1, 2, 4 and 8 bits: an ordinary one (``dorefa``) and a TruncQuant
 one. Three files of each width and format: the ordinary network quantised to the width (as tqexport exports it), the
-ordinary network's 8-bit codes with a shift (which tqexport does not export, see ``tqexport.gap.deploy_truncated``), and
-the TruncQuant network, whose files always shift.
+ordinary network's 8-bit codes with a shift (which tqexport does not export, see
+``tqexport.analysis.gap.deploy_truncated``), and the TruncQuant network, whose files always shift.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from experiments.data import Data, digits, shifted
 from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import Recipe, train
 from tqexport import CheckpointInfo, Scheme, TruncModel
-from tqexport.gap import deploy_truncated
+from tqexport.analysis.gap import deploy_truncated
+from tqexport.backends.onnx.export import capture, export_onnx, metadata, render
+from tqexport.backends.tflite.export import convert_to_tflite
 from tqexport.networks.tiny_models import resnet8
-from tqexport.onnx_export import capture, export_onnx, metadata, render
-from tqexport.tflite.export import convert_to_tflite
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_onnx, run_tflite
 

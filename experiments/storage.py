@@ -23,11 +23,11 @@ from torch import nn
 
 from experiments.results import RESULTS, write_json
 from tqexport import CheckpointInfo, TruncModel
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.file import coded_weights
+from tqexport.backends.onnx.runtime_file import merge_onnx
+from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.networks.research_models import resnet50q
-from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import coded_weights
-from tqexport.switching import merge_onnx
-from tqexport.tflite.float_graph import with_float_weights
 from tqexport.truncation import STORED_BITS, WIDTHS
 
 PAPER = 3.53  # times smaller than float32, arXiv 2506.11431

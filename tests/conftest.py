@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tqexport import ReadOptions, TruncModel, load_checkpoint
-from tqexport.project import open_project
+from tqexport.artifacts.project import open_project
 from tqexport.verification.run import Samples, load_samples
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

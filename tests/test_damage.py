@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import open_runner
 

@@ -23,10 +23,10 @@ from experiments.networks import CodedActivation, conv1d, transformer, with_code
 from experiments.results import RESULTS, in_parallel, spread  # noqa: E402
 from experiments.training import Recipe, accuracy, train  # noqa: E402
 from tqexport import ActivationQuantizer, CheckpointInfo, Scheme, TruncModel, at_width, prepare  # noqa: E402
-from tqexport.gap import measure_gap  # noqa: E402
-from tqexport.layers import quantized_layers  # noqa: E402
+from tqexport.analysis.gap import measure_gap  # noqa: E402
 from tqexport.networks.research_models import resnet50q  # noqa: E402
 from tqexport.networks.tiny_models import resnet8  # noqa: E402
+from tqexport.training.layers import quantized_layers  # noqa: E402
 from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize  # noqa: E402
 from tqexport.verification.runtimes import run_onnx  # noqa: E402
 

@@ -23,11 +23,11 @@ from tqexport import (
     save_checkpoint,
     set_quantizer,
 )
+from tqexport.analysis.gap import deploy_truncated, measure_gap, plot_gap
 from tqexport.deploy import deploy
 from tqexport.errors import InputError
-from tqexport.gap import deploy_truncated, measure_gap, plot_gap
-from tqexport.layers import quantized_layers
 from tqexport.networks.tiny_models import resnet8
+from tqexport.training.layers import quantized_layers
 from tqexport.truncation import WIDTHS
 
 

@@ -11,8 +11,8 @@ import pytest
 from test_cli import run
 
 from tqexport import ReadOptions
-from tqexport.project import open_project
-from tqexport.truncate import artifact_widths, truncate_file
+from tqexport.artifacts.project import open_project
+from tqexport.artifacts.truncate import artifact_widths, truncate_file
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())

@@ -19,7 +19,7 @@ from tqexport import (
     prepare,
 )
 from tqexport.errors import InputError, UsageError
-from tqexport.layers import quantize_weight
+from tqexport.training.layers import quantize_weight
 from tqexport.truncation import WIDTHS, max_code, store
 
 

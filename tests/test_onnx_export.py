@@ -13,12 +13,13 @@ from networks import randomize_
 from onnx import numpy_helper
 from torch import nn
 
-from tqexport import CheckpointInfo, Scheme, TruncModel, onnx_export, prepare
+from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.backends.onnx import export
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.file import coded_weights, read_metadata, read_onnx
+from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.errors import ConversionError, InputError
-from tqexport.layers import quantized_layers
-from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import coded_weights, read_metadata, read_onnx
-from tqexport.tflite.float_graph import with_float_weights
+from tqexport.training.layers import quantized_layers
 from tqexport.truncation import direct_codes, normalize
 from tqexport.verification.runtimes import run_onnx
 
@@ -59,8 +60,8 @@ def test_the_codes_are_the_same_in_every_file(files):
 
 def test_every_width_comes_from_one_capture(digits, monkeypatch):
     captures = []
-    original = onnx_export.capture
-    monkeypatch.setattr(onnx_export, "capture", lambda *args, **kwargs: captures.append(1) or original(*args, **kwargs))
+    original = export.capture
+    monkeypatch.setattr(export, "capture", lambda *args, **kwargs: captures.append(1) or original(*args, **kwargs))
     assert len(list(export_onnx(digits, (1, 4, 8)))) == 3
     assert len(captures) == 1
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from tqexport.tflite.export import convert_to_tflite
-from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.export import convert_to_tflite
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import open_runner, run_onnx, run_tflite
 

@@ -27,12 +27,12 @@ from tqexport import (
     save_checkpoint,
     set_quantizer,
 )
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import InputError, UsageError
-from tqexport.layers import quantize_weight, quantized_layers
 from tqexport.networks.tiny_models import resnet8
-from tqexport.onnx_export import export_onnx
-from tqexport.qat import soft_cross_entropy, truncation_alignment
-from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.training.layers import quantize_weight, quantized_layers
+from tqexport.training.qat import soft_cross_entropy, truncation_alignment
 from tqexport.truncation import FLOAT_BITS, WIDTHS, full_precision, magnitude, max_code, normalize
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_onnx

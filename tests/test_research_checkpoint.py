@@ -17,12 +17,12 @@ import torch
 from networks import randomize_
 
 from tqexport import ReadOptions, load_checkpoint
+from tqexport.analysis.inspection import inspect_model
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.file import read_metadata
+from tqexport.backends.tflite.export import convert_to_tflite
 from tqexport.errors import InputError, UsageError
-from tqexport.inspection import inspect_model
 from tqexport.networks.research_models import preresnet18q, resnet20q, resnet50q, svhnq
-from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import read_metadata
-from tqexport.tflite.export import convert_to_tflite
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_onnx, run_tflite
 
@@ -242,7 +242,7 @@ def test_harmful_files_are_refused_in_little_memory(tmp_path, make):
     make(tmp_path / "net.pth")
     code = (
         "import resource, sys; from tqexport import load_checkpoint; from tqexport.errors import InputError\n"
-        "import tqexport.checkpoint\n"
+        "import tqexport.checkpoints.checkpoint\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: load_checkpoint('net.pth')\n"
         "except InputError as error: print(error)\n"

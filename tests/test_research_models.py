@@ -11,10 +11,10 @@ from networks import randomize_
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel
+from tqexport.backends.onnx.export import export_onnx
 from tqexport.errors import InputError, UsageError
-from tqexport.layers import ActivationQuantizer, Clamp, at_width, quantized_layers
 from tqexport.networks.research_models import RESEARCH_ARCHITECTURES, recognize, resnet20q
-from tqexport.onnx_export import export_onnx
+from tqexport.training.layers import ActivationQuantizer, Clamp, at_width, quantized_layers
 from tqexport.truncation import max_code
 
 FAMILY = [1, 2, 4, 8, 32]

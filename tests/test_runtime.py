@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.errors import InputError
 from tqexport.runtime import SwitchableModel
-from tqexport.switching import merge_onnx
 from tqexport.verification.runtimes import run_onnx
 
 WIDTHS = range(1, 9)

@@ -15,11 +15,11 @@ from test_tflite_export import Layers
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.file import read_metadata
+from tqexport.backends.onnx.runtime_file import export_switchable_onnx, merge_onnx
 from tqexport.errors import ConversionError, InputError, UsageError
-from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import read_metadata
-from tqexport.switching import export_switchable_onnx, merge_onnx
-from tqexport.truncate import truncate_file
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_onnx
 
@@ -225,7 +225,7 @@ def test_truncation_gives_the_bytes_of_a_direct_export(files, switchable, tmp_pa
 def test_truncation_needs_neither_torch_nor_a_runtime(files, switchable, tmp_path):
     (tmp_path / "net.onnx").write_bytes(switchable)
     program = (
-        "import sys, pathlib; from tqexport.truncate import truncate_file\n"
+        "import sys, pathlib; from tqexport.artifacts.truncate import truncate_file\n"
         "pathlib.Path('w3.onnx').write_bytes(truncate_file(pathlib.Path('net.onnx'), 3))\n"
         "print(*sorted({'torch', 'tensorflow', 'onnxruntime', 'onnxscript', 'onnx2tf', 'ai_edge_litert.interpreter'} "
         "& set(sys.modules)))"

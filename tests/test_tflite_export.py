@@ -12,14 +12,14 @@ from networks import randomize_
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.file import coded_weights
+from tqexport.backends.tflite import export
+from tqexport.backends.tflite.codes import integer_codes, put_codes_back, stored_integers
+from tqexport.backends.tflite.export import METADATA_NAME, convert_to_tflite
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import ConversionError, InputError
-from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import coded_weights
-from tqexport.tflite import export
-from tqexport.tflite.codes import integer_codes, put_codes_back, stored_integers
-from tqexport.tflite.export import METADATA_NAME, convert_to_tflite
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.litert import open_interpreter
 from tqexport.truncation import max_code
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_tflite

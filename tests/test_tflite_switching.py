@@ -14,14 +14,14 @@ from test_tflite_export import Layers
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.file import subgraph_of, unpack
+from tqexport.backends.tflite.runtime_file import convert_to_switchable_tflite
+from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import InputError, UsageError
-from tqexport.layers import quantized_layers
-from tqexport.onnx_export import export_onnx
 from tqexport.runtime import SwitchableModel
-from tqexport.tflite.file import subgraph_of, unpack
-from tqexport.tflite.litert import open_interpreter
-from tqexport.tflite.switching import convert_to_switchable_tflite
-from tqexport.truncate import truncate_file
+from tqexport.training.layers import quantized_layers
 from tqexport.truncation import direct_codes, normalize
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_tflite
@@ -117,7 +117,7 @@ def test_every_width_answers_as_its_fixed_file(exported_once, switchable, digits
 def test_truncating_and_running_load_no_framework(switchable, exported_once, tmp_path):
     (tmp_path / "net.tflite").write_bytes(switchable)
     program = (
-        "import sys, pathlib, numpy; from tqexport.truncate import truncate_file\n"
+        "import sys, pathlib, numpy; from tqexport.artifacts.truncate import truncate_file\n"
         "heavy = {'torch', 'tensorflow', 'onnxscript', 'onnx2tf', 'onnxruntime', 'ai_edge_litert.interpreter'}\n"
         "pathlib.Path('w3.tflite').write_bytes(truncate_file(pathlib.Path('net.tflite'), 3))\n"
         "print(*sorted(heavy & set(sys.modules)))\n"

@@ -9,8 +9,8 @@ from test_tflite_export import assert_parity, convert
 from torch import nn
 
 from tqexport import prepare
-from tqexport.layers import quantized_layers
 from tqexport.networks.tiny_models import autoencoder, ds_cnn, mobilenet, resnet8
+from tqexport.training.layers import quantized_layers
 
 # Published input shapes, and the sizes of the published int8 files.
 TINY = {

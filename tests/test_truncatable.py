@@ -17,16 +17,16 @@ from test_tflite_export import Layers
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.artifacts.truncate import artifact_widths, truncate_file
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.file import read_metadata
+from tqexport.backends.onnx.truncatable import truncatable_onnx, without_tables
+from tqexport.backends.tflite.file import TABLES_NAME, unpack
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.runtime_file import merge_tflite
+from tqexport.backends.tflite.truncatable import truncatable_tflite
 from tqexport.errors import InputError
-from tqexport.onnx_export import export_onnx
-from tqexport.onnx_file import read_metadata
 from tqexport.runtime import SwitchableModel
-from tqexport.tflite.file import TABLES_NAME, unpack
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.switching import merge_tflite
-from tqexport.tflite.truncatable import truncatable_tflite
-from tqexport.truncatable import truncatable_onnx, without_tables
-from tqexport.truncate import artifact_widths, truncate_file
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_onnx, run_tflite
 
@@ -81,7 +81,7 @@ def test_cutting_loads_no_framework_and_no_runtime(onnx_files, tflite_files, tmp
     (tmp_path / "w5.onnx").write_bytes(onnx_files[1][5])
     (tmp_path / "w5.tflite").write_bytes(tflite_files[1][5])
     program = (
-        "import sys, pathlib; from tqexport.truncate import truncate_file\n"
+        "import sys, pathlib; from tqexport.artifacts.truncate import truncate_file\n"
         "for kind in ('onnx', 'tflite'):\n"
         "    pathlib.Path(f'w3.{kind}').write_bytes(truncate_file(pathlib.Path(f'w5.{kind}'), 3))\n"
         "print(*sorted({'torch', 'tensorflow', 'onnxruntime', 'onnxscript', 'onnx2tf', 'ai_edge_litert.interpreter'} "

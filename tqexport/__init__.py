@@ -6,8 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tqexport.checkpoint import load_checkpoint, save_checkpoint
-    from tqexport.layers import (
+    from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+    from tqexport.checkpoints.options import ReadOptions
+    from tqexport.model import CheckpointInfo, Normalization, TruncModel
+    from tqexport.training.layers import (
         ActivationQuantizer,
         SwitchableBatchNorm1d,
         SwitchableBatchNorm2d,
@@ -17,10 +19,8 @@ if TYPE_CHECKING:
         at_width,
         set_quantizer,
     )
-    from tqexport.options import ReadOptions
-    from tqexport.preparation import prepare
-    from tqexport.qat import calibrate_batch_norms, joint_backward, load_float_weights
-    from tqexport.trunc_model import CheckpointInfo, Normalization, TruncModel
+    from tqexport.training.preparation import prepare
+    from tqexport.training.qat import calibrate_batch_norms, joint_backward, load_float_weights
     from tqexport.truncation import Scheme
 
 __all__ = [
@@ -46,17 +46,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "CheckpointInfo": "trunc_model",
-    "Normalization": "trunc_model",
-    "ReadOptions": "options",
+    "CheckpointInfo": "model",
+    "Normalization": "model",
+    "ReadOptions": "checkpoints.options",
     "Scheme": "truncation",
-    "TruncModel": "trunc_model",
-    "calibrate_batch_norms": "qat",
-    "joint_backward": "qat",
-    "load_checkpoint": "checkpoint",
-    "load_float_weights": "qat",
-    "prepare": "preparation",
-    "save_checkpoint": "checkpoint",
+    "TruncModel": "model",
+    "calibrate_batch_norms": "training.qat",
+    "joint_backward": "training.qat",
+    "load_checkpoint": "checkpoints.checkpoint",
+    "load_float_weights": "training.qat",
+    "prepare": "training.preparation",
+    "save_checkpoint": "checkpoints.checkpoint",
 }
 
 
@@ -64,4 +64,4 @@ def __getattr__(name: str) -> Any:
     """Import the public names when first used, so that ``tqexport --help`` need not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'layers')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'training.layers')}"), name)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.errors import InputError
-from tqexport.layers import (
+from tqexport.model import TruncModel
+from tqexport.training.layers import (
     ActivationQuantizer,
     TruncConv1d,
     TruncConv2d,
@@ -23,7 +24,6 @@ from tqexport.layers import (
     quantized_layers,
     switchable_batch_norms,
 )
-from tqexport.trunc_model import TruncModel
 from tqexport.truncation import FLOAT_BITS, Scheme, max_code, store
 
 __all__ = ["CODES_SUFFIX", "deploy"]

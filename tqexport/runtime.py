@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqexport.artifacts.truncate import artifact_widths, is_tflite, truncate_file
 from tqexport.errors import InputError
-from tqexport.truncate import artifact_widths, is_tflite, truncate_file
 
 __all__ = ["SwitchableModel"]
 
@@ -121,7 +121,7 @@ class _Engine(ABC):
 
 class _OnnxRuntime(_Engine):
     def __init__(self, content: bytes, threads: int) -> None:
-        from tqexport.ort import open_session
+        from tqexport.backends.onnx.session import open_session
 
         self._session: Any = open_session(content, threads=threads)
         self._input = self._session.get_inputs()[0].name
@@ -136,7 +136,7 @@ class _OnnxRuntime(_Engine):
 
 class _LiteRT(_Engine):
     def __init__(self, content: bytes, threads: int) -> None:
-        from tqexport.tflite.litert import open_interpreter
+        from tqexport.backends.tflite.session import open_interpreter
 
         self._interpreter: Any = open_interpreter(content, threads=threads)
         details = self._interpreter.get_input_details()[0]

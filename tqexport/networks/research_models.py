@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from tqexport.checkpoints.recognition import recognize
 from tqexport.errors import UsageError
-from tqexport.layers import ActivationQuantizer, Clamp, SwitchableBatchNorm2d, TruncConv2d
-from tqexport.networks.recognition import recognize
+from tqexport.training.layers import ActivationQuantizer, Clamp, SwitchableBatchNorm2d, TruncConv2d
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from tqexport.preparation import prepare
+from tqexport.training.preparation import prepare
 
 __all__ = ["TINY_ARCHITECTURES", "autoencoder", "ds_cnn", "mobilenet", "resnet8"]
 

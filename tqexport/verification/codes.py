@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.layers import quantized_layers
-from tqexport.tflite.codes import integer_codes
-from tqexport.trunc_model import TruncModel
+from tqexport.backends.tflite.codes import integer_codes
+from tqexport.model import TruncModel
+from tqexport.training.layers import quantized_layers
 from tqexport.truncation import direct_codes, max_code, normalize
 from tqexport.verification.runtimes import RuntimeRun
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqexport.artifacts.truncate import artifact_widths, is_tflite
+from tqexport.backends.onnx.runtime_file import WIDTHS, facts_of_width
 from tqexport.errors import InputError, UsageError
-from tqexport.switching import WIDTHS, facts_of_width
-from tqexport.trunc_model import Normalization
-from tqexport.truncate import artifact_widths, is_tflite
+from tqexport.model import Normalization
 from tqexport.truncation import STORED_BITS, max_code
 from tqexport.verification.parity import DYNAMIC_TOLERANCE, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
@@ -211,8 +211,8 @@ def compare_artifacts(pair: tuple[OpenArtifact, OpenArtifact], samples: Samples)
 
 
 def _open(path: Path, bits: int, several: bool) -> OpenArtifact:
-    from tqexport.onnx_file import read_metadata, read_onnx
-    from tqexport.tflite.file import unpack
+    from tqexport.backends.onnx.file import read_metadata, read_onnx
+    from tqexport.backends.tflite.file import unpack
 
     content = path.read_bytes()
     try:

@@ -29,9 +29,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.layers import ActivationQuantizer, _SwitchableBatchNorm
-from tqexport.manifest import Kernel
-from tqexport.trunc_model import TruncModel
+from tqexport.artifacts.manifest import Kernel
+from tqexport.model import TruncModel
+from tqexport.training.layers import ActivationQuantizer, _SwitchableBatchNorm
 from tqexport.truncation import FLOAT_BITS, max_code
 from tqexport.verification.codes import compare_codes
 from tqexport.verification.rounding import RoundingErrors

@@ -15,7 +15,7 @@ import numpy as np
 
 from tqexport.errors import HostError
 from tqexport.files import ensure_folder
-from tqexport.trunc_model import TruncModel
+from tqexport.model import TruncModel
 from tqexport.truncation import max_code
 from tqexport.verification.codes import expected_codes
 from tqexport.verification.run import Checked

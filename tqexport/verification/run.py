@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from tqexport.artifacts.manifest import Kernel, Kind
+from tqexport.artifacts.project import Project, check_converter
 from tqexport.errors import InputError
-from tqexport.manifest import Kernel, Kind
-from tqexport.project import Project, check_converter
 from tqexport.verification.parity import Comparison, Verdict
 from tqexport.verification.runtimes import Runner, open_runner
 from tqexport.verification.samples import Samples, load_samples, random_samples

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tqexport.backends.onnx.file import OUTPUT_NAME
+from tqexport.backends.onnx.session import open_session
+from tqexport.backends.tflite.codes import TO_TORCH, stored_integers
+from tqexport.backends.tflite.file import CHANNELS_FIRST, METADATA_NAME
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import ConversionError, InputError
-from tqexport.onnx_file import OUTPUT_NAME
-from tqexport.ort import open_session
-from tqexport.tflite.codes import TO_TORCH, stored_integers
-from tqexport.tflite.file import CHANNELS_FIRST, METADATA_NAME
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.litert import open_interpreter
 
 if TYPE_CHECKING:
     import onnx
@@ -121,7 +121,7 @@ class _OnnxRuntime(Runner):
     def __init__(self, content: bytes, bits: int | None, deployed: bool) -> None:
         import onnx
 
-        from tqexport.onnx_file import activation_outputs
+        from tqexport.backends.onnx.file import activation_outputs
 
         self._deployed = deployed
         model = onnx.load_from_string(content)
@@ -251,7 +251,7 @@ class _Invoker:
 
 def _signature(content: bytes, bits: int, deployed: bool) -> Callable[[Array], list[Array]]:
     """One signature of a run-time file as a function from one sample to the outputs."""
-    from tqexport.tflite.file import signature_of
+    from tqexport.backends.tflite.file import signature_of
 
     try:
         runner = open_interpreter(content, xnnpack=deployed).get_signature_runner(signature_of(bits))
@@ -264,8 +264,8 @@ def _signature(content: bytes, bits: int, deployed: bool) -> Callable[[Array], l
 def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, Mapping[str, Any]]:
     """The network of a width as a file of its own, and what the file says of it."""
     if bits is not None:
-        from tqexport.switching import WIDTHS, facts_of_width
-        from tqexport.tflite.file import subgraph_of, unpack
+        from tqexport.backends.onnx.runtime_file import WIDTHS, facts_of_width
+        from tqexport.backends.tflite.file import subgraph_of, unpack
 
         model, facts = unpack(content)
         if bits not in facts.get(WIDTHS, ()):

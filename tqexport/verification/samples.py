@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import HostError, InputError
-from tqexport.trunc_model import Normalization, TruncModel
+from tqexport.model import Normalization, TruncModel
 
 __all__ = ["Samples", "load_samples", "noise", "normalized", "random_samples", "read_samples"]
 

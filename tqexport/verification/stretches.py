@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from tqexport.backends.onnx.file import OUTPUT_NAME
+from tqexport.backends.onnx.session import open_session
+from tqexport.backends.tflite.file import CHANNELS_FIRST
+from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import InputError
-from tqexport.onnx_file import OUTPUT_NAME
-from tqexport.ort import open_session
-from tqexport.tflite.file import CHANNELS_FIRST
-from tqexport.tflite.litert import open_interpreter
 from tqexport.verification.runtimes import Array, single_graph, to_channels_first, to_channels_last
 
 __all__ = ["Stretches", "open_stretches"]

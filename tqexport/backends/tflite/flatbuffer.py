@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.errors import ConversionError
-from tqexport.tflite.flatbuffer_writing import serialise
 
 __all__ = ["FlatModel", "Operator", "type_code"]
 

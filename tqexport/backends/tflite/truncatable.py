@@ -1,9 +1,10 @@
 """Fixed TFLite files that other widths can be cut from: a fixed file, and in its metadata what those need besides.
 
 A fixed TFLite file stores the upper bits of its codes alone, so it can give its own width and the narrower ones. What
-they need is in their run-time file (:mod:`tqexport.tflite.switching`), most of which the fixed file has, too: the codes
-and the constants that are the same. So the metadata holds the run-time file without these. The weights of a float layer
-that has the BatchNorm of its width in its filter come back from the filter up to rounding; the differences are stored.
+they need is in their run-time file (:mod:`tqexport.backends.tflite.runtime_file`), most of which the fixed file has,
+too: the codes and the constants that are the same. So the metadata holds the run-time file without these. The weights
+of a float layer that has the BatchNorm of its width in its filter come back from the filter up to rounding; the
+differences are stored.
 
 Needs numpy and flatbuffers alone.
 """
@@ -19,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.errors import ConversionError
-from tqexport.switching import AFFINE, BY_WIDTH, DIGESTS, OPERATOR_CODES, TRUNCATABLE_TO, WIDTHS
-from tqexport.tflite.codes import TO_TORCH, integers_of
-from tqexport.tflite.file import (
+from tqexport.backends.onnx.runtime_file import AFFINE, BY_WIDTH, DIGESTS, OPERATOR_CODES, TRUNCATABLE_TO, WIDTHS
+from tqexport.backends.tflite.codes import TO_TORCH, integers_of
+from tqexport.backends.tflite.file import (
     TABLES_NAME,
     describe,
     finish_fixed,
@@ -32,10 +32,11 @@ from tqexport.tflite.file import (
     subgraph_of,
     unpack,
 )
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.flatbuffer_writing import serialise, write
-from tqexport.tflite.float_layers import FloatFilter, filters_stored_once
-from tqexport.tflite.truncate import ComputedWeight, computed_weights
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.flatbuffer_writing import serialise, write
+from tqexport.backends.tflite.float_layers import FloatFilter, filters_stored_once
+from tqexport.backends.tflite.truncate import ComputedWeight, computed_weights
+from tqexport.errors import ConversionError
 from tqexport.truncation import STORED_BITS, max_code
 
 __all__ = ["run_time_model", "truncatable_tflite"]
@@ -66,7 +67,7 @@ def run_time_model(content: bytes) -> tuple[Any, dict[str, Any]]:
         content: The fixed file.
 
     Returns:
-        As :func:`tqexport.tflite.file.unpack` does.
+        As :func:`tqexport.backends.tflite.file.unpack` does.
 
     Raises:
         InputError: The tables are damaged.

@@ -6,9 +6,9 @@ and each shifts the same uint8 codes::
 
     codes -> RIGHT_SHIFT -> CAST -> MUL (scale per channel) -> ADD (offset per channel) -> CONV_2D, ...
 
-Float layers have their weights once, too (:mod:`tqexport.tflite.float_layers`). All of it runs at every inference, for
-whoever wants one file and no other tool. A fixed file of any width, with the form that is quick on a device, can be had
-from it byte for byte (:mod:`tqexport.tflite.truncate`).
+Float layers have their weights once, too (:mod:`tqexport.backends.tflite.float_layers`). All of it runs at every
+inference, for whoever wants one file and no other tool. A fixed file of any width, with the form that is quick on a
+device, can be had from it byte for byte (:mod:`tqexport.backends.tflite.truncate`).
 
 Needs numpy and flatbuffers alone, except for :func:`convert_to_switchable_tflite`.
 """
@@ -25,10 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.errors import ConversionError, InputError
-from tqexport.manifest import Kernel
-from tqexport.onnx_file import CodedWeight, read_metadata
-from tqexport.switching import (
+from tqexport.artifacts.manifest import Kernel
+from tqexport.backends.onnx.file import CodedWeight, read_metadata
+from tqexport.backends.onnx.runtime_file import (
     AFFINE,
     DIGESTS,
     OPERATOR_CODES,
@@ -37,16 +36,17 @@ from tqexport.switching import (
     check_switchable,
     facts_by_width,
 )
-from tqexport.tflite.codes import _CHANNEL_AXIS, TO_TORCH, _Match, _match, put_codes_back
-from tqexport.tflite.file import DESCRIPTION, describe, finish_fixed, make_signature, signature_of
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.flatbuffer_writing import serialise
-from tqexport.tflite.float_layers import store_filters_once
+from tqexport.backends.tflite.codes import _CHANNEL_AXIS, TO_TORCH, _Match, _match, put_codes_back
+from tqexport.backends.tflite.file import DESCRIPTION, describe, finish_fixed, make_signature, signature_of
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.flatbuffer_writing import serialise
+from tqexport.backends.tflite.float_layers import store_filters_once
+from tqexport.errors import ConversionError, InputError
 
 if TYPE_CHECKING:
     import onnx
 
-    from tqexport.tflite.export import FloatNetwork
+    from tqexport.backends.tflite.export import FloatNetwork
 
 __all__ = ["convert_to_switchable_tflite", "merge_tflite"]
 
@@ -71,7 +71,7 @@ def convert_to_switchable_tflite(
     Args:
         models: The fixed files, at least two widths.
         kernel: That of the fixed files, those that come with it and those that it can be truncated to; the run-time
-            file itself computes with float weights. See :func:`tqexport.tflite.codes.put_codes_back`.
+            file itself computes with float weights. See :func:`tqexport.backends.tflite.codes.put_codes_back`.
 
     Returns:
         The run-time file, loaded and tried; and by width, ascending, the fixed TFLite files, which come with it.
@@ -79,9 +79,9 @@ def convert_to_switchable_tflite(
     Raises:
         UsageError: Fewer than two widths.
         InputError: The codes may not be shifted.
-        ConversionError: As :func:`tqexport.tflite.export.convert_to_tflite`.
+        ConversionError: As :func:`tqexport.backends.tflite.export.convert_to_tflite`.
     """
-    from tqexport.tflite.export import run_once
+    from tqexport.backends.tflite.export import run_once
 
     content, fixed = merge_tflite(models, kernel)
     _run_every_signature(content, tuple(fixed))
@@ -92,8 +92,8 @@ def convert_to_switchable_tflite(
 
 def merge_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact") -> tuple[bytes, dict[int, bytes]]:
     """As :func:`convert_to_switchable_tflite`, but the files have not been loaded and tried."""
-    from tqexport.tflite.export import float_networks
-    from tqexport.tflite.template import parameters
+    from tqexport.backends.tflite.export import float_networks
+    from tqexport.backends.tflite.template import parameters
 
     by_width = {int(read_metadata(model)["width"]): model for model in models}
     check_switchable(tuple(by_width), str(read_metadata(models[0]).get("quantizer")) if models else "truncquant")
@@ -211,7 +211,7 @@ def _run_every_signature(content: bytes, widths: Sequence[int]) -> None:
     Raises:
         ConversionError: One does not load, does not run, or gives NaN.
     """
-    from tqexport.tflite.litert import open_interpreter
+    from tqexport.backends.tflite.session import open_interpreter
 
     for xnnpack in (True, False):
         for bits in widths:

@@ -1,4 +1,4 @@
-"""Runs onnx2tf and the TFLite converter: ``python -m tqexport.tflite.onnx2tf_worker IN OUT [IN OUT ...]``.
+"""Runs onnx2tf and the TFLite converter: ``python -m tqexport.backends.tflite.onnx2tf_worker IN OUT [IN OUT ...]``.
 
 A process of its own, because onnx2tf calls ``sys.exit``, writes into the working folder, prints to both streams and
 brings in TensorFlow. The caller gives it a temporary working folder and reads the files that it leaves.

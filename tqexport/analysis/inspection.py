@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tqexport.layers import quantized_layers
-from tqexport.trunc_model import TruncModel
+from tqexport.model import TruncModel
+from tqexport.training.layers import quantized_layers
 from tqexport.truncation import STORED_BITS, Scheme, direct_codes, magnitude, normalize, truncate
 
 __all__ = ["Inspection", "LayerReport", "StorageReport", "inspect_model"]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tqexport.checkpoints.options import ReadOptions
+from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
+from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
 from tqexport.errors import InputError, TqExportError, UsageError
 from tqexport.files import atomic_path, sha256_of
-from tqexport.layers import quantized_layers, switchable_batch_norms
-from tqexport.networks.models import ARCHITECTURES, find_factory
-from tqexport.options import ReadOptions
-from tqexport.research_checkpoint import FAMILY_DEFAULTS, read_research
-from tqexport.tensor_file import checked_state_dict, read_tensor_file
-from tqexport.trunc_model import CheckpointInfo, Normalization, TruncModel
+from tqexport.model import CheckpointInfo, Normalization, TruncModel
+from tqexport.networks.registry import ARCHITECTURES, find_factory
+from tqexport.training.layers import quantized_layers, switchable_batch_norms
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme, check_weight
 
 __all__ = ["load_checkpoint", "save_checkpoint"]

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from tqexport.onnx_file import CONSTANT_PREFIX, LEVELS_SUFFIX
-from tqexport.tflite.codes import TO_TORCH, filters
-from tqexport.tflite.flatbuffer import FlatModel
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, LEVELS_SUFFIX
+from tqexport.backends.tflite.codes import TO_TORCH, filters
+from tqexport.backends.tflite.flatbuffer import FlatModel
 
 __all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from torch import nn
 
 from tqexport.errors import UsageError
-from tqexport.layers import (
+from tqexport.training.layers import (
     ActivationQuantizer,
     Estimator,
     SwitchableBatchNorm1d,

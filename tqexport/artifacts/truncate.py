@@ -20,9 +20,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tqexport.errors import ConversionError, InputError
-from tqexport.onnx_file import METADATA_PREFIX, read_metadata
-from tqexport.switching import (
+from tqexport.backends.onnx.file import METADATA_PREFIX, read_metadata
+from tqexport.backends.onnx.runtime_file import (
     BITS_NAME,
     DIGESTS,
     PLACES,
@@ -33,7 +32,8 @@ from tqexport.switching import (
     facts_of_width,
     table_names,
 )
-from tqexport.truncatable import put_row
+from tqexport.backends.onnx.truncatable import put_row
+from tqexport.errors import ConversionError, InputError
 from tqexport.truncation import WIDTHS as ALL_WIDTHS
 
 __all__ = ["ArtifactWidths", "artifact_widths", "is_tflite", "truncate_file"]
@@ -169,21 +169,21 @@ def _truncate_onnx(content: bytes, bits: int) -> bytes:
 
 
 def _truncate_tflite(content: bytes, bits: int) -> bytes:
-    from tqexport.tflite.file import unpack
-    from tqexport.tflite.truncate import fixed_tflite
+    from tqexport.backends.tflite.file import unpack
+    from tqexport.backends.tflite.truncate import fixed_tflite
 
     model, facts = unpack(content)
     row = _row_of(facts, bits)
     with _damage():
         if WIDTHS not in facts:
-            from tqexport.tflite.truncatable import run_time_model
+            from tqexport.backends.tflite.truncatable import run_time_model
 
             model, facts = run_time_model(content)
         return _proved(fixed_tflite(model, facts, facts_of_width(facts, row), bits), facts[DIGESTS][row])
 
 
 def _tflite_facts(content: bytes) -> dict[str, Any]:
-    from tqexport.tflite.file import unpack
+    from tqexport.backends.tflite.file import unpack
 
     return unpack(content)[1]
 

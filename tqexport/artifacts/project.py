@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqexport.errors import HostError, InputError, UsageError
-from tqexport.files import ensure_folder, sha256_of, write_bytes
-from tqexport.manifest import (
+from tqexport.artifacts.manifest import (
     FILE_NAME,
     Artifact,
     Kernel,
@@ -25,12 +23,14 @@ from tqexport.manifest import (
     read_manifest,
     relative_to,
 )
-from tqexport.options import ReadOptions
+from tqexport.checkpoints.options import ReadOptions
+from tqexport.errors import HostError, InputError, UsageError
+from tqexport.files import ensure_folder, sha256_of, write_bytes
 
 if TYPE_CHECKING:
     import onnx
 
-    from tqexport.trunc_model import TruncModel
+    from tqexport.model import TruncModel
 
 __all__ = ["DEFAULT_FOLDER", "Project", "check_converter", "open_project"]
 
@@ -74,7 +74,7 @@ class Project:
     @functools.cached_property
     def model(self) -> TruncModel:
         """The reference network, loaded when first asked for."""
-        from tqexport.checkpoint import load_checkpoint
+        from tqexport.checkpoints.checkpoint import load_checkpoint
 
         with self.step(f"Reading {self.checkpoint}"):
             model = load_checkpoint(self.checkpoint, self.options)
@@ -118,7 +118,7 @@ class Project:
         ensure_folder(self.folder)
         files = self.onnx_bytes(widths)
         if truncatable:
-            from tqexport.truncatable import truncatable_onnx
+            from tqexport.backends.onnx.truncatable import truncatable_onnx
 
             self._check_truncatable(widths)
             files = truncatable_onnx(self.onnx_bytes(self.widths), widths)
@@ -130,7 +130,7 @@ class Project:
     def onnx_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Each width with its ONNX file, from the checkpoint."""
         if missing := tuple(bits for bits in widths if bits not in self._exported):
-            from tqexport.onnx_export import export_onnx
+            from tqexport.backends.onnx.export import export_onnx
 
             for bits in missing:
                 self.model.check_width(bits)
@@ -150,7 +150,7 @@ class Project:
 
         Args:
             widths: The widths.
-            kernel: See :func:`tqexport.tflite.codes.put_codes_back`.
+            kernel: See :func:`tqexport.backends.tflite.codes.put_codes_back`.
             truncatable: Keep the tables of all narrower widths in each file, so that they can be cut from it.
 
         Raises:
@@ -176,7 +176,7 @@ class Project:
             InputError: The network cannot switch its width.
             HostError: The folder cannot be written.
         """
-        from tqexport.switching import check_switchable, merge_onnx
+        from tqexport.backends.onnx.runtime_file import check_switchable, merge_onnx
 
         ensure_folder(self.folder)
         check_switchable(self.widths, self.quantizer)
@@ -191,8 +191,8 @@ class Project:
             ConversionError: It cannot be converted.
             HostError: The folder cannot be written.
         """
-        from tqexport.switching import check_switchable
-        from tqexport.tflite.switching import convert_to_switchable_tflite
+        from tqexport.backends.onnx.runtime_file import check_switchable
+        from tqexport.backends.tflite.runtime_file import convert_to_switchable_tflite
 
         ensure_folder(self.folder)
         check_switchable(self.widths, self.quantizer)
@@ -204,7 +204,7 @@ class Project:
 
     def tflite_bytes(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[tuple[int, bytes]]:
         """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
-        from tqexport.tflite.export import convert_to_tflite
+        from tqexport.backends.tflite.export import convert_to_tflite
 
         check_converter()
         models = self._onnx_models(widths)
@@ -214,9 +214,9 @@ class Project:
 
     def _truncatable_tflite(self, widths: Sequence[int], kernel: Kernel) -> Iterator[tuple[int, bytes]]:
         """Each width with its TFLite file, which has the tables of all narrower ones."""
-        from tqexport.tflite.export import run_once
-        from tqexport.tflite.switching import merge_tflite
-        from tqexport.tflite.truncatable import truncatable_tflite
+        from tqexport.backends.tflite.export import run_once
+        from tqexport.backends.tflite.runtime_file import merge_tflite
+        from tqexport.backends.tflite.truncatable import truncatable_tflite
 
         needed = tuple(bits for bits in self.widths if bits <= max(widths))
         if len(needed) == 1:
@@ -230,7 +230,7 @@ class Project:
         yield from files.items()
 
     def _check_truncatable(self, widths: Sequence[int]) -> None:
-        from tqexport.switching import check_switchable
+        from tqexport.backends.onnx.runtime_file import check_switchable
 
         check_switchable(self.widths, self.quantizer)
         for bits in widths:
@@ -244,8 +244,8 @@ class Project:
         models: dict[int, onnx.ModelProto] = {}
         for bits in widths:
             if path := self.find("onnx", bits):
-                from tqexport.onnx_file import read_onnx
-                from tqexport.truncatable import without_tables
+                from tqexport.backends.onnx.file import read_onnx
+                from tqexport.backends.onnx.truncatable import without_tables
 
                 models[bits] = without_tables(read_onnx(path))
         for bits, content in self.onnx_bytes([bits for bits in widths if bits not in models]):
@@ -406,7 +406,7 @@ def _describe_onnx(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[Tensor
 
 
 def _describe_tflite(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    from tqexport.tflite.litert import open_interpreter
+    from tqexport.backends.tflite.session import open_interpreter
 
     interpreter = open_interpreter(content)
 

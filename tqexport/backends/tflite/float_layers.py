@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.tflite.codes import _CHANNEL_AXIS, TO_TORCH, _gain, filters
-from tqexport.tflite.flatbuffer import FlatModel, Operator
+from tqexport.backends.tflite.codes import _CHANNEL_AXIS, TO_TORCH, _gain, filters
+from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 
 __all__ = ["WEIGHT_SUFFIX", "FloatFilter", "filters_stored_once", "store_filters_once"]
 

@@ -4,7 +4,7 @@ The fixed files of one network differ in nothing but the values of small initial
 BatchNorm) and in metadata. The run-time file is such a file in which those values are the rows of a table, one row per
 width, for each element type: ``Gather`` takes the row that ``bits`` names, and ``Split`` gives its pieces the names
 that the initializers had. The codes are there once; and taking one row by hand gives the fixed file of its width back,
-byte for byte (:mod:`tqexport.truncate`).
+byte for byte (:mod:`tqexport.artifacts.truncate`).
 
 ``bits`` reaches its row through two lookups: from width to row, where a width that the file lacks leads to a row that
 does not exist, and over the rows that do. Either fails in the run, naming the widths, before anything is computed: so
@@ -26,12 +26,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tqexport.backends.onnx.file import METADATA_PREFIX, read_metadata
 from tqexport.errors import ConversionError, InputError, UsageError
-from tqexport.onnx_file import METADATA_PREFIX, read_metadata
 from tqexport.truncation import STORED_BITS
 
 if TYPE_CHECKING:
-    from tqexport.trunc_model import TruncModel
+    from tqexport.model import TruncModel
 
 __all__ = [
     "AFFINE",
@@ -124,7 +124,7 @@ def export_switchable_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
         InputError: The checkpoint lacks a width, its codes may not be shifted, or the widths need different graphs.
         ConversionError: The network cannot be captured.
     """
-    from tqexport.onnx_export import export_onnx
+    from tqexport.backends.onnx.export import export_onnx
 
     check_switchable(widths, model.info.scheme.quantizer)
     return merge_onnx(export_onnx(model, tuple(sorted(set(widths)))))
@@ -150,8 +150,8 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
     """Merge the fixed ONNX files of one network into its run-time file.
 
     Args:
-        files: Width and content of each, as :func:`tqexport.onnx_export.export_onnx` makes them. They are taken one
-            at a time, and what they share is kept once.
+        files: Width and content of each, as :func:`tqexport.backends.onnx.export.export_onnx` makes them. They are
+            taken one at a time, and what they share is kept once.
 
     Returns:
         The serialised, checked run-time file. The same files in any order give the same bytes.

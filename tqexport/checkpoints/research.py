@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from tqexport.checkpoints.options import ReadOptions
+from tqexport.checkpoints.recognition import recognize
+from tqexport.checkpoints.tensor_file import checked_state_dict
 from tqexport.errors import InputError, UsageError
-from tqexport.networks.recognition import recognize
-from tqexport.options import ReadOptions
-from tqexport.tensor_file import checked_state_dict
-from tqexport.trunc_model import CheckpointInfo
+from tqexport.model import CheckpointInfo
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme
 
 __all__ = ["FAMILY_DEFAULTS", "read_research"]

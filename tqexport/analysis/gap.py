@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqexport.deploy import deploy
 from tqexport.errors import HostError, InputError, UsageError
 from tqexport.files import atomic_path
-from tqexport.layers import quantized_layers
-from tqexport.trunc_model import TruncModel
+from tqexport.model import TruncModel
+from tqexport.training.layers import quantized_layers
 from tqexport.truncation import STORED_BITS, Affine, Scheme, StoredWeight, affine, direct_codes, normalize, truncate
 
 __all__ = ["AccuracyGap", "Gap", "WeightGap", "WidthGap", "check_plot", "deploy_truncated", "measure_gap", "plot_gap"]

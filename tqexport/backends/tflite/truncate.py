@@ -1,9 +1,10 @@
 """The fixed TFLite file of one width from the run-time file.
 
 A run-time file has the converter's network with four operators per weight in front (see
-:mod:`tqexport.tflite.switching`), and one or two per filter of a float layer. Taking them away again, computing the
-float filters, and putting the codes back as for a fixed file, gives the fixed file. Scale and offset of each weight are
-in the metadata, because a scale per channel cannot be taken apart into the weight's and the channel's without rounding.
+:mod:`tqexport.backends.tflite.runtime_file`), and one or two per filter of a float layer. Taking them away again,
+computing the float filters, and putting the codes back as for a fixed file, gives the fixed file. Scale and offset of
+each weight are in the metadata, because a scale per channel cannot be taken apart into the weight's and the channel's
+without rounding.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tqexport.onnx_file import CodedWeight
-from tqexport.switching import AFFINE, OPERATOR_CODES, WEIGHTS, WIDTHS
-from tqexport.tflite.codes import TO_TORCH, _Match, _replace, filters
-from tqexport.tflite.file import finish_fixed, subgraph_of
-from tqexport.tflite.flatbuffer import FlatModel, Operator
-from tqexport.tflite.float_layers import FloatFilter, filters_stored_once
+from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.onnx.runtime_file import AFFINE, OPERATOR_CODES, WEIGHTS, WIDTHS
+from tqexport.backends.tflite.codes import TO_TORCH, _Match, _replace, filters
+from tqexport.backends.tflite.file import finish_fixed, subgraph_of
+from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
+from tqexport.backends.tflite.float_layers import FloatFilter, filters_stored_once
 from tqexport.truncation import STORED_BITS
 
 __all__ = ["ComputedWeight", "computed_weights", "fixed_tflite"]
@@ -57,7 +58,7 @@ def fixed_tflite(model: Any, facts: Mapping[str, Any], fixed_facts: Mapping[str,
     """The fixed file of one width.
 
     Args:
-        model: The run-time file, from :func:`tqexport.tflite.file.unpack`.
+        model: The run-time file, from :func:`tqexport.backends.tflite.file.unpack`.
         facts: What it says of itself, likewise.
         fixed_facts: What the fixed file is to say of itself.
         bits: A width that it has.

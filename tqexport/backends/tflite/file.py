@@ -14,10 +14,10 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tqexport.backends.onnx.runtime_file import AFFINE, WEIGHTS, WIDTHS
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.errors import InputError
-from tqexport.switching import AFFINE, WEIGHTS, WIDTHS
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.flatbuffer_writing import serialise
 
 __all__ = [
     "CHANNELS_FIRST",
@@ -36,7 +36,7 @@ __all__ = [
 
 DESCRIPTION = "tqexport"
 METADATA_NAME = "tqexport"
-TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.tflite.truncatable
+TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.backends.tflite.truncatable
 CHANNELS_FIRST = "channels_first"  # the fact that lists values of three axes or more in PyTorch's axis order
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
 _NO_FILE = "is not a valid TFLite file of tqexport; export it again"

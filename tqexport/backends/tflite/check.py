@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from tqexport.backends.onnx.file import LEVELS_SUFFIX, OUTPUT_NAME
+from tqexport.backends.onnx.session import open_session
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import ConversionError, InputError
-from tqexport.onnx_file import LEVELS_SUFFIX, OUTPUT_NAME
-from tqexport.ort import open_session
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.litert import open_interpreter
 
 __all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
 

@@ -1,6 +1,7 @@
 """TFLite files that hold one byte per quantised weight.
 
-An ONNX file of ours goes to float TFLite through onnx2tf, then the codes go back in (:mod:`tqexport.tflite.codes`).
+An ONNX file of ours goes to float TFLite through onnx2tf, then the codes go back in
+(:mod:`tqexport.backends.tflite.codes`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tqexport.artifacts.manifest import Kernel
+from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME, CodedWeight, coded_weights, read_metadata
+from tqexport.backends.tflite.check import channels_first_values, refuse_operators, with_fine_levels
+from tqexport.backends.tflite.codes import put_codes_back
+from tqexport.backends.tflite.file import CHANNELS_FIRST, METADATA_NAME, finish_fixed
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.float_graph import for_one_sample, with_float_weights, without_batch_norms
+from tqexport.backends.tflite.session import open_interpreter
+from tqexport.backends.tflite.template import (
+    TfliteTemplate,
+    graph_key,
+    locate_parameters,
+    parameters,
+    with_fingerprints,
+)
 from tqexport.errors import ConversionError, InputError
-from tqexport.manifest import Kernel
-from tqexport.onnx_file import INPUT_NAME, OUTPUT_NAME, CodedWeight, coded_weights, read_metadata
-from tqexport.tflite.check import channels_first_values, refuse_operators, with_fine_levels
-from tqexport.tflite.codes import put_codes_back
-from tqexport.tflite.file import CHANNELS_FIRST, METADATA_NAME, finish_fixed
-from tqexport.tflite.flatbuffer import FlatModel
-from tqexport.tflite.float_graph import for_one_sample, with_float_weights, without_batch_norms
-from tqexport.tflite.litert import open_interpreter
-from tqexport.tflite.template import TfliteTemplate, graph_key, locate_parameters, parameters, with_fingerprints
 
 __all__ = ["METADATA_NAME", "FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
 
@@ -60,7 +67,7 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact
 
     Args:
         models: ONNX models with BitShift nodes, at any widths.
-        kernel: See :func:`tqexport.tflite.codes.put_codes_back`.
+        kernel: See :func:`tqexport.backends.tflite.codes.put_codes_back`.
 
     Returns:
         One serialised, loaded and tried TFLite file per model. The same model gives the same bytes.
@@ -147,7 +154,7 @@ def run_once(content: bytes) -> None:
 
 
 def _run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
-    """Convert float networks in one process of their own (see :mod:`tqexport.tflite.onnx2tf_worker`)."""
+    """Convert float networks in one process of their own (see :mod:`tqexport.backends.tflite.onnx2tf_worker`)."""
     with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
         sources = [Path(folder, f"{i}.onnx") for i in range(len(models))]
         targets = [source.with_suffix(".tflite") for source in sources]
@@ -155,7 +162,7 @@ def _run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
             onnx.save(model, str(source))
         pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
         process = subprocess.Popen(
-            [sys.executable, "-m", "tqexport.tflite.onnx2tf_worker", *pairs],
+            [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
             cwd=folder,
             env={**os.environ, "TMPDIR": folder},  # whatever the libraries leave behind goes with the folder
             stdin=subprocess.DEVNULL,

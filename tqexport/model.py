@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from tqexport.checkpoints.options import BatchNormKey
 from tqexport.errors import InputError
-from tqexport.layers import at_width
-from tqexport.options import BatchNormKey
+from tqexport.training.layers import at_width
 from tqexport.truncation import Scheme
 
 __all__ = ["CheckpointInfo", "Normalization", "TruncModel"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.errors import InputError, UsageError
-from tqexport.layers import at_width, quantized_layers, switchable_batch_norms
+from tqexport.training.layers import at_width, quantized_layers, switchable_batch_norms
 
 __all__ = [
     "Misfits",

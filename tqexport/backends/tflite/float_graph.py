@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from tqexport.onnx_file import CONSTANT_PREFIX, CodedWeight
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, CodedWeight
 
 __all__ = ["for_one_sample", "with_float_weights", "without_batch_norms"]
 

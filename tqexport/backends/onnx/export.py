@@ -23,10 +23,10 @@ from onnxscript import opset20 as op
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 from tqexport.deploy import deploy
 from tqexport.errors import ConversionError
-from tqexport.onnx_file import CONSTANT_PREFIX, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
-from tqexport.trunc_model import CheckpointInfo, TruncModel
+from tqexport.model import CheckpointInfo, TruncModel
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = ["OPSET", "Template", "capture", "export_onnx", "render"]

@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from tqexport.onnx_file import METADATA_PREFIX, read_metadata
-from tqexport.switching import (
+from tqexport.backends.onnx.file import METADATA_PREFIX, read_metadata
+from tqexport.backends.onnx.runtime_file import (
     BY_WIDTH,
     DIGESTS,
     POSITIONS,
@@ -38,8 +38,8 @@ def truncatable_onnx(files: Iterable[tuple[int, bytes]], widths: Sequence[int]) 
     """Give fixed ONNX files the tables of all other widths.
 
     Args:
-        files: Width and content of every fixed file of one network, as :func:`tqexport.onnx_export.export_onnx` makes
-            them.
+        files: Width and content of every fixed file of one network, as
+            :func:`tqexport.backends.onnx.export.export_onnx` makes them.
         widths: The widths to give tables to; each is one of ``files``.
 
     Yields:

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from tqexport.artifacts.manifest import Kernel
+from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.tflite.flatbuffer import FlatModel, Operator, type_code
 from tqexport.errors import ConversionError
-from tqexport.manifest import Kernel
-from tqexport.onnx_file import CodedWeight
-from tqexport.tflite.flatbuffer import FlatModel, Operator, type_code
 from tqexport.truncation import STORED_BITS, max_code
 
 __all__ = ["TO_TORCH", "filters", "integer_codes", "integers_of", "put_codes_back", "stored_integers"]

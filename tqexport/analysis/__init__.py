@@ -1,0 +1,1 @@
+"""What a network is like before it is exported: its layers, its size, what shifting changes."""

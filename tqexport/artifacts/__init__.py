@@ -1,0 +1,1 @@
+"""Exported files and the folder they lie in."""

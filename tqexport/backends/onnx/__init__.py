@@ -1,0 +1,1 @@
+"""ONNX files with 8-bit codes and an explicit BitShift."""

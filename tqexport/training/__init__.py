@@ -1,0 +1,1 @@
+"""Truncation-ready layers, and training them."""
