@@ -34,11 +34,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tqexport import ActivationQuantizer, CheckpointInfo, TruncModel, at_width, load_checkpoint, save_checkpoint
 from tqexport.backends.tflite.session import open_interpreter
 from tqexport.networks.registry import find_factory
-from tqexport.training.layers import quantized_layers, switchable_batch_norms
+from tqexport.training.layers import switchable_batch_norms
+from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import FLOAT_BITS, max_code
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits-resnet8.pt"
@@ -127,12 +129,10 @@ def plain_network(model: TruncModel, bits: int) -> nn.Module:
     """The reference network at one width, of nothing but ordinary float32 modules."""
     with model.at_width(bits) as reference:
         replaced: dict[int, nn.Module] = {}
-        for layer in quantized_layers(reference).values():
-            plain = copy.deepcopy(layer)
-            plain.weight = nn.Parameter(layer.quantized_weight().detach())
-            # the quantised classes add nothing to torch's but the quantisation in forward
-            plain.__class__ = next(base for base in type(layer).__mro__ if base.__module__.startswith("torch."))
-            replaced[id(layer)] = plain
+        for weight in quantized_weights(reference).values():
+            plain = copy.deepcopy(weight.module)
+            parametrize.remove_parametrizations(plain, weight.parameter)  # leaves the quantised weight
+            replaced[id(weight.module)] = plain
         for norm in switchable_batch_norms(reference).values():
             replaced[id(norm)] = copy.deepcopy(norm.current)
         for module in reference.modules():
@@ -145,7 +145,7 @@ def plain_network(model: TruncModel, bits: int) -> nn.Module:
 
 def ideal_bytes(model: TruncModel, plain: nn.Module) -> int:
     """One byte per quantised weight and four per other parameter; running statistics are not counted."""
-    quantized = sum(layer.weight.numel() for layer in quantized_layers(model.module).values())
+    quantized = sum(weight.original.numel() for weight in quantized_weights(model.module).values())
     everything = sum(parameter.numel() for parameter in plain.parameters())
     return quantized + 4 * (everything - quantized)
 

@@ -96,7 +96,7 @@ class Files:
         from main_job import CALIBRATION, FIXTURE, NETWORKS, command, export_plain, plain_network, write_random
 
         from tqexport import load_checkpoint
-        from tqexport.training.layers import quantized_layers
+        from tqexport.training.quantizers import quantized_weights
 
         source = folder / "net.pt"
         if network == "digits":
@@ -109,7 +109,7 @@ class Files:
                 command(["tqexport", *arguments, "--bits", bits], folder)
         model = load_checkpoint(source)
         self.shape = model.info.input_shape
-        self.codes = sum(layer.weight.numel() for layer in quantized_layers(model.module).values())
+        self.codes = sum(weight.original.numel() for weight in quantized_weights(model.module).values())
         # The float32 networks of all widths are one graph with other numbers, so one stands for all.
         export_plain(plain_network(model, max(WIDTHS)), self.shape, folder / "plain.onnx")
         shutil.copy(folder / "plain.onnx", self.folder / "float32.onnx")

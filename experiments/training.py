@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from experiments.data import Data
 from tqexport import Scheme, at_width, joint_backward, set_quantizer
-from tqexport.training.layers import Estimator
+from tqexport.training.quantizers import Estimator
 
 __all__ = ["Recipe", "accuracy", "train"]
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["randomize_"]
+__all__ = ["float_weight", "randomize_"]
+
+
+def float_weight(layer: nn.Module) -> nn.Parameter:
+    """The float32 weight that a layer trains, quantised or not."""
+    return layer.parametrizations.weight.original if is_parametrized(layer) else layer.weight
 
 
 def randomize_(module: nn.Module, seed: int) -> nn.Module:
@@ -26,8 +32,9 @@ def randomize_(module: nn.Module, seed: int) -> nn.Module:
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, (nn.modules.conv._ConvNd, nn.Linear)):
-                bound = (3 / part.weight[0].numel()) ** 0.5
-                part.weight.copy_(uniform(part.weight, -bound, bound))
+                weight = float_weight(part)
+                bound = (3 / weight[0].numel()) ** 0.5
+                weight.copy_(uniform(weight, -bound, bound))
                 if part.bias is not None:
                     part.bias.copy_(normal(part.bias, 0.2))
             elif isinstance(part, nn.modules.batchnorm._BatchNorm):

@@ -26,7 +26,7 @@ from tqexport import ActivationQuantizer, CheckpointInfo, Scheme, TruncModel, at
 from tqexport.analysis.gap import measure_gap  # noqa: E402
 from tqexport.networks.research_models import resnet50q  # noqa: E402
 from tqexport.networks.tiny_models import resnet8  # noqa: E402
-from tqexport.training.layers import quantized_layers  # noqa: E402
+from tqexport.training.quantizers import quantized_weights, set_quantizer  # noqa: E402
 from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize  # noqa: E402
 from tqexport.verification.runtimes import run_onnx  # noqa: E402
 
@@ -123,16 +123,15 @@ def test_accuracies_come_from_files_that_equal_pytorch(robustness_rows):
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_truncated_file_really_shifts_rounded_codes(bits):
     network = randomize_(resnet8(1, 10, 4, widths=robustness.WIDTHS), 0)
-    for layer in quantized_layers(network).values():
-        layer.scheme = Scheme("dorefa")
+    set_quantizer(network, Scheme("dorefa"))
     model = TruncModel(network, CheckpointInfo("resnet8", {}, (1, 8, 8), robustness.WIDTHS, Scheme("dorefa")))
     content = robustness.truncated_onnx(model, bits)
     values = {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(content).graph.initializer}
     codes = run_onnx(content, np.zeros((1, 1, 8, 8), np.float32)).codes
-    for name, layer in quantized_layers(network).items():
-        stored = direct_codes(normalize(layer.weight.detach()), 8, "dorefa").numpy().astype(np.uint8)
-        assert np.array_equal(values[f"{name}.weight.codes"], stored)
-        assert values[f"{name}.weight.shift"] == 8 - bits
+    for name, weight in quantized_weights(network).items():
+        stored = direct_codes(normalize(weight.original.detach()), 8, "dorefa").numpy().astype(np.uint8)
+        assert np.array_equal(values[f"{name}.codes"], stored)
+        assert values[f"{name}.shift"] == 8 - bits
         (computed,) = codes[f"{name}.weight"]
         assert np.array_equal(computed, stored >> (8 - bits))
 
@@ -179,8 +178,8 @@ def test_a_recipe_reaches_the_layers():
     network = resnet8(1, 10, 4, widths=(2, 8))
     few = Data(*(part[:64] for part in vars(digits(0)).values()))
     train(network, few, (2, 8), epochs=1, seed=0, recipe=Recipe(Scheme("dorefa"), "scaled"))
-    layers = quantized_layers(network).values()
-    assert {(layer.scheme, layer.estimator) for layer in layers} == {(Scheme("dorefa"), "scaled")}
+    weights = quantized_weights(network).values()
+    assert {(weight.scheme, weight.quantizer.estimator) for weight in weights} == {(Scheme("dorefa"), "scaled")}
 
 
 def test_open_questions_are_sorted_into_their_tables():
@@ -203,7 +202,7 @@ def test_open_questions_are_sorted_into_their_tables():
 def test_storage_counts_every_initializer_once():
     network = resnet50q(widths=storage.JOINT, planes=4, num_classes=10)
     figures, rows = storage.measure(network, (3, 64, 64))
-    codes = sum(layer.weight.numel() for layer in quantized_layers(network).values())
+    codes = sum(weight.original.numel() for weight in quantized_weights(network).values())
     assert figures["codes_bytes"]["quantised weights"] == codes
     assert figures["float32_bytes"]["quantised weights"] == 4 * codes
     for column, kinds in ((2, figures["float32_bytes"]), (3, figures["codes_bytes"])):

@@ -24,10 +24,10 @@ from tqexport import (
     set_quantizer,
 )
 from tqexport.analysis.gap import deploy_truncated, measure_gap, plot_gap
-from tqexport.deploy import deploy
+from tqexport.deploy import deploy, deployed_values
 from tqexport.errors import InputError
 from tqexport.networks.tiny_models import resnet8
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import WIDTHS
 
 
@@ -78,8 +78,9 @@ def test_rounding_changes_what_the_formula_says(digits, rounded_file, bits):
     (floored,) = measure_gap(digits, [bits]).widths
     assert own.total == own.rounded_total == floored.rounded_total
     errors = sizes = changed = 0.0
-    for name, layer in quantized_layers(rounded.module).items():
-        count, direct, shifted = rounding_gap(layer.weight.detach().numpy(), bits)
+    for weight in quantized_weights(rounded.module).values():
+        name = weight.layer
+        count, direct, shifted = rounding_gap(weight.original.detach().numpy(), bits)
         assert own.layers[name].changed == pytest.approx(count, abs=2)  # tanh in float32
         error, size = ((direct - shifted) ** 2).sum(), (direct**2).sum()
         assert own.layers[name].error == pytest.approx((error / size) ** 0.5, abs=2e-3)
@@ -105,12 +106,12 @@ def test_flooring_has_no_gap(scheme):
 def test_the_truncated_network_holds_8_bit_codes_and_a_shift(digits, rounded_file):
     rounded = load_checkpoint(rounded_file)
     for bits in (2, 4):
-        shifted, direct = deploy_truncated(rounded, bits).state_dict(), deploy(rounded, bits).state_dict()
+        shifted, direct = deployed_values(deploy_truncated(rounded, bits)), deployed_values(deploy(rounded, bits))
         key = "layers.0.conv0.weight.codes"
         assert int(shifted[key].max()) > 200
         assert int(direct[key].max()) < 2**bits
         assert int(shifted[key.replace("codes", "shift")]) == 8 - bits
-        floored, same = deploy_truncated(digits, bits).state_dict(), deploy(digits, bits).state_dict()
+        floored, same = deployed_values(deploy_truncated(digits, bits)), deployed_values(deploy(digits, bits))
         assert all(torch.equal(floored[name], same[name]) for name in same)
 
 

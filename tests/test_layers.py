@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import float_weight
 from torch import nn
 
 from tqexport import (
     ActivationQuantizer,
     Scheme,
     SwitchableBatchNorm2d,
-    TruncConv1d,
-    TruncConv2d,
     TruncLinear,
     at_width,
     calibrate_batch_norms,
@@ -19,8 +18,8 @@ from tqexport import (
     prepare,
 )
 from tqexport.errors import InputError, UsageError
-from tqexport.training.layers import quantize_weight
-from tqexport.truncation import WIDTHS, max_code, store
+from tqexport.training.quantizers import quantize_weight, quantized_weights
+from tqexport.truncation import FLOAT_BITS, WIDTHS, max_code, store
 
 
 def small_network() -> nn.Module:
@@ -79,7 +78,7 @@ def test_a_width_lasts_as_long_as_its_block():
     network = prepare(small_network())
     before = [module.bits for module in network.modules() if hasattr(module, "bits")]
     with at_width(network, 2, activation_bits=4):
-        assert {m.bits for m in network.modules() if isinstance(m, (TruncConv2d, TruncLinear))} == {2}
+        assert {weight.quantizer.bits for weight in quantized_weights(network).values()} == {2}
         assert {m.bits for m in network.modules() if isinstance(m, ActivationQuantizer)} == {4}
     with pytest.raises(RuntimeError), at_width(network, 2):
         network(torch.zeros(1))
@@ -105,28 +104,53 @@ def test_prepare_leaves_first_and_last_layer_float_and_the_original_alone():
     original = small_network()
     keys = list(original.state_dict())
     prepared = prepare(original, widths=[1, 8])
-    assert [type(module) for module in prepared] == [
-        nn.Conv2d,
-        SwitchableBatchNorm2d,
-        ActivationQuantizer,
-        TruncConv2d,
-        SwitchableBatchNorm2d,
-        ActivationQuantizer,
-        nn.Flatten,
-        TruncLinear,
-        ActivationQuantizer,
-        nn.Linear,
-    ]
+    assert list(quantized_weights(prepared)) == ["3.weight", "7.weight"]
+    others = {0: nn.Conv2d, 1: SwitchableBatchNorm2d, 2: ActivationQuantizer, 6: nn.Flatten, 9: nn.Linear}
+    assert {index: type(prepared[index]) for index in others} == others
     assert list(original.state_dict()) == keys
-    assert torch.equal(prepared[3].weight, original[3].weight)
-    assert prepared[3].weight is not original[3].weight
+    assert torch.equal(float_weight(prepared[3]), original[3].weight)
+    assert float_weight(prepared[3]) is not original[3].weight
+
+
+def test_a_quantised_layer_is_the_layer_that_it_was_with_another_weight():
+    original = small_network()
+    prepared = prepare(original, widths=[1, 8])
+    assert isinstance(prepared[3], nn.Conv2d)
+    x = torch.randn(2, 4, 6, 8)
+    for bits in (1, 8, FLOAT_BITS):
+        with at_width(prepared, bits):
+            expected = nn.functional.conv2d(x, quantize_weight(original[3].weight, bits), original[3].bias)
+            assert torch.equal(prepared[3](x), expected)
+
+
+def test_state_dicts_have_plain_keys_in_the_usual_order_and_load_again():
+    float_keys = list(small_network()[3].state_dict())
+    prepared = prepare(small_network())
+    state = prepared.state_dict()
+    assert [key for key in state if key.startswith("3.")] == [f"3.{key}" for key in float_keys]
+    assert not any("parametrizations" in key for key in state)
+    other = prepare(small_network())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    assert not torch.equal(float_weight(other[3]), float_weight(prepared[3]))
+    assert str(other.load_state_dict(state)) == "<All keys matched successfully>"
+    assert torch.equal(float_weight(other[3]), float_weight(prepared[3]))
+    with pytest.raises(RuntimeError, match=r'Missing key.*"3.parametrizations.weight.original"'):
+        other.load_state_dict({key: value for key, value in state.items() if key != "3.weight"})
+
+
+def test_assigning_a_weight_sets_the_float_one():
+    layer = TruncLinear(3, 2)
+    layer.weight = torch.tensor([[0.5, -0.25, 0.0], [1.0, 0.1, 0.2]])
+    assert float_weight(layer).tolist()[0] == [0.5, -0.25, 0.0]
 
 
 def test_prepare_takes_the_choice_by_name_and_a_bare_layer():
     prepared = prepare(small_network(), float_layers=["3"], quantize_activations=False)
-    kinds = {name: type(module) for name, module in prepared.named_modules()}
-    assert (kinds["0"], kinds["3"], kinds["9"], kinds["2"]) == (TruncConv2d, nn.Conv2d, TruncLinear, nn.ReLU)
-    assert isinstance(prepare(nn.Conv1d(2, 2, 1), float_layers=[]), TruncConv1d)
+    assert [*quantized_weights(prepared)] == ["0.weight", "7.weight", "9.weight"]
+    assert type(prepared[2]) is nn.ReLU
+    assert [*quantized_weights(prepare(nn.Conv1d(2, 2, 1), float_layers=[]))] == ["weight"]
     with pytest.raises(UsageError, match=r"float_layers names \['nope'\]"):
         prepare(small_network(), float_layers=["nope"])
     with pytest.raises(UsageError, match=r"nothing is left to quantise of the layers \['0', '1'\]"):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import randomize_
+from networks import float_weight, randomize_
 from onnx import numpy_helper
 from torch import nn
 
@@ -19,7 +19,7 @@ from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.file import coded_weights, read_metadata, read_onnx
 from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.errors import ConversionError, InputError
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, normalize
 from tqexport.verification.runtimes import run_onnx
 
@@ -30,18 +30,18 @@ def files(digits) -> dict[int, bytes]:
 
 
 def test_every_quantised_layer_is_uint8_codes_and_a_bitshift(digits, files):
-    layers = quantized_layers(digits.module)
+    weights = quantized_weights(digits.module)
     for bits, content in files.items():
         model = onnx.load_from_string(content)
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         shifts = [node for node in model.graph.node if node.op_type == "BitShift"]
-        assert len(shifts) == len(layers) == 8
-        for name, layer in layers.items():
-            codes = direct_codes(normalize(layer.weight.detach()), 8).byte().numpy()
-            assert values[f"{name}.weight.codes"].dtype == np.uint8
-            assert np.array_equal(values[f"{name}.weight.codes"], codes)
-            assert values[f"{name}.weight.shift"] == 8 - bits
-            assert values[f"{name}.weight.shift"].dtype == np.uint8
+        assert len(shifts) == len(weights) == 8
+        for name, weight in weights.items():
+            codes = direct_codes(normalize(weight.original.detach()), 8).byte().numpy()
+            assert values[f"{name}.codes"].dtype == np.uint8
+            assert np.array_equal(values[f"{name}.codes"], codes)
+            assert values[f"{name}.shift"] == 8 - bits
+            assert values[f"{name}.shift"].dtype == np.uint8
         by_input = {node.input[0]: node for node in model.graph.node}
         chain = ["BitShift", "Cast", "Mul", "Add"]
         for node in shifts:
@@ -132,7 +132,7 @@ def test_any_module_that_torch_can_capture(scheme, activation_bits):
             expected = reference(x).numpy()
         run = run_onnx(content, x.numpy())
         assert np.abs(run.outputs - expected).max() <= 1e-5 * np.abs(expected).max()
-        codes = direct_codes(normalize(network.twice.weight.detach()), bits, scheme.quantizer).byte().numpy()
+        codes = direct_codes(normalize(float_weight(network.twice).detach()), bits, scheme.quantizer).byte().numpy()
         assert len(run.codes["twice.weight"]) >= 1
         assert all(np.array_equal(place, codes) for place in run.codes["twice.weight"])
 

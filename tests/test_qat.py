@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import randomize_
+from networks import float_weight, randomize_
 from onnx import numpy_helper
 from test_cli import run
 from torch import nn
@@ -31,8 +31,8 @@ from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import InputError, UsageError
 from tqexport.networks.tiny_models import resnet8
-from tqexport.training.layers import quantize_weight, quantized_layers
 from tqexport.training.qat import soft_cross_entropy, truncation_alignment
+from tqexport.training.quantizers import quantize_weight, quantized_weights
 from tqexport.truncation import FLOAT_BITS, WIDTHS, full_precision, magnitude, max_code, normalize
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_onnx
@@ -92,11 +92,11 @@ def test_an_unknown_estimator_or_quantizer_is_refused():
 def test_quantizer_and_estimator_of_a_network_already_built_can_be_chosen():
     network = resnet8(1, 3, 4)
     set_quantizer(network, Scheme("dorefa"), "scaled")
-    assert {(layer.scheme, layer.estimator) for layer in quantized_layers(network).values()} == {
+    assert {(weight.scheme, weight.quantizer.estimator) for weight in quantized_weights(network).values()} == {
         (Scheme("dorefa"), "scaled")
     }
     set_quantizer(network, estimator="identity")
-    assert {layer.scheme for layer in quantized_layers(network).values()} == {Scheme("dorefa")}
+    assert {weight.scheme for weight in quantized_weights(network).values()} == {Scheme("dorefa")}
 
 
 def test_distillation_mixes_the_two_losses_and_leaves_the_teacher_alone():
@@ -168,11 +168,11 @@ def test_options_out_of_range_are_refused(options):
 @pytest.mark.parametrize("widths", [(2, 8), (1, 2, 4), (3, FLOAT_BITS)])
 def test_alignment_reaches_the_weights_and_falls_when_followed(widths, estimator):
     network = prepare(float_network(), widths, estimator=estimator)
-    (layer,) = quantized_layers(network).values()
-    optimizer = torch.optim.SGD([layer.weight], lr=0.5)
+    (weight,) = quantized_weights(network).values()
+    optimizer = torch.optim.SGD([weight.original], lr=0.5)
     before = truncation_alignment(network, widths)
     before.backward()
-    assert int((layer.weight.grad != 0).sum()) > layer.weight.numel() // 2
+    assert int((weight.original.grad != 0).sum()) > weight.original.numel() // 2
     for _ in range(200):
         optimizer.zero_grad()
         truncation_alignment(network, widths).backward()
@@ -182,20 +182,21 @@ def test_alignment_reaches_the_weights_and_falls_when_followed(widths, estimator
 
 def test_alignment_is_the_distance_it_says():
     layer = TruncLinear(3, 1, bias=False)
+    original = float_weight(layer)
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[1.0, -1.0, 0.0]]))
+        original.copy_(torch.tensor([[1.0, -1.0, 0.0]]))
     weights = {}
     for bits in (1, 8):
         with at_width(layer, bits):
-            weights[bits] = layer.quantized_weight().detach()
-    size = float(layer.weight.detach().abs().mean())
+            weights[bits] = layer.weight.detach()
+    size = float(original.detach().abs().mean())
     expected = float(((weights[8] - weights[1]) / size).square().mean())
     assert expected > 0.3
     assert float(truncation_alignment(layer, (8, 1)).detach()) == pytest.approx(expected)
     with torch.no_grad():
-        layer.weight.mul_(1e-3)
+        original.mul_(1e-3)
         smaller = float(truncation_alignment(layer, (8, 1)))
-        layer.weight.copy_(torch.tensor([[1.0, -1.0, 1.0]]))
+        original.copy_(torch.tensor([[1.0, -1.0, 1.0]]))
     assert smaller == pytest.approx(expected, rel=0.05)  # whatever the size of the weights
     assert float(truncation_alignment(layer, (8, 1)).detach()) == pytest.approx(0, abs=1e-12)
     with pytest.raises(UsageError, match="8 bits is the only one"):
@@ -209,7 +210,7 @@ def test_a_float_checkpoint_goes_into_a_prepared_network():
     misfits = load_float_weights(network, {f"module.{key}": value for key, value in trained.state_dict().items()})
     assert not misfits
     assert str(misfits) == "everything fits"
-    assert torch.equal(network[3].weight, trained[3].weight)
+    assert torch.equal(float_weight(network[3]), trained[3].weight)
     for bits in ("2", "8"):
         for key, value in trained[1].state_dict().items():
             assert torch.equal(network[1].bn_dict[bits].state_dict()[key], value), key
@@ -228,7 +229,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_half_loaded():
     misfits = load_float_weights(network, state, strict=False)
     assert (misfits.missing, misfits.unexpected) == (("3.bias",), ("extra.weight",))
     assert misfits.mismatched == ("6.weight", "6.bias")
-    assert torch.equal(network[3].weight, other[3].weight)
+    assert torch.equal(float_weight(network[3]), other[3].weight)
     assert torch.equal(network[6].weight, before["6.weight"])
     for nothing in ({}, {"conv.weight": torch.zeros(1)}):
         with pytest.raises(InputError, match=r"does not fit the network: missing 0\.weight"):
@@ -275,18 +276,18 @@ def power_of_two_folder(tmp_path_factory):
 
 
 def test_power_of_two_scales_are_in_the_files_and_verified(power_of_two_folder):
-    layers = quantized_layers(load_checkpoint(power_of_two_folder / "ckpt.pt").module)
+    weights = quantized_weights(load_checkpoint(power_of_two_folder / "ckpt.pt").module)
     out = power_of_two_folder / "tqexport-out"
     assert json.loads((out / "tqexport.json").read_text())["power_of_two_scale"] is True
     for bits in (1, 4, 8):
         model = onnx.load(out / f"ckpt-w{bits}.onnx")
         assert {entry.key: entry.value for entry in model.metadata_props}["tqexport.power_of_two_scale"] == "true"
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        for name, layer in layers.items():
-            exponent = np.log2(-values[f"{name}.weight.offset"])
+        for name, weight in weights.items():
+            exponent = np.log2(-values[f"{name}.offset"])
             assert exponent == np.round(exponent)
-            assert abs(exponent - np.log2(float(layer.weight.detach().abs().mean()))) <= 0.5
-            assert values[f"{name}.weight.scale"] == np.float32(2.0 ** (exponent + 1) / max_code(bits))
+            assert abs(exponent - np.log2(float(weight.original.detach().abs().mean()))) <= 0.5
+            assert values[f"{name}.scale"] == np.float32(2.0 ** (exponent + 1) / max_code(bits))
         flat = FlatModel((out / f"ckpt-w{bits}.tflite").read_bytes())
         assert json.loads(flat.metadata("tqexport"))["power_of_two_scale"] is True
     verified = run("verify", "--json", cwd=power_of_two_folder)

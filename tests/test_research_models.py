@@ -14,7 +14,8 @@ from tqexport import CheckpointInfo, TruncModel
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.errors import InputError, UsageError
 from tqexport.networks.research_models import RESEARCH_ARCHITECTURES, recognize, resnet20q
-from tqexport.training.layers import ActivationQuantizer, Clamp, at_width, quantized_layers
+from tqexport.training.quantizers import ActivationQuantizer, Clamp, quantized_weights
+from tqexport.training.widths import at_width
 from tqexport.truncation import max_code
 
 FAMILY = [1, 2, 4, 8, 32]
@@ -222,7 +223,8 @@ BLOCKS = [f"layers.{block}.conv{conv}" for block in range(9) for conv in (0, 1)]
     ],
 )
 def test_exactly_the_described_convolutions_are_quantised(architecture, arguments, expected):
-    assert sorted(quantized_layers(build(architecture, arguments))) == sorted(expected)
+    weights = quantized_weights(build(architecture, arguments))
+    assert sorted(weights) == sorted(f"{layer}.weight" for layer in expected)
 
 
 def trace(network, sample):
@@ -235,7 +237,8 @@ def trace(network, sample):
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name]
+    modules = {name: module for name, module in network.named_modules() if name and "parametrizations" not in name}
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     with torch.no_grad():
         network(sample)
     for handle in handles:

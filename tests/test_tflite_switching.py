@@ -21,7 +21,7 @@ from tqexport.backends.tflite.runtime_file import convert_to_switchable_tflite
 from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import InputError, UsageError
 from tqexport.runtime import SwitchableModel
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, normalize
 from tqexport.verification.parity import compare
 from tqexport.verification.runtimes import run_tflite
@@ -47,8 +47,8 @@ def test_a_signature_per_width_over_one_copy_of_the_codes(digits, switchable):
     signatures = open_interpreter(switchable).get_signature_list()
     assert signatures == {f"w{bits}": {"inputs": ["input"], "outputs": ["output"]} for bits in WIDTHS}
     stored = buffers(switchable)
-    for layer in quantized_layers(digits.module).values():
-        codes = direct_codes(normalize(layer.weight.detach()), 8).byte().numpy()
+    for weight in quantized_weights(digits.module).values():
+        codes = direct_codes(normalize(weight.original.detach()), 8).byte().numpy()
         assert stored.count(codes.transpose(0, 2, 3, 1).tobytes()) == 1
     model = unpack(switchable)[0]
     used = [{t.buffer for t in graph.tensors if t.name.endswith(b".weight.codes")} for graph in model.subgraphs]
@@ -142,7 +142,7 @@ def convert(network, shape, widths, scheme=Scheme(), activation_bits=(), kernel=
 
 def assert_right(model, content, fixed_files):
     x = np.random.default_rng(0).random((4, *model.info.input_shape), np.float32)
-    shapes = {f"{name}.weight": layer.weight.shape for name, layer in quantized_layers(model.module).items()}
+    shapes = {name: weight.original.shape for name, weight in quantized_weights(model.module).items()}
     for bits, direct in fixed_files.items():
         run = run_tflite(content, x, bits)
         codes = {name: [place.reshape(shapes[name]) for place in places] for name, places in run.codes.items()}

@@ -10,7 +10,7 @@ from torch import nn
 
 from tqexport import prepare
 from tqexport.networks.tiny_models import autoencoder, ds_cnn, mobilenet, resnet8
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import quantized_weights
 
 # Published input shapes, and the sizes of the published int8 files.
 TINY = {
@@ -29,13 +29,16 @@ def test_mlperf_tiny_networks(factory):
         assert network(torch.rand(2, *shape)).shape == (2, outputs)
     model, files = convert(network, shape)
     assert_parity(model, files, samples=2)
-    codes = sum(layer.weight.numel() for layer in quantized_layers(network).values())
+    codes = sum(weight.original.numel() for weight in quantized_weights(network).values())
     for bits, content in files.items():
         assert codes < len(content) < 1.1 * published, bits
 
 
 def test_first_and_last_layer_stay_float_unless_asked():
-    assert set(quantized_layers(ds_cnn(quantize_all=True))) - set(quantized_layers(ds_cnn())) == {"0.0", "5.2"}
+    assert set(quantized_weights(ds_cnn(quantize_all=True))) - set(quantized_weights(ds_cnn())) == {
+        "0.0.weight",
+        "5.2.weight",
+    }
 
 
 class Between(nn.Module):

@@ -10,17 +10,16 @@ if TYPE_CHECKING:
     from tqexport.checkpoints.options import ReadOptions
     from tqexport.model import CheckpointInfo, Normalization, TruncModel
     from tqexport.training.layers import (
-        ActivationQuantizer,
         SwitchableBatchNorm1d,
         SwitchableBatchNorm2d,
         TruncConv1d,
         TruncConv2d,
         TruncLinear,
-        at_width,
-        set_quantizer,
     )
     from tqexport.training.preparation import prepare
     from tqexport.training.qat import calibrate_batch_norms, joint_backward, load_float_weights
+    from tqexport.training.quantizers import ActivationQuantizer, set_quantizer
+    from tqexport.training.widths import at_width
     from tqexport.truncation import Scheme
 
 __all__ = [
@@ -46,6 +45,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "ActivationQuantizer": "training.quantizers",
+    "at_width": "training.widths",
+    "set_quantizer": "training.quantizers",
     "CheckpointInfo": "model",
     "Normalization": "model",
     "ReadOptions": "checkpoints.options",

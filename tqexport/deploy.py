@@ -7,28 +7,17 @@ width. So one capture serves every width: another width is another set of buffer
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from tqexport.errors import InputError
 from tqexport.model import TruncModel
-from tqexport.training.layers import (
-    ActivationQuantizer,
-    TruncConv1d,
-    TruncConv2d,
-    TruncLayer,
-    TruncLinear,
-    quantized_layers,
-    switchable_batch_norms,
-)
-from tqexport.truncation import FLOAT_BITS, Scheme, max_code, store
+from tqexport.training.layers import switchable_batch_norms
+from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
+from tqexport.truncation import FLOAT_BITS, StoredWeight, max_code, store
 
-__all__ = ["CODES_SUFFIX", "deploy"]
-
-CODES_SUFFIX = ".weight.codes"  # layers.0.conv0.weight.codes: how files name the codes of a layer
+__all__ = ["StoredParameter", "deploy", "deployed_values", "quantizer_values", "stored_weights"]
 
 
 # Custom operators, so that export sees one node where it would otherwise see an emulation of it.
@@ -52,38 +41,24 @@ def _like_first(first: Tensor, second: Tensor) -> Tensor:  # noqa: ARG001 - the 
     return torch.empty_like(first)
 
 
-class StoredWeight(nn.Module):
-    """``scale * (codes >> shift) + offset``."""
+class StoredParameter(nn.Module):
+    """The parametrization of a deployed parameter: ``scale * (codes >> shift) + offset``, whatever it is given."""
 
     codes: Tensor
     shift: Tensor
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, layer: TruncLayer, bits: int, scheme: Scheme) -> None:
+    def __init__(self, stored: StoredWeight) -> None:
         super().__init__()
-        stored = store(layer.weight.detach(), bits, scheme)
         self.register_buffer("codes", stored.codes)
         self.register_buffer("shift", torch.tensor(stored.shift, dtype=torch.uint8))
         self.register_buffer("scale", torch.tensor(stored.affine.scale, dtype=torch.float32))
         self.register_buffer("offset", torch.tensor(stored.affine.offset, dtype=torch.float32))
 
-    def forward(self) -> Tensor:
+    def forward(self, _original: Tensor) -> Tensor:
         shifted: Tensor = truncate_op(self.codes, self.shift)
         return shifted.float() * self.scale + self.offset
-
-
-class StoredLayer(nn.Module):
-    """A Conv or Linear layer over a :class:`StoredWeight`."""
-
-    def __init__(self, layer: TruncLayer, bits: int) -> None:
-        super().__init__()
-        self.weight = StoredWeight(layer, bits, layer.scheme)
-        self.bias = layer.bias
-        self.operation = _operation(layer)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.operation(input, self.weight(), self.bias)
 
 
 class StoredActivation(nn.Module):
@@ -100,6 +75,21 @@ class StoredActivation(nn.Module):
         return result
 
 
+def stored_weights(model: TruncModel, bits: int) -> dict[str, StoredWeight]:
+    """The stored form of every quantised weight at one width, by name (``layers.0.conv0.weight``).
+
+    Raises:
+        InputError: Bias correction is undefined for a layer; it is named.
+    """
+    stored: dict[str, StoredWeight] = {}
+    for name, weight in quantized_weights(model.module).items():
+        try:
+            stored[name] = store(weight.original.detach(), bits, weight.scheme)
+        except InputError as error:
+            raise InputError(f"layer {weight.layer}: {error}") from error
+    return stored
+
+
 def deploy(model: TruncModel, bits: int) -> nn.Module:
     """Copy a reference network into its deployed form at one width.
 
@@ -108,20 +98,21 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
         bits: The width.
 
     Returns:
-        A network in evaluation mode without one float copy of a quantised weight. Its state dict has the same keys
-        and shapes at every width that shares an activation kind (quantised, or ReLU at 32 bits).
+        A network in evaluation mode without one float copy of a quantised weight. Its values
+        (:func:`deployed_values`) have the same names and shapes at every width that shares an activation kind
+        (quantised, or ReLU at 32 bits).
 
     Raises:
-        InputError: The checkpoint lacks the width, or a layer pads in a way that has no ONNX form.
+        InputError: The checkpoint lacks the width, or a layer cannot be deployed.
     """
     model.check_width(bits)
     with model.at_width(bits) as reference:
-        replaced: dict[int, nn.Module] = {}
-        for name, layer in quantized_layers(reference).items():
-            try:
-                replaced[id(layer)] = StoredLayer(layer, bits)
-            except InputError as error:
-                raise InputError(f"layer {name}: {error}") from error
+        replaced: dict[int, object] = {}
+        stored = stored_weights(model, bits)
+        for name, weight in quantized_weights(reference).items():
+            _check_padding(weight)
+            replaced[id(weight.quantizer)] = StoredParameter(stored[name])
+            replaced[id(weight.original)] = nn.Parameter(torch.empty(0), requires_grad=False)
         for norm in switchable_batch_norms(reference).values():
             replaced[id(norm)] = copy.deepcopy(norm.current)
         for module in reference.modules():
@@ -132,12 +123,23 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
     return copied.eval()
 
 
-def _operation(layer: TruncLayer) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    if isinstance(layer, TruncLinear):
-        return nn.functional.linear
-    if layer.padding_mode != "zeros":
-        raise InputError(f"padding mode {layer.padding_mode!r} is not supported; use zeros")
-    function = {TruncConv1d: nn.functional.conv1d, TruncConv2d: nn.functional.conv2d}[type(layer)]
-    return functools.partial(
-        function, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
-    )
+def deployed_values(deployed: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a deployed network by the names that files give them (``conv.weight.codes``)."""
+    # What is empty is the place of a float weight that is not there.
+    return {plain_name(name): value for name, value in deployed.state_dict().items() if value.numel()}
+
+
+def quantizer_values(deployed: nn.Module) -> list[str]:
+    """Names of the values that belong to the quantisers of a deployed network, in definition order."""
+    quantizers = [
+        name for name, module in deployed.named_modules() if isinstance(module, (StoredParameter, StoredActivation))
+    ]
+    prefixes = tuple(f"{plain_name(name)}.".removeprefix(".") for name in quantizers)
+    return [name for name in deployed_values(deployed) if name.startswith(prefixes)]
+
+
+def _check_padding(weight: QuantizedWeight) -> None:
+    """Refuse padding that would put something between the codes' layer and its input."""
+    mode = getattr(weight.module, "padding_mode", "zeros")
+    if mode != "zeros":
+        raise InputError(f"layer {weight.layer}: padding mode {mode!r} is not supported; use zeros")

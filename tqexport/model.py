@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from tqexport.checkpoints.options import BatchNormKey
 from tqexport.errors import InputError
-from tqexport.training.layers import at_width
 from tqexport.truncation import Scheme
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["CheckpointInfo", "Normalization", "TruncModel"]
 
@@ -91,6 +91,8 @@ class TruncModel:
     @contextmanager
     def at_width(self, bits: int) -> Iterator[nn.Module]:
         """The reference network set to ``bits`` bits, with the activation width that belongs to it."""
+        from tqexport.training.widths import at_width
+
         self.check_width(bits)
         widths = (bits, self.info.activation_width(bits), self.info.batch_norm_width(bits))
         with at_width(self.module, *widths) as module:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.deploy import deploy
+from tqexport.deploy import StoredParameter, deploy
 from tqexport.errors import HostError, InputError, UsageError
 from tqexport.files import atomic_path
 from tqexport.model import TruncModel
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import QuantizedWeight, quantized_weights
 from tqexport.truncation import STORED_BITS, Affine, Scheme, StoredWeight, affine, direct_codes, normalize, truncate
 
 __all__ = ["AccuracyGap", "Gap", "WeightGap", "WidthGap", "check_plot", "deploy_truncated", "measure_gap", "plot_gap"]
@@ -144,15 +144,10 @@ def deploy_truncated(model: TruncModel, bits: int) -> nn.Module:
         InputError: The checkpoint lacks the width, or bias correction is undefined for a layer.
     """
     deployed = deploy(model, bits)
-    for name, layer in quantized_layers(model.module).items():
-        stored = _truncated(name, layer.weight.detach(), bits, layer.scheme)
-        values = {
-            "codes": stored.codes,
-            "shift": torch.tensor(stored.shift, dtype=torch.uint8),
-            "scale": torch.tensor(stored.affine.scale, dtype=torch.float32),
-            "offset": torch.tensor(stored.affine.offset, dtype=torch.float32),
-        }
-        deployed.get_submodule(f"{name}.weight".removeprefix(".")).load_state_dict(values)
+    for weight in quantized_weights(model.module).values():
+        truncated = StoredParameter(_truncated(weight, bits, weight.scheme))
+        place = f"{weight.module_name}.parametrizations.{weight.parameter}.0".removeprefix(".")
+        deployed.get_submodule(place).load_state_dict(truncated.state_dict())
     return deployed
 
 
@@ -220,34 +215,34 @@ def check_plot(path: Path) -> None:
         raise HostError("plots need matplotlib; install it with pip install 'tqexport[report]'") from error
 
 
-def _truncated(name: str, weight: Tensor, bits: int, scheme: Scheme) -> StoredWeight:
-    """One layer as its 8-bit codes and a shift, by whichever quantiser."""
-    codes = direct_codes(normalize(weight), STORED_BITS, scheme.quantizer).byte()
-    return StoredWeight(codes, STORED_BITS - bits, _affine(name, weight, truncate(codes, bits), bits, scheme))
+def _truncated(weight: QuantizedWeight, bits: int, scheme: Scheme) -> StoredWeight:
+    """One weight as its 8-bit codes and a shift, by whichever quantiser."""
+    codes = direct_codes(normalize(weight.original.detach()), STORED_BITS, scheme.quantizer).byte()
+    return StoredWeight(codes, STORED_BITS - bits, _affine(weight, truncate(codes, bits), bits, scheme))
 
 
-def _affine(name: str, weight: Tensor, codes: Tensor, bits: int, scheme: Scheme) -> Affine:
+def _affine(weight: QuantizedWeight, codes: Tensor, bits: int, scheme: Scheme) -> Affine:
+    """Scale and offset of a weight whose codes are known."""
     try:
-        return affine(weight, codes, bits, scheme)
+        return affine(weight.original.detach(), codes, bits, scheme)
     except InputError as error:
-        raise InputError(f"layer {name}: {error}") from error
+        raise InputError(f"layer {weight.layer}: {error}") from error
 
 
 def _weight_gaps(model: TruncModel, bits: int, scheme: Scheme) -> tuple[dict[str, WeightGap], WeightGap]:
     """Each layer's gap, and that of all together."""
     layers: dict[str, WeightGap] = {}
     differences, sizes = 0.0, 0.0
-    for name, layer in quantized_layers(model.module).items():
-        weight = layer.weight.detach()
-        direct = direct_codes(normalize(weight), bits, scheme.quantizer).byte()
-        stored = _truncated(name, weight, bits, scheme)
+    for weight in quantized_weights(model.module).values():
+        direct = direct_codes(normalize(weight.original.detach()), bits, scheme.quantizer).byte()
+        stored = _truncated(weight, bits, scheme)
         shifted = stored.codes >> stored.shift
-        coded = _affine(name, weight, direct, bits, scheme)
+        coded = _affine(weight, direct, bits, scheme)
         quantized = direct.double() * coded.scale + coded.offset
         truncated = shifted.double() * stored.affine.scale + stored.affine.offset
         difference, size = float((truncated - quantized).square().sum()), float(quantized.square().sum())
         changed = int((shifted != direct).sum())
-        layers[name] = WeightGap(weight.numel(), changed, (difference / size) ** 0.5)
+        layers[weight.layer] = WeightGap(direct.numel(), changed, (difference / size) ** 0.5)
         differences, sizes = differences + difference, sizes + size
     total = WeightGap(
         sum(gap.weights for gap in layers.values()),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tqexport.layer_kinds import kind_of
 from tqexport.model import TruncModel
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import QuantizedWeight, quantized_weights
 from tqexport.truncation import STORED_BITS, Scheme, direct_codes, magnitude, normalize, truncate
 
 __all__ = ["Inspection", "LayerReport", "StorageReport", "inspect_model"]
@@ -16,11 +17,11 @@ __all__ = ["Inspection", "LayerReport", "StorageReport", "inspect_model"]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One weighted layer.
+    """One weight of a layer.
 
     Attributes:
-        name: Module name.
-        kind: Class of the layer without ``Trunc``, e.g. ``Conv2d``.
+        name: Name of the layer, with the parameter where that is not ``weight``.
+        kind: Class of the layer in ``torch.nn``, e.g. ``Conv2d``.
         shape: Shape of its weight.
         quantized: Whether it is stored as codes.
         magnitude: ``E = mean|w|``, rounded to a power of two where the quantised layers are.
@@ -60,10 +61,10 @@ class StorageReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """See the attributes.
+    """What looking into a network found.
 
     Attributes:
-        layers: Every convolution and linear layer, in definition order.
+        layers: The weights of every layer of a kind that can be quantised, in definition order.
         storage: What it costs to store.
         changed: By width: the share of codes that differ between quantising the float weights directly to that width
             and shifting the 8-bit codes, over all layers. 0 means that the codes can be truncated.
@@ -85,19 +86,24 @@ def inspect_model(model: TruncModel) -> Inspection:
     Args:
         model: A loaded checkpoint.
     """
-    quantized = quantized_layers(model.module)
+    quantized = quantized_weights(model.module)
     layers = tuple(
-        LayerReport(
-            name,
-            type(module).__name__.removeprefix("Trunc"),
-            tuple(module.weight.shape),
-            name in quantized,
-            float(magnitude(module.weight, model.info.scheme if name in quantized else Scheme())),
-        )
+        _report(name, kind.name, parameter, module, quantized)
         for name, module in model.module.named_modules()
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        if (kind := kind_of(module))
+        for parameter in kind.parameters
     )
     return Inspection(layers, _storage(model, layers), _changed_codes(model))
+
+
+def _report(
+    module_name: str, kind: str, parameter: str, module: nn.Module, quantized: Mapping[str, QuantizedWeight]
+) -> LayerReport:
+    weight = quantized.get(f"{module_name}.{parameter}".removeprefix("."))
+    value = weight.original if weight else getattr(module, parameter)
+    name = module_name if parameter == "weight" else f"{module_name}.{parameter}"
+    size = float(magnitude(value, weight.scheme if weight else Scheme()))
+    return LayerReport(name, kind, tuple(value.shape), weight is not None, size)
 
 
 def _storage(model: TruncModel, layers: tuple[LayerReport, ...]) -> StorageReport:
@@ -128,8 +134,8 @@ def _changed_codes(model: TruncModel) -> dict[int, float]:
     changed = dict.fromkeys(model.info.widths, 0)
     total = 0
     quantizer = model.info.scheme.quantizer
-    for layer in quantized_layers(model.module).values():
-        x = normalize(layer.weight.detach())
+    for weight in quantized_weights(model.module).values():
+        x = normalize(weight.original.detach())
         stored = direct_codes(x, STORED_BITS, quantizer).byte()
         total += x.numel()
         for bits in changed:

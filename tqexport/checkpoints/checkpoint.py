@@ -17,7 +17,8 @@ from tqexport.errors import InputError, TqExportError, UsageError
 from tqexport.files import atomic_path, sha256_of
 from tqexport.model import CheckpointInfo, Normalization, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
-from tqexport.training.layers import quantized_layers, switchable_batch_norms
+from tqexport.training.layers import switchable_batch_norms
+from tqexport.training.quantizers import quantized_weights, set_quantizer
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme, check_weight
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -37,9 +38,11 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
     Raises:
         UsageError: A layer was trained with another quantiser than ``info`` says.
     """
-    for name, layer in quantized_layers(module).items():
-        if layer.scheme != info.scheme:
-            raise UsageError(f"layer {name} was trained with {layer.scheme}, the description says {info.scheme}")
+    for weight in quantized_weights(module).values():
+        if weight.scheme != info.scheme:
+            raise UsageError(
+                f"layer {weight.layer} was trained with {weight.scheme}, the description says {info.scheme}"
+            )
     described = {**asdict(info), "arguments": dict(info.arguments)}
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **described, "state_dict": module.state_dict()}
     with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
@@ -70,8 +73,7 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
         )
     module = _build(path, info)
     _load_state(path, module, state_dict)
-    for layer in quantized_layers(module).values():
-        layer.scheme = info.scheme
+    set_quantizer(module, info.scheme)
     _check(path, module, info)
     return TruncModel(module.eval(), info, sha256_of(path), assumed)
 
@@ -158,12 +160,12 @@ def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor])
 
 
 def _check(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
-    layers = quantized_layers(module)
-    if not layers:
+    weights = quantized_weights(module)
+    if not weights:
         raise InputError(f"{path}: {info.architecture} has no quantised layer; pass it through tqexport.prepare")
-    for name, layer in layers.items():
+    for weight in weights.values():
         try:
-            check_weight(name, layer.weight)
+            check_weight(weight.layer, weight.original)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
     for key, value in module.state_dict().items():

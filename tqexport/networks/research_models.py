@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tqexport.checkpoints.recognition import recognize
 from tqexport.errors import UsageError
-from tqexport.training.layers import ActivationQuantizer, Clamp, SwitchableBatchNorm2d, TruncConv2d
+from tqexport.training.layers import SwitchableBatchNorm2d, TruncConv2d
+from tqexport.training.quantizers import ActivationQuantizer, Clamp
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = [

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.errors import InputError, UsageError
-from tqexport.training.layers import at_width, quantized_layers, switchable_batch_norms
+from tqexport.training.layers import switchable_batch_norms
+from tqexport.training.quantizers import quantized_weights
+from tqexport.training.widths import at_width
 
 __all__ = [
     "Misfits",
@@ -118,13 +120,13 @@ def truncation_alignment(model: nn.Module, widths: Sequence[int]) -> Tensor:
     if not lower:
         raise UsageError(f"alignment is between widths, and {top} bits is the only one")
     distances = []
-    for layer in quantized_layers(model).values():
-        with at_width(layer, top):
-            highest = layer.quantized_weight()
+    for weight in quantized_weights(model).values():
+        with at_width(weight.quantizer, top):
+            highest = weight.quantized()
         for bits in lower:
-            with at_width(layer, bits), torch.no_grad():
-                target = layer.quantized_weight()
-            distances.append((highest - target).square().mean() / layer.weight.detach().abs().mean().square())
+            with at_width(weight.quantizer, bits), torch.no_grad():
+                target = weight.quantized()
+            distances.append((highest - target).square().mean() / weight.original.detach().abs().mean().square())
     return torch.stack(distances).mean()
 
 

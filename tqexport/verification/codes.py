@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tqexport.backends.tflite.codes import integer_codes
 from tqexport.model import TruncModel
-from tqexport.training.layers import quantized_layers
+from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, max_code, normalize
 from tqexport.verification.runtimes import RuntimeRun
 
@@ -19,10 +19,10 @@ Codes = npt.NDArray[np.uint8]
 
 
 def expected_codes(model: TruncModel, bits: int) -> dict[str, Codes]:
-    """The codes of each quantised layer, quantised from the float weights directly; uint8, the shape of the weight."""
+    """The codes of each quantised weight by name, from the float weights directly; uint8, the shape of the weight."""
     return {
-        name: direct_codes(normalize(layer.weight.detach()), bits, layer.scheme.quantizer).byte().numpy()
-        for name, layer in quantized_layers(model.module).items()
+        name: direct_codes(normalize(weight.original.detach()), bits, weight.scheme.quantizer).byte().numpy()
+        for name, weight in quantized_weights(model.module).items()
     }
 
 
@@ -40,20 +40,21 @@ def compare_codes(model: TruncModel, bits: int, run: RuntimeRun, problems: dict[
     """
     total = wrong = 0
     for name, expected in expected_codes(model, bits).items():
-        places = run.codes.get(f"{name}.weight", [])
+        layer = name.removesuffix(".weight")
+        places = run.codes.get(name, [])
         if not places:
-            problems[name] = f"layer {name} has no codes in the file"
+            problems[layer] = f"layer {layer} has no codes in the file"
         for found in places:
             total += expected.size
             pair = _aligned(expected, found, bits)
             if pair is None:
                 wrong += expected.size
-                problems[name] = f"layer {name}: the codes have shape {found.shape}, not {expected.shape}"
+                problems[layer] = f"layer {layer}: the codes have shape {found.shape}, not {expected.shape}"
             elif (differs := pair[0] != pair[1]).any():
                 wrong += int(differs.sum())
                 index = tuple(int(i) for i in np.argwhere(differs)[0])
-                problems[name] = (
-                    f"layer {name}: {int(differs.sum())} of {expected.size} codes differ, first at {index}: "
+                problems[layer] = (
+                    f"layer {layer}: {int(differs.sum())} of {expected.size} codes differ, first at {index}: "
                     f"{pair[1][index]} where PyTorch has {pair[0][index]}"
                 )
     return total, wrong

@@ -30,8 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.artifacts.manifest import Kernel
+from tqexport.layer_kinds import kind_of
 from tqexport.model import TruncModel
-from tqexport.training.layers import ActivationQuantizer, _SwitchableBatchNorm
+from tqexport.training.layers import SwitchableBatchNorm
+from tqexport.training.quantizers import ActivationQuantizer
 from tqexport.truncation import FLOAT_BITS, max_code
 from tqexport.verification.codes import compare_codes
 from tqexport.verification.rounding import RoundingErrors
@@ -407,8 +409,8 @@ class _Candidates:
 
 def _is_layer(name: str, module: nn.Module) -> bool:
     """Whether the output of a module is compared; a BatchNorm of one width is part of that of all."""
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, _SwitchableBatchNorm)
-    return isinstance(module, (*kinds, ActivationQuantizer)) and ".bn_dict." not in f".{name}"
+    others = (nn.modules.batchnorm._BatchNorm, SwitchableBatchNorm, ActivationQuantizer)
+    return (kind_of(module) is not None or isinstance(module, others)) and ".bn_dict." not in f".{name}"
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import ast
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,10 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
-from tqexport.deploy import deploy
+from tqexport.deploy import deploy, deployed_values, quantizer_values
 from tqexport.errors import ConversionError
 from tqexport.model import CheckpointInfo, TruncModel
+from tqexport.training.quantizers import plain_name
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = ["OPSET", "Template", "capture", "export_onnx", "render"]
@@ -112,7 +113,8 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
             f"the network has {len(graph_model.graph.outputs)} outputs, of which no more than one can be verified; "
             "wrap it in a module that returns one"
         )
-    named = set(deployed.state_dict())
+    named = set(deployed_values(deployed))
+    _put_initializers_in_order(graph_model.graph, quantizer_values(deployed))
     _simplify(graph_model, named)
     _name_after_modules(graph_model, named)
     passes.ClearMetadataAndDocStringPass()(graph_model)
@@ -136,7 +138,7 @@ def render(template: Template, deployed: nn.Module, metadata_props: Mapping[str,
     Returns:
         The serialised, checked ONNX model.
     """
-    values = deployed.state_dict()
+    values = deployed_values(deployed)
     for name, initializer in template.graph_model.graph.initializers.items():
         if name in values:
             initializer.const_value = ir.Tensor(values[name].detach().contiguous().numpy(), name=name)
@@ -225,6 +227,17 @@ def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
+def _put_initializers_in_order(graph: ir.Graph, of_quantizers: Sequence[str]) -> None:
+    """Name initializers as checkpoints do; float parameters come first, then the quantisers' values by definition."""
+    initializers = list(graph.initializers.values())
+    graph.initializers.clear()
+    for initializer in initializers:
+        initializer.name = plain_name(str(initializer.name))
+    place = {name: position for position, name in enumerate(of_quantizers)}
+    for initializer in sorted(initializers, key=lambda initializer: place.get(str(initializer.name), -1)):
+        graph.initializers.add(initializer)
+
+
 def _name_after_modules(model: ir.Model, named: set[str]) -> None:
     """Name each module's last value after the module, and what is inside it ``module/operator``."""
     used: dict[str, int] = {}
@@ -232,7 +245,7 @@ def _name_after_modules(model: ir.Model, named: set[str]) -> None:
     fixed = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-        module = scopes[-2] if len(scopes) > 1 else ""
+        module = plain_name(scopes[-2]) if len(scopes) > 1 else ""
         stem = f"{module}/{node.op_type}" if module else node.op_type
         used[stem] = used.get(stem, 0) + 1
         node.name = stem if used[stem] == 1 else f"{stem}_{used[stem]}"
