@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tqexport import ActivationQuantizer, CheckpointInfo, TruncModel, at_width, load_checkpoint, save_checkpoint
-from tqexport.backends.tflite.session import open_interpreter
 from tqexport.networks.registry import find_factory
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights
@@ -186,7 +185,8 @@ def onnx_runner(path: Path) -> tuple[Callable[[Array], Array], Callable[[Array],
 
 def tflite_runner(path: Path) -> tuple[Callable[[Array], Array], Callable[[Array], Run]]:
     """The same for LiteRT. Inputs are channels first here too."""
-    interpreter = open_interpreter(path.read_bytes())
+    interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+    interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def prepare(x: Array) -> Run:

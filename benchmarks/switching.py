@@ -141,9 +141,9 @@ def runner(kind: str, path: Path, x: Array, bits: int | None = None) -> Run:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feeds = {session.get_inputs()[0].name: x} | ({} if bits is None else {"bits": np.array(bits, np.uint8)})
         return lambda: session.run(None, feeds)
-    from tqexport.backends.tflite.session import open_interpreter
 
-    interpreter = open_interpreter(path.read_bytes())
+    interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+    interpreter.allocate_tensors()
     if bits is not None:
         signature = interpreter.get_signature_runner(f"w{bits}")
         return lambda: signature(input=x)

@@ -6,8 +6,11 @@ import sys
 
 import click
 
-from . import convert, gap, inspect, onnx, tflite, truncate, verify
+from tqexport.backends import BACKENDS
+
+from . import convert, gap, inspect, truncate, verify
 from .common import run_and_exit
+from .export import export_command
 
 __all__ = ["cli", "main"]
 
@@ -30,8 +33,7 @@ def cli() -> None:
 
 
 for command in (
-    onnx.command,
-    tflite.command,
+    *map(export_command, BACKENDS.values()),
     verify.command,
     truncate.command,
     inspect.command,

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tqexport.artifacts.manifest import Artifact
 
 __all__ = [
-    "RUN_TIME_IS_TRUNCATABLE",
     "Output",
     "Widths",
     "checkpoint_options",
@@ -36,7 +35,6 @@ __all__ = [
     "widths_option",
 ]
 
-RUN_TIME_IS_TRUNCATABLE = "A file made with --bits runtime can always be truncated; leave --truncatable out."
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded

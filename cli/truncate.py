@@ -19,22 +19,21 @@ from .common import Output, Widths, output_options, widths_option
 def command(artifact: Path, widths: Widths, folder: Path | None, as_json: bool, verbose: bool) -> None:
     """Cut ARTIFACT to files of one width each.
 
-    ARTIFACT was made with --bits runtime, or with --truncatable. An ONNX file of any width gives every other; a TFLite
-    file of B bits gives those below B, because it stores no more of the codes. Needs neither the checkpoint nor
+    ARTIFACT was made with --bits runtime, or is an ONNX file made with --truncatable. Needs neither the checkpoint nor
     PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives.
     """
     output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {artifact}"):
-        from tqexport.artifacts.truncate import artifact_widths, truncate_file
+        from tqexport.artifacts.truncate import open_artifact
         from tqexport.errors import UsageError
         from tqexport.files import ensure_folder, write_bytes
 
-        held = artifact_widths(artifact)
+        held = open_artifact(artifact)
         folder = folder or artifact.parent
         ensure_folder(folder)
     written = []
     for bits in widths.resolve([bits for bits in held.widths if bits != held.own] or held.widths):
-        content = truncate_file(artifact, bits)
+        content = held.truncate(bits)
         target = folder / _name(artifact, held.own, bits)
         if target.is_file() and target.read_bytes() != content:
             raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tqexport.backends import BACKENDS
 from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
@@ -15,7 +16,7 @@ from .common import Output, Widths, checkpoint_options, output_options, widths_o
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tqexport.verification.parity import Verdict
+    from tqexport.verification.comparison import Verdict
     from tqexport.verification.run import Checked
 
 PARITY_FAILED = 1
@@ -53,7 +54,7 @@ def command(
     run-time files are to run. Exit code 1 if anything differs.
     """
     output = Output(as_json=as_json, verbose=verbose)
-    if len(sources) > 1 or any(source.suffix in (".onnx", ".tflite") for source in sources):
+    if len(sources) > 1 or any(source.suffix[1:] in BACKENDS for source in sources):
         from .verify_pair import verify_pair
 
         return verify_pair(output, sources, widths, data, samples, report, options)
@@ -67,7 +68,7 @@ def command(
             check_report(report)
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
-        project.check_files(asked)
+        list(project.artifacts(asked))  # before any slow work: is each as it was exported?
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
     checked = list(verify(project, asked, chosen))
     passed = all(check.passed for check in checked)
@@ -138,7 +139,7 @@ def _table(checked: list[Checked], columns_there: int) -> Table:
             f"{check.bits}{'*' if check.temporary else ''}",
             check.runtime.replace("onnxruntime", "ORT") if narrow else check.runtime,
             *(() if narrow else (f"{check.bytes:,}",)),
-            f"{1000 * check.latency:.2f}",
+            "-" if check.latency is None else f"{1000 * check.latency:.2f}",
             "equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
             f"{verdict.flips:,}",
             f"{error:.1e}" + ("" if narrow else f" {name}"),
@@ -166,7 +167,7 @@ def _document(check: Checked) -> dict[str, Any]:
         "runtime": check.runtime,
         "temporary": check.temporary,
         "bytes": check.bytes,
-        "latency_ms": 1000 * check.latency,
+        "latency_ms": None if check.latency is None else 1000 * check.latency,
         "passed": check.passed,
         "diverged": check.diverged,
         "problems": check.problems,

@@ -31,13 +31,14 @@ from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import Augmentation, Recipe, accuracy, train
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.analysis.gap import measure_gap
+from tqexport.backends import run_file
+from tqexport.backends.base import RuntimeRun
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.tflite.export import convert_to_tflite
+from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.errors import TqExportError
 from tqexport.networks.tiny_models import resnet8
 from tqexport.truncation import FLOAT_BITS
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import RuntimeRun, run_onnx, run_tflite
+from tqexport.verification.comparison import compare
 
 WIDTHS = (1, 2, 4, 8)
 ROUNDED = Scheme("dorefa")
@@ -147,9 +148,9 @@ def _verified(model: TruncModel, data: Data) -> dict[str, str]:
     said = {}
     try:
         files = [content for _, content in export_onnx(model, WIDTHS)]
-        said["ONNX"] = _verdict(model, [run_onnx(content, inputs) for content in files], inputs)
+        said["ONNX"] = _verdict(model, [run_file(content, inputs) for content in files], inputs)
         converted = convert_to_tflite([onnx.load_from_string(content) for content in files])
-        said["TFLite"] = _verdict(model, [run_tflite(content, inputs) for content in converted], inputs)
+        said["TFLite"] = _verdict(model, [run_file(content, inputs) for content in converted], inputs)
     except TqExportError as error:
         said["ONNX" if "ONNX" not in said else "TFLite"] = f"refused: {error}"
     return said

@@ -24,11 +24,13 @@ from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import Recipe, train
 from tqexport import CheckpointInfo, Scheme, TruncModel
 from tqexport.analysis.gap import deploy_truncated
-from tqexport.backends.onnx.export import capture, export_onnx, metadata, render
-from tqexport.backends.tflite.export import convert_to_tflite
+from tqexport.backends import run_file
+from tqexport.backends.onnx import LAYOUT
+from tqexport.backends.onnx.export import capture, export_onnx, render
+from tqexport.backends.tflite.convert import convert_to_tflite
+from tqexport.facts import facts_of_model
 from tqexport.networks.tiny_models import resnet8
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_onnx, run_tflite
+from tqexport.verification.comparison import compare
 
 WIDTHS = (1, 2, 4, 8)
 QUANTIZED, TRUNCATED, TRUNCQUANT = "quantised / quantised", "quantised / truncated", "TruncQuant / truncated"
@@ -65,7 +67,7 @@ def trained(job: Job, data: Data, scheme: Scheme) -> TruncModel:
 def truncated_onnx(model: TruncModel, bits: int) -> bytes:
     """The ONNX file that shifts a network's 8-bit codes, whatever they were trained for."""
     deployed = deploy_truncated(model, bits)
-    return render(capture(deployed, model.info.input_shape), deployed, metadata(model, bits))
+    return render(capture(deployed, model.info.input_shape), deployed, facts_of_model(model, bits, LAYOUT))
 
 
 def run(job: Job) -> list[Row]:
@@ -81,7 +83,7 @@ def run(job: Job) -> list[Row]:
     converted = convert_to_tflite([onnx.load_from_string(content) for content in files.values()])
     rows = []
     for ((way, bits), content), tflite in zip(files.items(), converted, strict=True):
-        runs = {"ONNX": run_onnx(content, inputs), "TFLite": run_tflite(tflite, inputs)}
+        runs = {"ONNX": run_file(content, inputs), "TFLite": run_file(tflite, inputs)}
         shares = {source: float((found.outputs.argmax(1) == labels).mean()) for source, found in runs.items()}
         if way == TRUNCATED:
             verified = None

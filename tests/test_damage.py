@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tqexport.backends import open_runner
 
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import open_runner
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 LAYER = "layers.1.conv1"

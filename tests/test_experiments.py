@@ -17,6 +17,8 @@ from onnx import numpy_helper
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tqexport.backends import run_file  # noqa: E402
+
 from experiments import convergence, dummy_tensor, open_questions, robustness, storage, tables  # noqa: E402
 from experiments.data import Data, digits, shifted, waves  # noqa: E402
 from experiments.networks import CodedActivation, conv1d, transformer, with_coded_activations  # noqa: E402
@@ -28,7 +30,6 @@ from tqexport.networks.research_models import resnet50q  # noqa: E402
 from tqexport.networks.tiny_models import resnet8  # noqa: E402
 from tqexport.training.quantizers import quantized_weights, set_quantizer  # noqa: E402
 from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize  # noqa: E402
-from tqexport.verification.runtimes import run_onnx  # noqa: E402
 
 
 def test_digits_are_held_out_and_differ_by_seed():
@@ -127,7 +128,7 @@ def test_the_truncated_file_really_shifts_rounded_codes(bits):
     model = TruncModel(network, CheckpointInfo("resnet8", {}, (1, 8, 8), robustness.WIDTHS, Scheme("dorefa")))
     content = robustness.truncated_onnx(model, bits)
     values = {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(content).graph.initializer}
-    codes = run_onnx(content, np.zeros((1, 1, 8, 8), np.float32)).codes
+    codes = run_file(content, np.zeros((1, 1, 8, 8), np.float32)).codes
     for name, weight in quantized_weights(network).items():
         stored = direct_codes(normalize(weight.original.detach()), 8, "dorefa").numpy().astype(np.uint8)
         assert np.array_equal(values[f"{name}.codes"], stored)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import float_weight, randomize_
 from onnx import numpy_helper
+from tqexport.backends import run_file
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
@@ -21,7 +22,6 @@ from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.errors import ConversionError, InputError
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, normalize
-from tqexport.verification.runtimes import run_onnx
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_batch_is_free(files):
     dims = onnx.load_from_string(files[8]).graph.input[0].type.tensor_type.shape.dim
     assert dims[0].dim_param == "batch"
     for samples in (1, 3):
-        assert run_onnx(files[8], np.zeros((samples, 1, 8, 8), np.float32)).outputs.shape == (samples, 10)
+        assert run_file(files[8], np.zeros((samples, 1, 8, 8), np.float32)).outputs.shape == (samples, 10)
 
 
 def test_an_ordinary_float_network_can_be_had_from_a_file(files):
@@ -97,7 +97,7 @@ def test_an_ordinary_float_network_can_be_had_from_a_file(files):
     onnx.checker.check_model(folded, full_check=True)
     assert not {"BitShift", "Cast"} & {node.op_type for node in folded.graph.node}
     x = np.random.default_rng(0).random((4, 1, 8, 8), np.float32)
-    assert np.allclose(run_onnx(folded.SerializeToString(), x).outputs, run_onnx(files[2], x).outputs, atol=1e-5)
+    assert np.allclose(run_file(folded.SerializeToString(), x).outputs, run_file(files[2], x).outputs, atol=1e-5)
 
 
 class Odd(nn.Module):
@@ -130,7 +130,7 @@ def test_any_module_that_torch_can_capture(scheme, activation_bits):
     for bits, content in export_onnx(model, (1, 3, 8)):
         with torch.no_grad(), model.at_width(bits) as reference:
             expected = reference(x).numpy()
-        run = run_onnx(content, x.numpy())
+        run = run_file(content, x.numpy())
         assert np.abs(run.outputs - expected).max() <= 1e-5 * np.abs(expected).max()
         codes = direct_codes(normalize(float_weight(network.twice).detach()), bits, scheme.quantizer).byte().numpy()
         assert len(run.codes["twice.weight"]) >= 1

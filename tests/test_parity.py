@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from tqexport.backends import open_runner, run_file
 
-from tqexport.backends.tflite.export import convert_to_tflite
+from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import open_runner, run_onnx, run_tflite
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 
@@ -61,7 +61,7 @@ def dynamic(exported_once) -> dict[int, bytes]:
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_dynamic_kernels_hold_the_trained_weights_and_round_their_input(digits, digits_samples, dynamic, bits):
-    run = run_tflite(dynamic[bits], digits_samples.inputs)
+    run = run_file(dynamic[bits], digits_samples.inputs)
     found = compare(digits, bits, run, digits_samples.inputs, digits_samples.labels, "dynamic")
     assert found.passed, found.problems
     assert found.codes == 76_288
@@ -79,7 +79,7 @@ def test_a_wrong_scale_in_front_of_dynamic_kernels_is_caught(digits, digits_samp
     codes = next(t for i, t in enumerate(flat.graph.tensors) if flat.name(i) == "layers.1.conv1.weight.codes")
     codes.quantization.scale = np.asarray(codes.quantization.scale) * np.float32(1.3)
     inputs = digits_samples.inputs[:64]
-    found = compare(digits, bits, run_tflite(flat.pack(), inputs), inputs, None, "dynamic")
+    found = compare(digits, bits, run_file(flat.pack(), inputs), inputs, None, "dynamic")
     assert not found.passed
 
 

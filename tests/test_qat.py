@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import float_weight, randomize_
 from onnx import numpy_helper
+from tqexport.backends import run_file
 from test_cli import run
 from torch import nn
 
@@ -34,8 +35,7 @@ from tqexport.networks.tiny_models import resnet8
 from tqexport.training.qat import soft_cross_entropy, truncation_alignment
 from tqexport.training.quantizers import quantize_weight, quantized_weights
 from tqexport.truncation import FLOAT_BITS, WIDTHS, full_precision, magnitude, max_code, normalize
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_onnx
+from tqexport.verification.comparison import compare
 
 SCHEMES = [Scheme(), Scheme("dorefa"), Scheme(power_of_two_scale=True)]
 POWER_OF_TWO = Scheme(power_of_two_scale=True)
@@ -307,8 +307,8 @@ def test_a_file_with_other_scales_than_the_checkpoints_is_found_out(power_of_two
     set_quantizer(model.module, Scheme())
     ((_, wrong),) = export_onnx(model, (4,))
     set_quantizer(model.module, POWER_OF_TWO)
-    assert compare(model, 4, run_onnx(right, x), x).passed
-    assert not compare(model, 4, run_onnx(wrong, x), x).passed
+    assert compare(model, 4, run_file(right, x), x).passed
+    assert not compare(model, 4, run_file(wrong, x), x).passed
 
 
 def test_checkpoints_from_before_the_option_load(power_of_two_folder, tmp_path):
@@ -342,4 +342,4 @@ def test_dorefa_trains_and_exports_codes_of_each_width():
     model = TruncModel(network.eval(), CheckpointInfo("net:build", {}, (6,), (2, 8), Scheme("dorefa")))
     inputs = x.numpy()
     for bits, content in export_onnx(model, (2, 8)):
-        assert compare(model, bits, run_onnx(content, inputs), inputs).passed
+        assert compare(model, bits, run_file(content, inputs), inputs).passed

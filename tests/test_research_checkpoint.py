@@ -15,16 +15,16 @@ import onnx
 import pytest
 import torch
 from networks import randomize_
+from tqexport.backends import run_file
 
 from tqexport import ReadOptions, load_checkpoint
 from tqexport.analysis.inspection import inspect_model
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.file import read_metadata
-from tqexport.backends.tflite.export import convert_to_tflite
+from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.errors import InputError, UsageError
 from tqexport.networks.research_models import preresnet18q, resnet20q, resnet50q, svhnq
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_onnx, run_tflite
+from tqexport.verification.comparison import compare
 
 FAMILY_WIDTHS = (1, 2, 4, 8, 32)
 
@@ -136,7 +136,7 @@ def test_parity_of_every_architecture_in_both_formats(tmp_path, name, correction
     files = dict(export_onnx(model, widths))
     converted = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in widths])
     for bits, tflite in zip(widths, converted, strict=True):
-        for run in (run_onnx(files[bits], x), run_tflite(tflite, x)):
+        for run in (run_file(files[bits], x), run_file(tflite, x)):
             found = compare(model, bits, run, x)
             assert found.passed, (bits, run.runtime, found.problems)
             assert found.codes > 10_000

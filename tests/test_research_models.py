@@ -329,7 +329,7 @@ def test_onnx_gives_the_logits_of_the_reference(architecture, arguments, shape):
     batch = draw_batch(shape)
     activations = {name: part for name, part in network.named_modules() if isinstance(part, ActivationQuantizer)}
     for bits, content in export_onnx(model, (1, 2, 4, 8)):
-        logits, *values = run_onnx(content, batch, activations)
+        logits, *values = run_file(content, batch, activations)
         hooks = [
             part.register_forward_hook(take_over(torch.from_numpy(value), bits))
             for part, value in zip(activations.values(), values, strict=True)
@@ -347,14 +347,14 @@ def test_onnx_gives_the_logits_of_the_reference_with_float_activations():
     batch = draw_batch(info.input_shape)
     for bits, content in export_onnx(model, (2, 8)):
         with torch.no_grad(), model.at_width(bits) as reference:
-            check_logits(run_onnx(content, batch)[0], reference(batch).numpy())
+            check_logits(run_file(content, batch)[0], reference(batch).numpy())
 
 
 def draw_batch(shape):
     return torch.rand((3, *shape), generator=torch.Generator().manual_seed(2)) * 2 - 1
 
 
-def run_onnx(content, batch, also=()):
+def run_file(content, batch, also=()):
     """The logits of an ONNX file, and the values of the modules named in ``also``."""
     graph_model = onnx.load_from_string(content)
     graph_model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also)

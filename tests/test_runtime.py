@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from tqexport.backends import run_file
 
 from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.errors import InputError
 from tqexport.runtime import SwitchableModel
-from tqexport.verification.runtimes import run_onnx
 
 WIDTHS = range(1, 9)
 
@@ -33,14 +33,14 @@ def test_every_width_of_an_onnx_file_answers_as_its_fixed_file(onnx_file, export
     for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
         model.bits = bits
         fixed = (exported_once / "out" / f"ckpt-w{bits}.onnx").read_bytes()
-        assert np.array_equal(model.run(x), run_onnx(fixed, x).outputs)
+        assert np.array_equal(model.run(x), run_file(fixed, x).outputs)
 
 
 def test_a_fixed_file_has_its_own_width_only(exported_once, digits_samples):
     path = exported_once / "out" / "ckpt-w4.onnx"
     model = SwitchableModel(str(path))
     assert (model.widths, model.bits) == ((4,), 4)
-    assert np.array_equal(model.run(digits_samples.inputs), run_onnx(path.read_bytes(), digits_samples.inputs).outputs)
+    assert np.array_equal(model.run(digits_samples.inputs), run_file(path.read_bytes(), digits_samples.inputs).outputs)
     with pytest.raises(InputError, match="holds 4 bits, so it cannot run at 8"):
         model.bits = 8
     assert model.bits == 4

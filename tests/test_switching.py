@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from networks import randomize_
 from onnx import numpy_helper
+from tqexport.backends import run_file
 from test_tflite_export import Layers
 from torch import nn
 
@@ -20,8 +21,7 @@ from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.file import read_metadata
 from tqexport.backends.onnx.runtime_file import export_switchable_onnx, merge_onnx
 from tqexport.errors import ConversionError, InputError, UsageError
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_onnx
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 
@@ -85,7 +85,7 @@ def test_the_same_files_in_any_order_give_the_same_bytes(digits, files, switchab
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
-    run = run_onnx(switchable, digits_samples.inputs, bits)
+    run = run_file(switchable, digits_samples.inputs, bits)
     found = compare(digits, bits, run, digits_samples.inputs, digits_samples.labels)
     assert found.passed, found.problems
     assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
@@ -151,7 +151,7 @@ def test_layer_kinds_with_negative_batch_norm_gains(scheme, activation_bits):
     content = merge_onnx(files.items())
     x = np.random.default_rng(0).random((5, 3, 9, 10), np.float32)
     for bits, fixed in files.items():
-        found = compare(model, bits, run_onnx(content, x, bits), x)
+        found = compare(model, bits, run_file(content, x, bits), x)
         assert found.passed, found.problems
         assert truncate_file(content, bits) == fixed
 

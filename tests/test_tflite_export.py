@@ -9,20 +9,19 @@ import onnx
 import pytest
 import torch
 from networks import randomize_
+from tqexport.backends import run_file
 from torch import nn
+from tqexport.backends.tflite.codes import integer_codes, put_codes_back, stored_integers
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.file import coded_weights
 from tqexport.backends.tflite import export
-from tqexport.backends.tflite.codes import integer_codes, put_codes_back, stored_integers
-from tqexport.backends.tflite.export import METADATA_NAME, convert_to_tflite
+from tqexport.backends.tflite.convert import METADATA_NAME, convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.session import open_interpreter
 from tqexport.errors import ConversionError, InputError
 from tqexport.truncation import max_code
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_tflite
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 
@@ -87,7 +86,7 @@ def convert(network, shape, widths=(1, 4, 8), scheme=Scheme(), activation_bits=(
 def assert_parity(model, files, samples=4):
     x = np.random.default_rng(0).random((samples, *model.info.input_shape), np.float32)
     for bits, content in files.items():
-        found = compare(model, bits, run_tflite(content, x), x)
+        found = compare(model, bits, run_file(content, x), x)
         assert found.passed, (bits, found.problems)
         assert found.codes > 0
 
@@ -269,12 +268,12 @@ def test_damaged_files_are_refused(exported_once):
     x = np.zeros((1, 1, 8, 8), np.float32)
     for content in (b"", b"TFL3", b"\x00" * 64, tflite(exported_once, 8)[:2000]):
         with pytest.raises(InputError):
-            run_tflite(content, x)
+            run_file(content, x)
 
 
 def test_samples_of_another_shape_are_refused(exported_once):
     with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), not \(9, 8, 1\)"):
-        run_tflite(tflite(exported_once, 8), np.zeros((1, 1, 9, 8), np.float32))
+        run_file(tflite(exported_once, 8), np.zeros((1, 1, 9, 8), np.float32))
 
 
 def test_conversion_leaves_no_file_behind(exported_once, tmp_path, monkeypatch):

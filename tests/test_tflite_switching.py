@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from networks import randomize_
+from tqexport.backends import run_file
 from test_tflite_export import Layers
 from torch import nn
 
@@ -17,14 +18,12 @@ from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.artifacts.truncate import truncate_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.file import subgraph_of, unpack
-from tqexport.backends.tflite.runtime_file import convert_to_switchable_tflite
-from tqexport.backends.tflite.session import open_interpreter
+from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.errors import InputError, UsageError
 from tqexport.runtime import SwitchableModel
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, normalize
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_tflite
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 
@@ -32,7 +31,7 @@ WIDTHS = range(1, 9)
 @pytest.fixture(scope="module")
 def switchable(exported_once) -> bytes:
     models = [onnx.load(exported_once / "out" / f"ckpt-w{bits}.onnx") for bits in WIDTHS]
-    return convert_to_switchable_tflite(models)[0]
+    return convert_to_runtime_tflite(models)[0]
 
 
 def fixed(exported_once, bits):
@@ -90,7 +89,7 @@ def test_buffers_lie_where_the_schema_wants_them(switchable):
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
     inputs, labels = digits_samples.inputs[:100], digits_samples.labels[:100]
-    found = compare(digits, bits, run_tflite(switchable, inputs, bits), inputs, labels)
+    found = compare(digits, bits, run_file(switchable, inputs, bits), inputs, labels)
     assert found.passed, found.problems
     assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
     assert found.top1_agreement >= 0.99
@@ -108,7 +107,7 @@ def test_every_width_answers_as_its_fixed_file(exported_once, switchable, digits
     for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
         model.bits = bits
         got = model.run(np.moveaxis(x, 1, -1))
-        assert np.array_equal(got, run_tflite(fixed(exported_once, bits), x).outputs)
+        assert np.array_equal(got, run_file(fixed(exported_once, bits), x).outputs)
     for wrong in (x, np.zeros((0, 1, 8, 8))):
         with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), channels last, not \(1, 8, 8\)"):
             model.run(wrong)
@@ -137,14 +136,14 @@ def convert(network, shape, widths, scheme=Scheme(), activation_bits=(), kernel=
     info = CheckpointInfo("test", {}, shape, tuple(widths), scheme, activation_bits)
     model = TruncModel(network.eval(), info)
     models = [onnx.load_from_string(content) for _, content in export_onnx(model, tuple(widths))]
-    return model, *convert_to_switchable_tflite(models, kernel)
+    return model, *convert_to_runtime_tflite(models, kernel)
 
 
 def assert_right(model, content, fixed_files):
     x = np.random.default_rng(0).random((4, *model.info.input_shape), np.float32)
     shapes = {name: weight.original.shape for name, weight in quantized_weights(model.module).items()}
     for bits, direct in fixed_files.items():
-        run = run_tflite(content, x, bits)
+        run = run_file(content, x, bits)
         codes = {name: [place.reshape(shapes[name]) for place in places] for name, places in run.codes.items()}
         found = compare(model, bits, dataclasses.replace(run, codes=codes), x)
         assert found.passed, (bits, found.problems)
@@ -182,7 +181,7 @@ def test_rounded_codes_and_single_widths_are_refused(exported_once):
     with pytest.raises(InputError, match="dorefa cannot switch"):
         convert(network, (4,), (2, 8), scheme)
     with pytest.raises(UsageError, match="at least two widths"):
-        convert_to_switchable_tflite([onnx.load(exported_once / "out" / "ckpt-w8.onnx")])
+        convert_to_runtime_tflite([onnx.load(exported_once / "out" / "ckpt-w8.onnx")])
 
 
 def test_a_file_of_one_width_is_refused_with_the_way_out(exported_once):
@@ -210,6 +209,6 @@ def test_one_changed_code_is_caught_by_verification(digits, digits_samples, swit
     content = switchable.replace(codes, codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:])
     x = digits_samples.inputs[:4]
     for bits in (1, 8):
-        found = compare(digits, bits, run_tflite(content, x, bits), x)
+        found = compare(digits, bits, run_file(content, x, bits), x)
         assert found.codes_wrong == 1
         assert "1 of 36864 codes differ" in found.problems[0]

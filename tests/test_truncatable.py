@@ -12,9 +12,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from networks import randomize_
+from tqexport.backends import run_file
 from test_cli import files, run
 from test_tflite_export import Layers
 from torch import nn
+from tqexport.backends.tflite.truncatable import truncatable_tflite
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.artifacts.truncate import artifact_widths, truncate_file
@@ -24,11 +26,9 @@ from tqexport.backends.onnx.truncatable import truncatable_onnx, without_tables
 from tqexport.backends.tflite.file import TABLES_NAME, unpack
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.runtime_file import merge_tflite
-from tqexport.backends.tflite.truncatable import truncatable_tflite
 from tqexport.errors import InputError
 from tqexport.runtime import SwitchableModel
-from tqexport.verification.parity import compare
-from tqexport.verification.runtimes import run_onnx, run_tflite
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 
@@ -101,7 +101,7 @@ def test_the_onnx_graph_is_that_of_the_plain_file(onnx_files, digits_samples):
     assert without_tables(onnx.load_from_string(truncatable[4])).SerializeToString(deterministic=True) == plain[4]
     assert onnx.load_from_string(truncatable[4]).graph == onnx.load_from_string(plain[4]).graph
     x = digits_samples.inputs[:64]
-    assert np.array_equal(run_onnx(truncatable[4], x).outputs, run_onnx(plain[4], x).outputs)
+    assert np.array_equal(run_file(truncatable[4], x).outputs, run_file(plain[4], x).outputs)
 
 
 def test_onnxruntime_has_nothing_to_say_about_it(onnx_files, capfd):
@@ -115,7 +115,7 @@ def test_the_tflite_graph_is_that_of_the_plain_file(tflite_files, digits_samples
     truncatable.set_metadata({})
     assert truncatable.pack() == plain.pack()
     x = digits_samples.inputs[:16]
-    assert np.array_equal(run_tflite(tflite_files[1][4], x).outputs, run_tflite(tflite_files[0][4], x).outputs)
+    assert np.array_equal(run_file(tflite_files[1][4], x).outputs, run_file(tflite_files[0][4], x).outputs)
 
 
 def test_the_tables_cost_no_second_copy_of_codes_or_float_layers(onnx_files, tflite_files):
@@ -132,7 +132,7 @@ def test_the_tables_cost_no_second_copy_of_codes_or_float_layers(onnx_files, tfl
 def test_a_file_with_tables_passes_verification_as_the_plain_one_does(digits, digits_samples, onnx_files, tflite_files):
     x = digits_samples.inputs[:32]
     for bits in (2, 8):
-        for found in (run_onnx(onnx_files[1][bits], x), run_tflite(tflite_files[1][bits], x)):
+        for found in (run_file(onnx_files[1][bits], x), run_file(tflite_files[1][bits], x)):
             verdict = compare(digits, bits, found, x)
             assert verdict.passed, verdict.problems
             assert verdict.codes == 76_288
@@ -169,12 +169,12 @@ def test_an_application_can_switch_with_it(onnx_files, tflite_files, digits_samp
     assert (model.bits, model.widths) == (4, tuple(WIDTHS))
     for bits in (4, 8, 1):
         model.bits = bits
-        assert np.array_equal(model.run(x), run_onnx(onnx_files[0][bits], x).outputs)
+        assert np.array_equal(model.run(x), run_file(onnx_files[0][bits], x).outputs)
     model = SwitchableModel(tflite_files[1][4])
     assert (model.bits, model.widths) == (4, (1, 2, 3, 4))
     for bits in (4, 2):
         model.bits = bits
-        assert np.array_equal(model.run(np.moveaxis(x, 1, -1)), run_tflite(tflite_files[0][bits], x).outputs)
+        assert np.array_equal(model.run(np.moveaxis(x, 1, -1)), run_file(tflite_files[0][bits], x).outputs)
     with pytest.raises(InputError, match="cannot run at 8"):
         model.bits = 8
 
@@ -236,7 +236,7 @@ def test_float_layers_are_stored_once_and_come_back_bit_for_bit(more):
     assert all(truncate_file(files[4], bits) == exported[bits] for bits in exported)
     x = np.random.default_rng(0).random((4, 2, 7, 6), np.float32)
     for bits in plain:
-        run = run_tflite(content, x, bits)
+        run = run_file(content, x, bits)
         found = compare(model, bits, run, x)
         assert found.passed, (bits, found.problems)
 

@@ -15,7 +15,7 @@ from test_cli import files, run
 from test_damage import LAYER, changed_onnx, changed_tflite, flip_a_bit
 
 from tqexport.errors import InputError
-from tqexport.verification.parity import wilson_interval
+from tqexport.verification.comparison import wilson_interval
 from tqexport.verification.samples import load_samples
 
 

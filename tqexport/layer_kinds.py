@@ -22,20 +22,20 @@ class LayerKind:
     Attributes:
         name: The class in ``torch.nn``.
         parameters: Names of the parameters that multiply, each of which is quantised as a whole.
-        channel_axis: The axis of such a parameter that counts output channels (of one group).
         onnx: The ONNX operators that multiply with it, always as their second input.
+        output_axis: The axis of such a parameter that counts output channels, 0 or 1; the other counts input channels.
     """
 
     name: str
     parameters: tuple[str, ...]
-    channel_axis: int
     onnx: tuple[str, ...]
+    output_axis: int = 0
 
 
 LAYER_KINDS = (
-    LayerKind("Conv1d", ("weight",), 0, ("Conv",)),
-    LayerKind("Conv2d", ("weight",), 0, ("Conv",)),
-    LayerKind("Linear", ("weight",), 0, ("Gemm", "MatMul")),
+    LayerKind("Conv1d", ("weight",), ("Conv",)),
+    LayerKind("Conv2d", ("weight",), ("Conv",)),
+    LayerKind("Linear", ("weight",), ("Gemm", "MatMul")),
 )
 
 ONNX_OPERATORS = frozenset(operator for kind in LAYER_KINDS for operator in kind.onnx)
@@ -46,27 +46,31 @@ class FilterOperator:
     """A TFLite operator that multiplies with a filter.
 
     Attributes:
-        axes: Which axis of the file's filter each axis of PyTorch's parameter is.
-        channel_axis: The axis of the file's filter that counts output channels.
-        over_all_channels: Whether an output channel may read every input channel; a depthwise one reads its own.
-        slots: Where among the operator's inputs the data, the filter and the bias stand.
+        torch_axes: For each axis of PyTorch's parameter, the axis of the file's filter that it is.
+        axes: The axes of the file's filter in the order output channels, input channels, window.
+        data: Where among the operator's inputs its data stand; the filter is always the second input.
+        bias: Where among the operator's inputs its bias stands, if it has one.
+        over_all_channels: Whether an output channel reads every input channel of its group; a depthwise one reads one.
+        dynamic: Whether a kernel multiplies float data with an int8 filter.
     """
 
+    torch_axes: tuple[int, ...]
     axes: tuple[int, ...]
-    channel_axis: int
+    data: int = 0
+    bias: int = 2
     over_all_channels: bool = True
-    slots: tuple[int, int, int] = (0, 1, 2)
+    dynamic: bool = True
 
     @property
-    def torch_channel_axis(self) -> int:
-        """The axis of PyTorch's parameter that counts output channels."""
-        return self.axes.index(self.channel_axis)
+    def channel_axis(self) -> int:
+        """The axis of the file's filter that counts output channels."""
+        return self.axes[0]
 
 
 FILTER_OPERATORS = {
-    "CONV_2D": FilterOperator((0, 3, 1, 2), 0),
-    "DEPTHWISE_CONV_2D": FilterOperator((3, 0, 1, 2), 3, over_all_channels=False),
-    "FULLY_CONNECTED": FilterOperator((0, 1), 0),
+    "CONV_2D": FilterOperator((0, 3, 1, 2), (0, 3, 1, 2)),
+    "DEPTHWISE_CONV_2D": FilterOperator((3, 0, 1, 2), (3, 0, 1, 2), over_all_channels=False),
+    "FULLY_CONNECTED": FilterOperator((0, 1), (0, 1)),
 }
 
 

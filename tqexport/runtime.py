@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.artifacts.truncate import artifact_widths, is_tflite, truncate_file
+from tqexport.artifacts.truncate import open_artifact
+from tqexport.backends.base import Session
 from tqexport.errors import InputError
 
 __all__ = ["SwitchableModel"]
@@ -29,8 +28,8 @@ class SwitchableModel:
     A run-time file (``NAME.onnx``, ``NAME.tflite``) has every width that it was exported with, a fixed one
     (``NAME-w4.onnx``) has its own, and with the tables of other widths (``--truncatable``) those, too.
     The file's content is kept once; a width becomes the fixed network of that width when it is first run, so a run
-    takes as long as with a fixed file. Each width that was run holds a session or interpreter of its own until
-    :meth:`release`. Not for several threads at once.
+    takes as long as with a fixed file. Each width that was run holds a session of its own until :meth:`release`. Not
+    for several threads at once.
 
     Example::
 
@@ -50,19 +49,15 @@ class SwitchableModel:
         Raises:
             InputError: The file is missing, damaged or not of tqexport, or lacks the width.
         """
-        path = Path(source) if isinstance(source, str) else source
-        held = artifact_widths(path)
-        self._widths, self._truncatable = held.widths, held.truncatable
-        self._content = path if isinstance(path, bytes) else path.read_bytes()
-        self._engine = _LiteRT if is_tflite(self._content) else _OnnxRuntime
+        self._artifact = open_artifact(Path(source) if isinstance(source, str) else source)
         self._threads = threads
-        self._engines: dict[int, _Engine] = {}
-        self.bits = (held.own or self._widths[-1]) if bits is None else bits
+        self._sessions: dict[int, Session] = {}
+        self.bits = (self._artifact.own or self.widths[-1]) if bits is None else bits
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The widths that :attr:`bits` may have, ascending."""
-        return self._widths
+        return self._artifact.widths
 
     @property
     def bits(self) -> int:
@@ -71,8 +66,8 @@ class SwitchableModel:
 
     @bits.setter
     def bits(self, bits: int) -> None:
-        if bits not in self._widths:
-            have = ", ".join(map(str, self._widths))
+        if bits not in self.widths:
+            have = ", ".join(map(str, self.widths))
             raise InputError(f"the file holds {have} bits, so it cannot run at {bits}")
         self._bits = int(bits)
 
@@ -89,17 +84,25 @@ class SwitchableModel:
         Raises:
             InputError: The runtime does not take the file or the batch.
         """
-        if self._bits not in self._engines:
-            content = truncate_file(self._content, self._bits) if self._truncatable else self._content
-            self._engines[self._bits] = self._engine(content, self._threads)
-            del content
+        if self._bits not in self._sessions:
+            self._sessions[self._bits] = self._open()
             _return_freed_memory()
-        return self._engines[self._bits].run(np.ascontiguousarray(batch, np.float32))
+        outputs: Array = self._sessions[self._bits].run(np.ascontiguousarray(batch, np.float32))[0]
+        return outputs
 
     def release(self) -> None:
         """Free what the widths run so far hold; each is built again when it is next run."""
-        self._engines.clear()
+        self._sessions.clear()
         _return_freed_memory()
+
+    def _open(self) -> Session:
+        """The fixed network of the current width, ready to run."""
+        artifact = self._artifact
+        content = artifact.truncate(self._bits) if artifact.holds_several else artifact.content
+        session = artifact.backend.open_session(content, threads=self._threads)
+        if session is None:
+            raise InputError(f"{artifact.name} is a {artifact.backend.title} file, which nothing here can run")
+        return session
 
 
 def _return_freed_memory() -> None:
@@ -107,51 +110,3 @@ def _return_freed_memory() -> None:
     trim = None if os.name == "nt" else getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-class _Engine(ABC):
-    """A fixed network, ready to run."""
-
-    @abstractmethod
-    def __init__(self, content: bytes, threads: int) -> None: ...
-
-    @abstractmethod
-    def run(self, batch: Array) -> Array: ...
-
-
-class _OnnxRuntime(_Engine):
-    def __init__(self, content: bytes, threads: int) -> None:
-        from tqexport.backends.onnx.session import open_session
-
-        self._session: Any = open_session(content, threads=threads)
-        self._input = self._session.get_inputs()[0].name
-
-    def run(self, batch: Array) -> Array:
-        try:
-            outputs: Array = self._session.run(None, {self._input: batch})[0]
-        except Exception as error:  # as above
-            raise InputError(f"onnxruntime does not run the batch: {str(error).splitlines()[0]}") from error
-        return outputs
-
-
-class _LiteRT(_Engine):
-    def __init__(self, content: bytes, threads: int) -> None:
-        from tqexport.backends.tflite.session import open_interpreter
-
-        self._interpreter: Any = open_interpreter(content, threads=threads)
-        details = self._interpreter.get_input_details()[0]
-        self._input, self._shape = details["index"], tuple(int(n) for n in details["shape"][1:])
-        self._output = self._interpreter.get_output_details()[0]["index"]
-
-    def run(self, batch: Array) -> Array:
-        if not len(batch) or batch.shape[1:] != self._shape:
-            raise InputError(f"the file takes samples of shape {self._shape}, channels last, not {batch.shape[1:]}")
-        if len(batch) == 1:
-            return self._run_one(batch)
-        return np.concatenate([self._run_one(sample[None]) for sample in batch])
-
-    def _run_one(self, sample: Array) -> Array:
-        self._interpreter.set_tensor(self._input, sample)
-        self._interpreter.invoke()
-        output: Array = self._interpreter.get_tensor(self._output)
-        return output

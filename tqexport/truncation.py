@@ -14,12 +14,15 @@ Everything else in the package calls these functions; the formulas stand nowhere
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqexport.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 __all__ = [
@@ -31,9 +34,12 @@ __all__ = [
     "Scheme",
     "StoredWeight",
     "affine",
+    "check_shiftable",
     "check_weight",
+    "codes_of_integers",
     "direct_codes",
     "full_precision",
+    "integer_codes",
     "magnitude",
     "max_code",
     "normalize",
@@ -129,6 +135,30 @@ def truncate(codes: Tensor, bits: int) -> Tensor:
     return codes >> (STORED_BITS - bits)
 
 
+def integer_codes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int8]:
+    """The int8 integer that stands for a code where integers multiply: ``2 u_b - M_b`` below 8 bits, ``u - 128`` at 8.
+
+    Args:
+        codes: uint8 codes at ``bits`` bits, any shape.
+        bits: 1 to 8.
+
+    Returns:
+        int8, the shape of ``codes``. The weight is ``E / M_b`` times it below 8 bits, ``2 E / 255`` times it and a half
+        at 8.
+    """
+    wide = codes.astype("int16")
+    return (wide - 128 if bits == STORED_BITS else 2 * wide - max_code(bits)).astype("int8")
+
+
+def codes_of_integers(integers: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int16]:
+    """The inverse of :func:`integer_codes`; int16, -1 for integers that stand for no code."""
+    wide = integers.astype("int16")
+    middle, step = (128, 1) if bits == STORED_BITS else (max_code(bits), 2)
+    codes = (wide + middle) // step
+    codes[(codes * step - middle != integers) | (codes < 0) | (codes > max_code(bits))] = -1
+    return codes
+
+
 def magnitude(weight: Tensor, scheme: Scheme = Scheme()) -> Tensor:
     """``E = mean|w|`` of one layer, or the power of two nearest to it; a scalar of its dtype, without gradient."""
     if not scheme.power_of_two_scale:
@@ -193,6 +223,22 @@ def quantize_activation(x: Tensor, bits: int) -> Tensor:
     if bits == FLOAT_BITS:
         return x.relu()
     return (x.clamp(0, 1) * max_code(bits)).round() / max_code(bits)
+
+
+def check_shiftable(widths: Sequence[int], quantizer: str) -> None:
+    """Refuse, before any slow work, what no file with several widths can hold.
+
+    Raises:
+        UsageError: Fewer than two widths.
+        InputError: The codes of the quantiser may not be shifted.
+    """
+    if quantizer != "truncquant":
+        raise InputError(
+            f"one file of a network trained with {quantizer} cannot switch to other widths: its codes must not be "
+            "shifted, so every width has codes of its own; export each width as a file of its own"
+        )
+    if len(set(widths)) < 2:
+        raise UsageError("a file that gives several widths needs at least two widths")
 
 
 def check_weight(name: str, weight: Tensor) -> None:

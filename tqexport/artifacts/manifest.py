@@ -5,29 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tqexport.errors import InputError
+from tqexport.backends.base import EXACT, TensorInfo
+from tqexport.errors import InputError, UsageError
 from tqexport.files import sha256_of, write_bytes
+from tqexport.truncation import Scheme
 
-__all__ = ["FILE_NAME", "Artifact", "Kernel", "Kind", "Manifest", "TensorInfo", "read_manifest"]
+__all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "read_manifest", "relative_to"]
 
 FILE_NAME = "tqexport.json"
 SCHEMA_VERSION = 1
-
-Kind = Literal["onnx", "tflite"]
-Kernel = Literal["exact", "dynamic"]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of an artifact; the batch dimension is the string ``batch``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -36,26 +26,26 @@ class Artifact:
 
     Attributes:
         file: Name in the export folder.
-        kind: ``onnx`` or ``tflite``.
+        kind: Name of the back end that wrote it, e.g. ``onnx``.
         widths: Bits of its weights; several where the width is chosen as it runs.
         layout: ``channels first`` or ``channels last``.
         sha256: Hash of the file, hex.
         bytes: Its size.
         inputs: Its inputs.
         outputs: Its outputs.
-        kernel: ``exact``, or ``dynamic`` for a TFLite file whose kernels round their input to 8 bits.
+        kernel: How it multiplies: ``exact``, or another of the back end's kernels.
         truncatable_to: The other widths that can be cut from a fixed file.
     """
 
     file: str
-    kind: Kind
+    kind: str
     widths: tuple[int, ...]
     layout: str
     sha256: str
     bytes: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    kernel: Kernel = "exact"
+    kernel: str = EXACT
     truncatable_to: tuple[int, ...] = ()
 
 
@@ -67,23 +57,21 @@ class Manifest:
         checkpoint: Path of the checkpoint, relative to the manifest.
         checkpoint_sha256: Its hash, hex.
         options: How the checkpoint was read, where the file does not say it.
-        quantizer: ``truncquant`` or ``dorefa``.
+        scheme: How its weights were quantised.
         widths: Every width that the checkpoint can be exported at.
         input_shape: Shape of one sample, channels first.
         artifacts: The exported files.
-        power_of_two_scale: Whether the scale of every layer is a power of two.
     """
 
     checkpoint: str
     checkpoint_sha256: str
-    quantizer: str
+    scheme: Scheme
     widths: tuple[int, ...]
     input_shape: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
-    power_of_two_scale: bool = False
 
-    def find(self, kind: Kind, width: int, kernel: Kernel = "exact") -> Artifact | None:
+    def find(self, kind: str, width: int, kernel: str = EXACT) -> Artifact | None:
         """The fixed artifact of a kind, width and kernel, if it was exported."""
         return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel) == (kind, (width,), kernel)), None)
 
@@ -100,6 +88,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write ``tqexport.json`` into a folder, whole or not at all."""
         content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        content.update(content.pop("scheme"))
         write_bytes(folder / FILE_NAME, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -120,8 +109,9 @@ def read_manifest(folder: Path) -> Manifest:
         artifacts = tuple(_artifact(entry) for entry in content.pop("artifacts"))
         for key in ("widths", "input_shape"):
             content[key] = tuple(int(value) for value in content[key])
-        return Manifest(**content, artifacts=artifacts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = {field.name: content.pop(field.name) for field in fields(Scheme) if field.name in content}
+        return Manifest(**content, scheme=Scheme(**said), artifacts=artifacts)
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
 
 

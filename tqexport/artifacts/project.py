@@ -1,12 +1,12 @@
-"""An export folder at work: where the checkpoint is, what was exported, and how more of it comes in."""
+"""A checkpoint and the folder that its exports go to."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,29 +15,27 @@ from typing import TYPE_CHECKING
 from tqexport.artifacts.manifest import (
     FILE_NAME,
     Artifact,
-    Kernel,
-    Kind,
     Manifest,
-    TensorInfo,
     check_artifact,
     read_manifest,
     relative_to,
 )
+from tqexport.backends import BACKENDS
+from tqexport.backends.base import EXACT
 from tqexport.checkpoints.options import ReadOptions
-from tqexport.errors import HostError, InputError, UsageError
+from tqexport.errors import InputError, UsageError
 from tqexport.files import ensure_folder, sha256_of, write_bytes
+from tqexport.truncation import check_shiftable
 
 if TYPE_CHECKING:
-    import onnx
-
     from tqexport.model import TruncModel
 
-__all__ = ["DEFAULT_FOLDER", "Project", "check_converter", "open_project"]
+__all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
 
 DEFAULT_FOLDER = Path("tqexport-out")
 DEFAULT_WIDTH = 8
 
-Step = Callable[[str], AbstractContextManager[object]]
+_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt")  # of checkpoints, taken off in this order
 
 _log = logging.getLogger(__name__)
 
@@ -60,14 +58,14 @@ class Project:
     options: ReadOptions
     manifest: Manifest | None = None
     source: tuple[Path, Manifest] | None = None
-    step: Step = lambda text: nullcontext(text)
-    _exported: dict[int, bytes] = field(default_factory=dict)  # ONNX files made since the project was opened
+    step: Callable[[str], AbstractContextManager[object]] = nullcontext
+    _made: dict[tuple[str, int], bytes] = field(default_factory=dict)  # fixed files made since the project was opened
 
     @property
     def name(self) -> str:
         """The checkpoint's name without its extensions, which the artifacts are named after."""
         name = self.checkpoint.name
-        for suffix in (".tar", ".pth", ".pt", ".ckpt"):
+        for suffix in _SUFFIXES:
             name = name.removesuffix(suffix)
         return name or self.checkpoint.name
 
@@ -82,7 +80,7 @@ class Project:
             _log.warning(
                 "dorefa rounds, so its codes cannot be truncated: each width is quantised anew from the float weights"
             )
-        for folder, manifest in self._exports():
+        for folder, manifest in self.exports():
             if manifest.checkpoint_sha256 != model.sha256:
                 raise InputError(
                     f"{self.checkpoint} has changed since {folder} was exported; run tqexport onnx on it again"
@@ -91,222 +89,139 @@ class Project:
 
     @property
     def quantizer(self) -> str:
-        """How the network was quantised."""
-        return next((manifest.quantizer for _, manifest in self._exports()), None) or self.model.info.scheme.quantizer
+        """How the network was quantised; without reading it where a manifest says so."""
+        return next((m.scheme.quantizer for _, m in self.exports()), None) or self.model.info.scheme.quantizer
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Every width the checkpoint has; without reading it where the manifest says so."""
-        return next((manifest.widths for _, manifest in self._exports()), None) or self.model.info.widths
+        """Every width the checkpoint has; without reading it where a manifest says so."""
+        return next((manifest.widths for _, manifest in self.exports()), None) or self.model.info.widths
 
     def exported_widths(self) -> tuple[int, ...]:
         """The widths of which there is an artifact, or 8 bits where there is none."""
-        found = {bits for _, manifest in self._exports() for a in manifest.artifacts for bits in a.widths}
-        return tuple(sorted(found)) or (DEFAULT_WIDTH,)
+        widths = {bits for _, manifest in self.exports() for artifact in manifest.artifacts for bits in artifact.widths}
+        return tuple(sorted(widths)) or (DEFAULT_WIDTH,)
 
-    def export_onnx(self, widths: Sequence[int], *, truncatable: bool = False) -> Iterator[Artifact]:
-        """Write ``NAME-wB.onnx`` for each width and enter it into the manifest.
+    def export(
+        self, backend: str, widths: Sequence[int], kernel: str = EXACT, *, truncatable: bool = False
+    ) -> Iterator[Artifact]:
+        """Write the fixed file of each width and enter it into the manifest.
 
         Args:
+            backend: Name of the back end.
             widths: The widths.
+            kernel: One of the back end's.
             truncatable: Keep the tables of all other widths in each file, so that they can be cut from it.
 
         Raises:
+            UsageError: The format cannot hold such tables.
             InputError: The checkpoint lacks a width, or other widths cannot be cut from its files.
-            HostError: The folder cannot be written.
+            ConversionError: The network cannot be exported to this format.
+            HostError: The folder cannot be written, or a package is missing.
         """
-        ensure_folder(self.folder)
-        files = self.onnx_bytes(widths)
+        files = self.make(backend, widths, kernel)
         if truncatable:
-            from tqexport.backends.onnx.truncatable import truncatable_onnx
-
-            self._check_truncatable(widths)
-            files = truncatable_onnx(self.onnx_bytes(self.widths), widths)
+            check_shiftable(self.widths, self.quantizer)
+            self._check_widths(widths)
+            files = BACKENDS[backend].export_truncatable(self, widths)
+        ensure_folder(self.folder)
         for bits, content in files:
             others = tuple(other for other in self.widths if other != bits) if truncatable else ()
-            artifact = self._artifact("onnx", (bits,), content)
+            artifact = self._artifact(backend, (bits,), content, kernel)
             yield self._keep(replace(artifact, truncatable_to=others), content)
 
-    def onnx_bytes(self, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Each width with its ONNX file, from the checkpoint."""
-        if missing := tuple(bits for bits in widths if bits not in self._exported):
-            from tqexport.backends.onnx.export import export_onnx
-
-            for bits in missing:
-                self.model.check_width(bits)
-            exports = export_onnx(self.model, missing)
-        for bits in widths:
-            if bits not in self._exported:
-                with self.step(f"Exporting {bits} bits to ONNX"):
-                    self._exported.update([next(exports)])
-            yield bits, self._exported[bits]
-
-    def export_tflite(
-        self, widths: Sequence[int], kernel: Kernel = "exact", *, truncatable: bool = False
-    ) -> Iterator[Artifact]:
-        """Write ``NAME-wB.tflite`` (``NAME-wB-dynamic.tflite``) for each width and enter it into the manifest.
-
-        The ONNX files of the folder are converted; widths without one are exported on the way.
-
-        Args:
-            widths: The widths.
-            kernel: See :func:`tqexport.backends.tflite.codes.put_codes_back`.
-            truncatable: Keep the tables of all narrower widths in each file, so that they can be cut from it.
+    def export_runtime(self, backend: str, kernel: str = EXACT) -> Artifact:
+        """Write the one file that holds every width of the checkpoint, and enter it into the manifest.
 
         Raises:
-            InputError: The checkpoint lacks a width, an ONNX file was changed, or other widths cannot be cut from the
-                files.
-            ConversionError: The network cannot be converted.
-            HostError: The folder cannot be written.
-        """
-        ensure_folder(self.folder)
-        if truncatable:
-            self._check_truncatable(widths)
-        for bits, content in (self._truncatable_tflite if truncatable else self.tflite_bytes)(widths, kernel):
-            narrower = tuple(other for other in self.widths if other < bits) if truncatable else ()
-            if truncatable and not narrower:
-                _log.warning("nothing can be cut from the TFLite file of the narrowest width, %d", bits)
-            artifact = self._artifact("tflite", (bits,), content, kernel)
-            yield self._keep(replace(artifact, truncatable_to=narrower), content)
-
-    def export_run_time_onnx(self) -> Artifact:
-        """Write ``NAME.onnx``, which holds every width of the checkpoint, and enter it into the manifest.
-
-        Raises:
+            UsageError: The format has no such file.
             InputError: The network cannot switch its width.
-            HostError: The folder cannot be written.
+            ConversionError: It cannot be exported to this format.
+            HostError: The folder cannot be written, or a package is missing.
         """
-        from tqexport.backends.onnx.runtime_file import check_switchable, merge_onnx
-
         ensure_folder(self.folder)
-        check_switchable(self.widths, self.quantizer)
-        content = merge_onnx(self.onnx_bytes(self.widths))
-        return self._keep(self._artifact("onnx", self.widths, content), content)
+        check_shiftable(self.widths, self.quantizer)
+        BACKENDS[backend].check_environment()
+        content = BACKENDS[backend].export_runtime(self, kernel)
+        return self._keep(self._artifact(backend, self.widths, content, kernel), content)
 
-    def export_run_time_tflite(self, kernel: Kernel = "exact") -> Artifact:
-        """Write ``NAME.tflite``, which has a signature for every width, and enter it into the manifest.
+    def make(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
+        """The fixed file of each width, made from the checkpoint or from files of another back end; not written.
 
         Raises:
-            InputError: The network cannot switch its width.
-            ConversionError: It cannot be converted.
-            HostError: The folder cannot be written.
+            InputError: The checkpoint lacks a width.
+            ConversionError: The network cannot be exported to this format.
+            HostError: A package is missing.
         """
-        from tqexport.backends.onnx.runtime_file import check_switchable
-        from tqexport.backends.tflite.runtime_file import convert_to_switchable_tflite
-
-        ensure_folder(self.folder)
-        check_switchable(self.widths, self.quantizer)
-        check_converter()
-        models = self._onnx_models(self.widths)
-        with self.step(f"Converting {len(models)} widths to one TFLite file"):
-            content, _ = convert_to_switchable_tflite(models, kernel)
-        return self._keep(self._artifact("tflite", self.widths, content, kernel), content)
-
-    def tflite_bytes(self, widths: Sequence[int], kernel: Kernel = "exact") -> Iterator[tuple[int, bytes]]:
-        """Each width with its TFLite file, converted from the ONNX file of the folder or of the checkpoint."""
-        from tqexport.backends.tflite.export import convert_to_tflite
-
-        check_converter()
-        models = self._onnx_models(widths)
-        with self.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
-            converted = convert_to_tflite(models, kernel)
-        yield from zip(widths, converted, strict=True)
-
-    def _truncatable_tflite(self, widths: Sequence[int], kernel: Kernel) -> Iterator[tuple[int, bytes]]:
-        """Each width with its TFLite file, which has the tables of all narrower ones."""
-        from tqexport.backends.tflite.export import run_once
-        from tqexport.backends.tflite.runtime_file import merge_tflite
-        from tqexport.backends.tflite.truncatable import truncatable_tflite
-
-        needed = tuple(bits for bits in self.widths if bits <= max(widths))
-        if len(needed) == 1:
-            yield from self.tflite_bytes(widths, kernel)
-            return
-        models = self._onnx_models(needed)
-        with self.step(f"Converting {len(models)} widths to TFLite"):
-            files = truncatable_tflite(*merge_tflite(models, kernel), widths)
-            for content in files.values():
-                run_once(content)
-        yield from files.items()
-
-    def _check_truncatable(self, widths: Sequence[int]) -> None:
-        from tqexport.backends.onnx.runtime_file import check_switchable
-
-        check_switchable(self.widths, self.quantizer)
+        missing = [bits for bits in widths if (backend, bits) not in self._made or kernel != EXACT]
+        if missing:
+            BACKENDS[backend].check_environment()
+            if BACKENDS[backend].converts is None:
+                self._check_widths(missing)
+        files = iter(BACKENDS[backend].export(self, missing, kernel) if missing else ())
         for bits in widths:
-            if bits not in self.widths:
-                self.model.check_width(bits)
+            if bits not in missing:
+                yield bits, self._made[backend, bits]
+                continue
+            width, content = next(files)
+            if kernel == EXACT:
+                self._made[backend, width] = content
+            yield width, content
 
-    def _onnx_models(self, widths: Sequence[int]) -> list[onnx.ModelProto]:
-        """The ONNX model of each width, from the folder or the checkpoint."""
-        import onnx
-
-        models: dict[int, onnx.ModelProto] = {}
+    def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """The fixed file of each width, as it was exported, or made now where it was not."""
+        paths = {bits: path for bits in widths if (path := self.find(backend, bits))}
+        made = dict(self.make(backend, [bits for bits in widths if bits not in paths]))
         for bits in widths:
-            if path := self.find("onnx", bits):
-                from tqexport.backends.onnx.file import read_onnx
-                from tqexport.backends.onnx.truncatable import without_tables
+            yield bits, paths[bits].read_bytes() if bits in paths else made[bits]
 
-                models[bits] = without_tables(read_onnx(path))
-        for bits, content in self.onnx_bytes([bits for bits in widths if bits not in models]):
-            models[bits] = onnx.load_from_string(content)
-        return [models[bits] for bits in widths]
-
-    def find(self, kind: Kind, bits: int, kernel: Kernel = "exact") -> Path | None:
-        """The file of a kind, width and kernel if it was exported.
+    def find(self, backend: str, bits: int, kernel: str = EXACT) -> Path | None:
+        """The fixed file of a back end, width and kernel if it was exported.
 
         Raises:
             InputError: It is gone or was changed since.
         """
-        for folder, manifest in self._exports():
-            if artifact := manifest.find(kind, bits, kernel):
+        for folder, manifest in self.exports():
+            if artifact := manifest.find(backend, bits, kernel):
                 return check_artifact(folder, artifact)
         return None
 
-    def check_files(self, widths: Sequence[int]) -> None:
-        """Make sure that the artifacts of some widths are as they were exported.
+    def artifacts(self, widths: Collection[int]) -> Iterator[tuple[Artifact, Path]]:
+        """The artifacts that hold some of these widths, with their paths.
 
         Raises:
-            InputError: One is gone or was changed since.
+            InputError: One is gone or was changed since it was exported.
         """
-        for folder, manifest in self._exports():
+        for folder, manifest in self.exports():
             for artifact in manifest.artifacts:
-                if set(artifact.widths) & set(widths):
-                    check_artifact(folder, artifact)
+                if {*widths} & {*artifact.widths}:
+                    yield artifact, check_artifact(folder, artifact)
 
-    def run_time_files(self) -> list[tuple[Artifact, Path]]:
-        """The artifacts that hold several widths.
-
-        Raises:
-            InputError: One is gone or was changed since.
-        """
-        return [
-            (artifact, check_artifact(folder, artifact))
-            for folder, manifest in self._exports()
-            for artifact in manifest.run_time()
-        ]
-
-    def _exports(self) -> list[tuple[Path, Manifest]]:
+    def exports(self) -> list[tuple[Path, Manifest]]:
         """The folders with exports of this checkpoint, the one that is written to first."""
         own = [(self.folder, self.manifest)] if self.manifest else []
         return own + ([self.source] if self.source else [])
 
-    def _artifact(self, kind: Kind, widths: tuple[int, ...], content: bytes, kernel: Kernel = "exact") -> Artifact:
-        import hashlib
-
-        describe = _describe_onnx if kind == "onnx" else _describe_tflite
-        inputs, outputs = describe(content)
-        layout = "channels first" if kind == "onnx" else "channels last"
-        file = self.file_name(kind, widths, kernel)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return Artifact(file, kind, widths, layout, sha256, len(content), inputs, outputs, kernel)
-
-    def file_name(self, kind: Kind, widths: tuple[int, ...], kernel: Kernel = "exact") -> str:
+    def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
         """What an artifact is called: ``NAME-w4.onnx``, or ``NAME.onnx`` where it holds several widths."""
         width = f"-w{widths[0]}" if len(widths) == 1 else ""
-        return f"{self.name}{width}{'' if kernel == 'exact' else f'-{kernel}'}.{kind}"
+        return f"{self.name}{width}{'' if kernel == EXACT else f'-{kernel}'}.{backend}"
+
+    def _check_widths(self, widths: Sequence[int]) -> None:
+        """Refuse widths that the checkpoint lacks, without reading it where the manifest has them."""
+        for bits in widths:
+            if bits not in self.widths:
+                self.model.check_width(bits)
+
+    def _artifact(self, backend: str, widths: tuple[int, ...], content: bytes, kernel: str) -> Artifact:
+        """The manifest's entry of a file."""
+        inputs, outputs = BACKENDS[backend].describe(content)
+        file, sha256 = self.file_name(backend, widths, kernel), hashlib.sha256(content).hexdigest()
+        layout = BACKENDS[backend].layout
+        return Artifact(file, backend, widths, layout, sha256, len(content), inputs, outputs, kernel)
 
     def _keep(self, artifact: Artifact, content: bytes) -> Artifact:
+        """Write a file and enter it into the manifest."""
         write_bytes(self.folder / artifact.file, content)
         self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])
         self.manifest.write(self.folder)
@@ -317,15 +232,19 @@ class Project:
         return Manifest(
             checkpoint=relative_to(self.checkpoint, self.folder),
             checkpoint_sha256=self.model.sha256,
-            quantizer=info.scheme.quantizer,
-            power_of_two_scale=info.scheme.power_of_two_scale,
+            scheme=info.scheme,
             widths=info.widths,
             input_shape=info.input_shape,
             options=self.options.given(),
         )
 
 
-def open_project(source: Path | None, output: Path | None, options: ReadOptions, step: Step | None = None) -> Project:
+def open_project(
+    source: Path | None,
+    output: Path | None,
+    options: ReadOptions,
+    step: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Project:
     """Find checkpoint and export folder from what a user named.
 
     Args:
@@ -339,7 +258,6 @@ def open_project(source: Path | None, output: Path | None, options: ReadOptions,
         UsageError: The output folder holds the exports of another checkpoint.
     """
     source = source or DEFAULT_FOLDER
-    step = step or (lambda text: nullcontext(text))
     if source.is_file():
         folder = output or DEFAULT_FOLDER
         manifest = _manifest_of(folder, source, sha256_of(source), options)
@@ -354,30 +272,14 @@ def open_project(source: Path | None, output: Path | None, options: ReadOptions,
         said = (
             f"was exported with --model {recorded.model}; if you trust it, add it here too"
             if recorded.model
-            else ("was exported without --model; leave it out")
+            else "was exported without --model; leave it out"
         )
         raise UsageError(f"{source} {said}")
-    options = recorded
     checkpoint = Path(os.path.relpath(source / manifest.checkpoint))
     if output is None or output.resolve() == source.resolve():
-        return Project(checkpoint, source, options, manifest, step=step)
-    there = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, options)
-    return Project(checkpoint, output, options, there, source=(source, manifest), step=step)
-
-
-def check_converter() -> None:
-    """Make sure that what converts to TFLite is there, before any slow work; it runs in a process of its own.
-
-    Raises:
-        HostError: A package is missing.
-    """
-    for package in ("onnx2tf", "tensorflow", "tf_keras"):
-        try:
-            found = importlib.util.find_spec(package) is not None
-        except ValueError:  # somebody put None in the place of the module
-            found = False
-        if not found:
-            raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
+        return Project(checkpoint, source, recorded, manifest, step=step)
+    there = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, recorded)
+    return Project(checkpoint, output, recorded, there, source=(source, manifest), step=step)
 
 
 def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptions) -> Manifest | None:
@@ -391,28 +293,3 @@ def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptio
         return manifest
     _log.warning("%s holds exports of an earlier %s; they leave its manifest", folder, checkpoint.name)
     return None
-
-
-def _describe_onnx(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    import onnx
-
-    def info(value: onnx.ValueInfoProto) -> TensorInfo:
-        tensor = value.type.tensor_type
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim))
-
-    graph = onnx.load_from_string(content).graph
-    return tuple(map(info, graph.input)), tuple(map(info, graph.output))
-
-
-def _describe_tflite(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    from tqexport.backends.tflite.session import open_interpreter
-
-    interpreter = open_interpreter(content)
-
-    def info(detail: dict[str, object]) -> TensorInfo:
-        signature = detail["shape_signature"]
-        shape = tuple("batch" if n < 0 else int(n) for n in signature)  # type: ignore[attr-defined]
-        return TensorInfo(str(detail["name"]), detail["dtype"].__name__, shape)  # type: ignore[attr-defined]
-
-    return tuple(map(info, interpreter.get_input_details())), tuple(map(info, interpreter.get_output_details()))

@@ -2,76 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.backends.tflite.codes import integer_codes
+from tqexport.layer_kinds import kind_of
 from tqexport.model import TruncModel
 from tqexport.training.quantizers import quantized_weights
-from tqexport.truncation import direct_codes, max_code, normalize
-from tqexport.verification.runtimes import RuntimeRun
+from tqexport.truncation import codes_of_integers, direct_codes, max_code, normalize
 
-__all__ = ["compare_codes", "expected_codes"]
+__all__ = ["ExpectedCodes", "aligned", "compare_codes", "expected_codes"]
 
-Codes = npt.NDArray[np.uint8]
-
-
-def expected_codes(model: TruncModel, bits: int) -> dict[str, Codes]:
-    """The codes of each quantised weight by name, from the float weights directly; uint8, the shape of the weight."""
-    return {
-        name: direct_codes(normalize(weight.original.detach()), bits, weight.scheme.quantizer).byte().numpy()
-        for name, weight in quantized_weights(model.module).items()
-    }
+Codes = npt.NDArray[np.integer[Any]]
 
 
-def compare_codes(model: TruncModel, bits: int, run: RuntimeRun, problems: dict[str, str]) -> tuple[int, int]:
-    """Compare the codes of every quantised layer.
+@dataclass(frozen=True)
+class ExpectedCodes:
+    """The codes of one quantised weight at a width, from the float weights directly.
+
+    Attributes:
+        layer: What people are told it is.
+        codes: uint8, the shape of the weight.
+        output_axis: The axis that counts output channels, 0 or 1.
+    """
+
+    layer: str
+    codes: npt.NDArray[np.uint8]
+    output_axis: int
+
+
+def expected_codes(model: TruncModel, bits: int) -> dict[str, ExpectedCodes]:
+    """The codes of each quantised weight by name (``layers.0.conv0.weight``)."""
+    expected = {}
+    for name, weight in quantized_weights(model.module).items():
+        codes = direct_codes(normalize(weight.original.detach()), bits, weight.scheme.quantizer).byte().numpy()
+        kind = kind_of(weight.module)
+        expected[name] = ExpectedCodes(weight.layer, codes, kind.output_axis if kind else 0)
+    return expected
+
+
+def compare_codes(
+    expected: Mapping[str, ExpectedCodes], bits: int, codes: Mapping[str, list[Codes]], problems: dict[str, str]
+) -> tuple[int, int]:
+    """Compare the codes of every quantised weight.
 
     Args:
-        model: The reference.
+        expected: What the checkpoint gives.
         bits: The width of the artifact.
-        run: What the runtime found in the file.
+        codes: What the artifact has; see :class:`tqexport.backends.base.RuntimeRun`.
         problems: Gets a sentence for each layer that differs.
 
     Returns:
         Number of codes compared, and of those that differ.
     """
     total = wrong = 0
-    for name, expected in expected_codes(model, bits).items():
-        layer = name.removesuffix(".weight")
-        places = run.codes.get(name, [])
+    for name, weight in expected.items():
+        layer, size = weight.layer, weight.codes.size
+        places = codes.get(name, [])
         if not places:
             problems[layer] = f"layer {layer} has no codes in the file"
-        for found in places:
-            total += expected.size
-            pair = _aligned(expected, found, bits)
-            if pair is None:
-                wrong += expected.size
-                problems[layer] = f"layer {layer}: the codes have shape {found.shape}, not {expected.shape}"
-            elif (differs := pair[0] != pair[1]).any():
+        for stored in places:
+            total += size
+            own = aligned(weight.codes, stored, bits, weight.output_axis)
+            if own is None:
+                wrong += size
+                problems[layer] = f"layer {layer}: the codes have shape {stored.shape}, not {weight.codes.shape}"
+            elif (differs := own != weight.codes).any():
                 wrong += int(differs.sum())
                 index = tuple(int(i) for i in np.argwhere(differs)[0])
                 problems[layer] = (
-                    f"layer {layer}: {int(differs.sum())} of {expected.size} codes differ, first at {index}: "
-                    f"{pair[1][index]} where PyTorch has {pair[0][index]}"
+                    f"layer {layer}: {int(differs.sum())} of {size} codes differ, first at {index}: "
+                    f"{own[index]} where PyTorch has {weight.codes[index]}"
                 )
     return total, wrong
 
 
-def _aligned(expected: Codes, found: npt.NDArray[Any], bits: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
-    """Both in the same form and shape; None where the shapes do not fit."""
-    if found.dtype == np.uint8:
+def aligned(expected: Codes, stored: Codes, bits: int, output_axis: int = 0) -> Codes | None:
+    """Codes of an artifact in the form that PyTorch has them in; None where the shapes do not fit.
+
+    Args:
+        expected: The codes to compare with, 0 to ``M_b``, in the shape of the weight.
+        stored: uint8 codes, or integers in the place of codes. Integers may be of more input channels, and an output
+            channel whose gain is negative is turned round, ``u -> M_b - u``: of the two readings of each output channel
+            the one with fewer differences is taken.
+        bits: The width.
+        output_axis: The axis that counts output channels, 0 or 1.
+
+    Returns:
+        Codes, the shape of ``expected``.
+    """
+    if stored.dtype == np.uint8:
         # TFLite keeps an axis of 1 through 1-D convolutions.
-        return (expected, found.reshape(expected.shape)) if found.size == expected.size else None
-    # Stored integers: behind the layer's input channels there may be one more.
-    found = found[:, : expected.shape[1]]
-    if found.size != expected.size:
+        return stored.reshape(expected.shape) if stored.size == expected.size else None
+    inputs = 1 - output_axis
+    of_the_layer = np.take(stored, np.arange(min(expected.shape[inputs], stored.shape[inputs])), axis=inputs)
+    if of_the_layer.size != expected.size:
         return None
-    found = found.reshape(expected.shape)
-    # An output channel with a negative gain is turned round, u -> M_b - u.
-    straight, turned = (integer_codes(codes, bits) for codes in (expected, max_code(bits) - expected))
-    axes = tuple(range(1, expected.ndim))
-    is_turned = (found != turned).sum(axes, keepdims=True) < (found != straight).sum(axes, keepdims=True)
-    return np.where(is_turned, turned, straight), found
+    straight = codes_of_integers(of_the_layer.reshape(expected.shape), bits)
+    turned = max_code(bits) - straight
+    others = tuple(axis for axis in range(expected.ndim) if axis != output_axis)
+    is_turned = (turned != expected).sum(others, keepdims=True) < (straight != expected).sum(others, keepdims=True)
+    return np.where(is_turned, turned, straight)

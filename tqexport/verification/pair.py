@@ -7,6 +7,7 @@ to float rounding, and a level that differs all the same is a flip (see :mod:`tq
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,43 +15,49 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.artifacts.truncate import artifact_widths, is_tflite
-from tqexport.backends.onnx.runtime_file import WIDTHS, facts_of_width
+from tqexport.artifacts.truncate import OpenArtifact, open_artifact
+from tqexport.backends import open_runner
+from tqexport.backends.base import EXACT, Runner, RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError
-from tqexport.model import Normalization
-from tqexport.truncation import STORED_BITS, max_code
-from tqexport.verification.parity import DYNAMIC_TOLERANCE, wilson_interval
+from tqexport.facts import ArtifactFacts
+from tqexport.truncation import codes_of_integers, max_code
+from tqexport.verification.codes import aligned
+from tqexport.verification.comparison import DYNAMIC_TOLERANCE, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
-from tqexport.verification.runtimes import Array, RuntimeRun, open_runner, single_graph
 from tqexport.verification.samples import Samples, noise, normalized, read_samples
-from tqexport.verification.stretches import open_stretches
 
-__all__ = ["OpenArtifact", "PairVerdict", "compare_artifacts", "open_pair", "samples_for"]
+__all__ = ["ArtifactAtWidth", "PairVerdict", "compare_artifacts", "open_pair", "samples_for"]
+
+Array = npt.NDArray[Any]
 
 _SPREAD = 4.0  # a stretch may hold a shortcut and a BatchNorm that enlarges what reaches it
 
 
 @dataclass(frozen=True)
-class OpenArtifact:
-    """An artifact at one width.
+class ArtifactAtWidth:
+    """An artifact, and the width that it is compared at.
 
     Attributes:
-        path: The file.
-        content: What is in it.
+        artifact: The artifact.
         bits: The width.
-        switched: It is a run-time file.
-        facts: What it says of itself at that width.
     """
 
-    path: Path
-    content: bytes
+    artifact: OpenArtifact
     bits: int
-    switched: bool
-    facts: dict[str, Any]
 
     @property
-    def width(self) -> int | None:
-        """The width to feed, of a run-time file."""
+    def facts(self) -> ArtifactFacts:
+        """What it says of itself at that width."""
+        return self.artifact.facts_at(self.bits)
+
+    @property
+    def switched(self) -> bool:
+        """Whether it is a run-time file."""
+        return self.artifact.own is None
+
+    @property
+    def width_to_feed(self) -> int | None:
+        """The width to run a run-time file at; None for a fixed file."""
         return self.bits if self.switched else None
 
 
@@ -92,7 +99,7 @@ class PairVerdict:
         output_error: Largest difference of the outputs as a share of the largest one, given the same activations.
         top1_agreement: Share of samples with the same largest output, files as deployed.
         diverged: The first layer that differs, if one does.
-        problems: What differs, one sentence each, the first to look at first.
+        problems: What differs, one sentence each, in the order of the network.
     """
 
     bits: int
@@ -115,7 +122,7 @@ class PairVerdict:
         return not self.problems
 
 
-def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[OpenArtifact, OpenArtifact]:
+def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[ArtifactAtWidth, ArtifactAtWidth]:
     """Open two artifacts at one width.
 
     Args:
@@ -123,53 +130,52 @@ def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[OpenArtifact,
         bits: The width, which run-time files need; None where a fixed file says it.
 
     Raises:
-        InputError: One is missing, damaged, or not of tqexport.
+        InputError: One is missing, damaged, not of tqexport, or of a format that nothing here runs.
         UsageError: No width, or one that a file does not have.
     """
-    held = [artifact_widths(path) for path in paths]
-    wanted = bits or next((widths.own for widths in held if widths.own is not None), None)
+    artifacts = [open_artifact(path) for path in paths]
+    wanted = bits or next((artifact.own for artifact in artifacts if artifact.own is not None), None)
     if wanted is None:
         raise UsageError(f"{paths[0]} and {paths[1]} hold several widths; say with --bits which one to compare")
-    for path, widths in zip(paths, held, strict=True):
-        computes = widths.widths if widths.own is None else (widths.own,)
+    for artifact in artifacts:
+        computes = artifact.widths if artifact.own is None else (artifact.own,)
         if wanted not in computes:
             have = ", ".join(map(str, computes))
-            raise UsageError(f"{path} computes with {have} bits, so it cannot be compared at {wanted}")
-    first, second = (_open(path, wanted, widths.own is None) for path, widths in zip(paths, held, strict=True))
+            raise UsageError(f"{artifact.name} computes with {have} bits, so it cannot be compared at {wanted}")
+    first, second = (ArtifactAtWidth(artifact, wanted) for artifact in artifacts)
     return first, second
 
 
-def samples_for(artifact: OpenArtifact, data: Path | None, count: int) -> Samples:
+def samples_for(artifact: ArtifactAtWidth, data: Path | None, count: int) -> Samples:
     """Samples that fit an artifact, normalised as it says: those of ``data``, or ``count`` random ones."""
     shape = _input_shape(artifact)
-    said = artifact.facts.get("normalization")
-    normalization = Normalization(tuple(said["mean"]), tuple(said["std"])) if said else None
+    normalization = artifact.facts.normalization
     if data is None:
         return Samples(normalized(noise(count, shape), normalization), None, f"on {count} random samples")
-    found = read_samples(data, shape, artifact.facts.get("class_names", ()))
-    return Samples(normalized(found.inputs, normalization), found.labels, found.description)
+    raw = read_samples(data, shape, artifact.facts.class_names)
+    return Samples(normalized(raw.inputs, normalization), raw.labels, raw.description)
 
 
-def compare_artifacts(pair: tuple[OpenArtifact, OpenArtifact], samples: Samples) -> PairVerdict:
+def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Samples) -> PairVerdict:
     """Compare two artifacts on some samples.
 
     Raises:
         InputError: A runtime does not take its file.
     """
     inputs = samples.inputs
-    runners = [open_runner(each.content, each.width) for each in pair]
+    runners = [_runner(side) for side in pair]
     runs = [runner.run(inputs) for runner in runners]
     problems: dict[str, str] = {}
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
-    dynamic = any(each.facts.get("kernel") == "dynamic" and not each.switched for each in pair)
+    dynamic = any(side.facts.kernel not in (None, EXACT) and not side.switched for side in pair)
     tolerance = DYNAMIC_TOLERANCE if dynamic else _tolerance(runs[0])
     shared = [name for name in runs[0].activations if name in runs[1].activations]
     levels = {name: runs[0].activations[name] for name in shared}
     (outputs, given), (other_outputs, other) = (
-        open_stretches(each.content, each.width, shared)(inputs, _shaped(levels, run))
-        for each, run in zip(pair, runs, strict=True)
+        _stretches(side, shared)(inputs, _shaped(levels, run)) for side, run in zip(pair, runs, strict=True)
     )
-    steps = max_code(int(pair[0].facts.get("activation_width", STORED_BITS)))
+    first_name, second_name = (Path(side.artifact.name).name for side in pair)
+    steps = max_code(pair[0].facts.activation_width)
     flips = wrong = 0
     for name in shared:
         a, b = given[name], other[name].reshape(given[name].shape)
@@ -182,7 +188,7 @@ def compare_artifacts(pair: tuple[OpenArtifact, OpenArtifact], samples: Samples)
             problems.setdefault(
                 layer,
                 f"activation {layer}: {int(apart.sum())} of {apart.size} differ, first at {index}: "
-                f"{a[index]:.6g} in {pair[0].path.name}, {b[index]:.6g} in {pair[1].path.name}, of {steps} levels; "
+                f"{a[index]:.6g} in {first_name}, {b[index]:.6g} in {second_name}, of {steps} levels; "
                 f"rounding explains {tolerance * steps:.1e}",
             )
     error = _error(outputs, other_outputs)
@@ -190,8 +196,8 @@ def compare_artifacts(pair: tuple[OpenArtifact, OpenArtifact], samples: Samples)
         problems.setdefault("the outputs", f"the outputs are off by {error:.1e}; rounding explains {tolerance:.1e}")
     agreement = float((runs[0].outputs.argmax(1) == runs[1].outputs.argmax(1)).mean()) if error < np.inf else 0.0
     first, second = (
-        _side(each, run, runner.latency(inputs[:1]), samples)
-        for each, run, runner in zip(pair, runs, runners, strict=True)
+        _side(side, run, runner.latency(inputs[:1]), samples)
+        for side, run, runner in zip(pair, runs, runners, strict=True)
     )
     return PairVerdict(
         bits=pair[0].bits,
@@ -210,37 +216,33 @@ def compare_artifacts(pair: tuple[OpenArtifact, OpenArtifact], samples: Samples)
     )
 
 
-def _open(path: Path, bits: int, several: bool) -> OpenArtifact:
-    from tqexport.backends.onnx.file import read_metadata, read_onnx
-    from tqexport.backends.tflite.file import unpack
-
-    content = path.read_bytes()
+def _runner(side: ArtifactAtWidth) -> Runner:
+    """An artifact in its runtime."""
     try:
-        facts = dict(unpack(content)[1] if is_tflite(content) else read_metadata(read_onnx(path)))
+        return open_runner(side.artifact.content, side.width_to_feed)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if several:
-        row = list(facts[WIDTHS]).index(bits)
-        facts = facts_of_width(facts, row)
-    return OpenArtifact(path, content, bits, several, facts)
+        raise InputError(f"{side.artifact.name} {error}") from error
 
 
-def _input_shape(artifact: OpenArtifact) -> tuple[int, ...]:
+def _stretches(side: ArtifactAtWidth, activations: Sequence[str]) -> Stretches:
+    """An artifact that runs from one activation quantiser to the next."""
+    stretches = side.artifact.backend.open_stretches(side.artifact.content, side.width_to_feed, activations)
+    if stretches is None:
+        raise InputError(f"{side.artifact.name} cannot be run from one activation quantiser to the next")
+    return stretches
+
+
+def _input_shape(side: ArtifactAtWidth) -> tuple[int, ...]:
     """Shape of one sample, channels first."""
-    import onnx
-
-    if is_tflite(artifact.content):
-        flat, _ = single_graph(artifact.content, artifact.width)
-        *rest, channels = (int(n) for n in flat.tensor(int(flat.graph.inputs[0])).shape[1:])
-        return (channels, *rest)
-    dims = onnx.load_from_string(artifact.content).graph.input[0].type.tensor_type.shape.dim[1:]
-    return tuple(int(dim.dim_value) for dim in dims)
+    backend = side.artifact.backend
+    shape = tuple(int(n) for n in backend.describe(side.artifact.content)[0][0].shape[1:])
+    return (shape[-1], *shape[:-1]) if backend.layout == "channels last" else shape
 
 
-def _side(artifact: OpenArtifact, run: RuntimeRun, latency: float, samples: Samples) -> Side:
+def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:
     accuracy = None if samples.labels is None else float((run.outputs.argmax(1) == samples.labels).mean())
     interval = None if accuracy is None else wilson_interval(accuracy, len(samples.inputs))
-    return Side(str(artifact.path), run.runtime, len(artifact.content), latency, accuracy, interval)
+    return Side(side.artifact.name, run.runtime, len(side.artifact.content), latency, accuracy, interval)
 
 
 def _tolerance(run: RuntimeRun) -> float:
@@ -269,36 +271,33 @@ def _compare_codes(runs: list[RuntimeRun], bits: int, problems: dict[str, str]) 
     ours, theirs = (run.codes for run in runs)
     for weight in sorted({*ours, *theirs}):
         layer = weight.removesuffix(".weight")
-        if weight.endswith("/constant"):
-            continue  # a part of a layer that the TFLite form of its weights needs
         if weight not in ours or weight not in theirs:
             problems[layer] = f"layer {layer} has codes in one of the files only"
             continue
-        a, b = (_codes(places[weight][0], bits) for places in (ours, theirs))
-        inputs = min(a.shape[1], b.shape[1])  # a fixed TFLite file may have one more behind them
-        a, b = a[:, :inputs].reshape(len(a), -1), b[:, :inputs].reshape(len(b), -1)
-        total += a.size
-        if a.shape != b.shape:
-            wrong += a.size
-            problems[layer] = f"layer {layer} has codes of shapes {a.shape} and {b.shape}"
-            continue
-        # An output channel with a negative gain is turned round in a fixed TFLite file, u -> M_b - u.
-        b = np.where(
-            ((max_code(bits) - b) != a).sum(1, keepdims=True) < (b != a).sum(1, keepdims=True), max_code(bits) - b, b
-        )
-        if differing := int((a != b).sum()):
-            wrong += differing
-            index = tuple(int(i) for i in np.argwhere(a != b)[0])
+        ours_there, theirs_there = ours[weight][0], theirs[weight][0]
+        total += ours_there.size
+        differing = _differing(ours_there, theirs_there, bits)
+        if differing is None:
+            wrong += ours_there.size
+            problems[layer] = f"layer {layer} has codes of shapes {ours_there.shape} and {theirs_there.shape}"
+        elif differing.any():
+            wrong += int(differing.sum())
+            index = tuple(int(i) for i in np.argwhere(differing)[0])
             problems[layer] = (
-                f"layer {layer}: {differing} of {a.size} codes differ, first in output channel {index[0]}, {index[1]}: "
-                f"{a[index]} and {b[index]}"
+                f"layer {layer}: {int(differing.sum())} of {differing.size} codes differ, first at {index}"
             )
     return total, wrong
 
 
-def _codes(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int16]:
-    """Codes 0 to ``M_b``, from codes or from stored integers."""
-    wide = values.astype(np.int16)
-    if values.dtype == np.uint8:
-        return wide
-    return wide + 128 if bits == STORED_BITS else (wide + max_code(bits)) // 2
+def _differing(ours: Array, theirs: Array, bits: int) -> npt.NDArray[np.bool_] | None:
+    """Where the codes of one weight differ between two files; None where their shapes do not fit.
+
+    Which axis counts output channels is not known without the checkpoint, so the better of the two readings is taken.
+    """
+    # Integers may be of more input channels than the layer has; the codes, or the fewer integers, are looked for.
+    if ours.dtype != np.uint8 and (theirs.dtype == np.uint8 or ours.size > theirs.size):
+        ours, theirs = theirs, ours
+    expected = ours if ours.dtype == np.uint8 else codes_of_integers(ours, bits)
+    readings = [aligned(expected, theirs, bits, axis) for axis in (0, 1)]
+    differing = [reading != expected for reading in readings if reading is not None]
+    return min(differing, key=np.count_nonzero) if differing else None

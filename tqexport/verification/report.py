@@ -111,7 +111,7 @@ def _row(check: Checked) -> list[str]:
         "pass" if check.passed else "FAIL",
         f"{check.file}{' (for this check alone)' if check.temporary else ''}",
         f"{check.bytes:,}",
-        f"{1000 * check.latency:.2f}",
+        "-" if check.latency is None else f"{1000 * check.latency:.2f}",
         f"{verdict.codes:,} equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
         f"{verdict.flips:,} of {verdict.activations:,}",
         f"{verdict.activations_wrong:,}",
@@ -137,28 +137,30 @@ def _layers(checked: Sequence[Checked]) -> tuple[list[str], list[tuple[str, list
 
 
 def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
-    labelled = any(check.deployed.accuracy is not None for check in checked)
-    if labelled:
-        yield _plot("Accuracy by width", "with 95 % confidence intervals, %", lambda axes: _accuracy(axes, checked))
-    else:
+    """Everything drawn; what was not run has no latency, flips or agreement."""
+    run = [check for check in checked if check.latency is not None]
+    yield _plot("Size by width", "kB of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes / 1000))
+    if any(check.deployed.accuracy is not None for check in run):
+        yield _plot("Accuracy by width", "with 95 % confidence intervals, %", lambda axes: _accuracy(axes, run))
+    elif run:
         yield _plot(
             "Top-1 agreement by width",
             "share of samples with PyTorch's largest output, %",
-            lambda axes: _by_width(axes, checked, lambda check: 100 * check.deployed.top1_agreement),
+            lambda axes: _by_width(axes, run, lambda check: 100 * check.deployed.top1_agreement),
         )
-    yield _plot("Size by width", "kB of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes / 1000))
-    yield _plot(
-        "Latency by width",
-        "ms for one sample on one thread",
-        lambda axes: _bars(axes, checked, lambda check: 1000 * check.latency),
-    )
-    yield _plot(
-        "Flips by width",
-        "activations per million on the other side of their boundary",
-        lambda axes: _bars(
-            axes, checked, lambda check: 1e6 * check.deployed.flips / max(check.deployed.activations, 1)
-        ),
-    )
+    if run:
+        yield _plot(
+            "Latency by width",
+            "ms for one sample on one thread",
+            lambda axes: _bars(axes, run, lambda check: 1000 * (check.latency or 0)),
+        )
+        yield _plot(
+            "Flips by width",
+            "activations per million on the other side of their boundary",
+            lambda axes: _bars(
+                axes, run, lambda check: 1e6 * check.deployed.flips / max(check.deployed.activations, 1)
+            ),
+        )
     if any(check.unoptimized.layers for check in checked):
         yield _plot(
             "Error by layer",
@@ -230,14 +232,14 @@ def _errors(axes: Axes, checked: Sequence[Checked]) -> None:
     names = list(dict.fromkeys(name for check in checked for name in check.unoptimized.layers))
     bounds: dict[str, float] = {}
     for number, runtime in enumerate(_runtimes(checked)):
-        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
         for check in checked:
             for name, layer in check.unoptimized.layers.items() if check.runtime == runtime else ():
-                found[name] = max(found.get(name, 0.0), layer.error, 1e-9)  # a logarithmic axis has no 0
+                errors[name] = max(errors.get(name, 0.0), layer.error, 1e-9)  # a logarithmic axis has no 0
                 bounds[name] = max(bounds.get(name, 0.0), layer.bound, 1e-9)
         axes.plot(
-            [names.index(name) for name in found],
-            list(found.values()),
+            [names.index(name) for name in errors],
+            list(errors.values()),
             "o",
             markersize=4,
             color=_COLORS[number % len(_COLORS)],
@@ -253,7 +255,7 @@ def _errors(axes: Axes, checked: Sequence[Checked]) -> None:
 def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[_Plot]:
     """How the weights of all quantised layers spread over the levels of each width."""
     for bits in widths:
-        codes = np.concatenate([value.ravel() for value in expected_codes(model, bits).values()])
+        codes = np.concatenate([weight.codes.ravel() for weight in expected_codes(model, bits).values()])
         counts = np.bincount(codes, minlength=max_code(bits) + 1) / codes.size
 
         def draw(axes: Axes, counts: Any = counts, bits: int = bits) -> None:

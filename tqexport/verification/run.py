@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tqexport.artifacts.manifest import Kernel, Kind
-from tqexport.artifacts.project import Project, check_converter
+from tqexport.artifacts.project import Project
+from tqexport.backends import BACKENDS
+from tqexport.backends.base import EXACT, Backend, Runner
 from tqexport.errors import InputError
-from tqexport.verification.parity import Comparison, Verdict
-from tqexport.verification.runtimes import Runner, open_runner
+from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.samples import Samples, load_samples, random_samples
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 
-Export = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]
+_CODES_ALONE = "codes alone"  # what stands for the runtime of a format that nothing here runs
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Checked:
         runtime: What runs it, for people: ``onnxruntime``, ``LiteRT dynamic``, ``LiteRT switched``.
         bytes: Size of the file.
         temporary: It was exported for this check alone.
-        latency: Median seconds for one sample as deployed, on one thread.
+        latency: Median seconds for one sample as deployed, on one thread; None where nothing here runs the format.
         deployed: The comparison with PyTorch, with the runtime's default optimisations, or XNNPACK.
-        unoptimized: The same without them, layer by layer.
+        unoptimized: The same without them, layer by layer. Where nothing runs the format, both compare codes alone.
     """
 
     file: str
@@ -38,7 +38,7 @@ class Checked:
     runtime: str
     bytes: int
     temporary: bool
-    latency: float
+    latency: float | None
     deployed: Verdict
     unoptimized: Verdict
 
@@ -61,15 +61,16 @@ class Checked:
 
 
 def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterator[Checked]:
-    """Compare the ONNX and the TFLite files of every width with PyTorch.
+    """Compare the files of every width with PyTorch, in each format.
 
-    Widths that the project has not exported are exported in memory; nothing is written.
+    ONNX and TFLite files of widths that the project has not exported are made in memory; nothing is written. Other
+    formats are compared where there are files of them.
 
     Raises:
         InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
         ConversionError: A width that was not exported cannot be.
     """
-    jobs = sorted(_jobs(project, widths), key=lambda job: (job.bits, job.kind, job.kernel != "exact", job.run_time))
+    jobs = sorted(_jobs(project, widths), key=_Job.place)
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
             try:
@@ -83,29 +84,52 @@ class _Job:
     """One artifact at one of its widths."""
 
     bits: int
-    kind: Kind
-    kernel: Kernel
+    backend: Backend
+    kernel: str
     file: str
     content: bytes
     temporary: bool = False
     run_time: bool = False
 
-    def open(self, *, deployed: bool) -> Runner:
-        return open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
+    def place(self) -> tuple[int, str, bool, bool]:
+        """Where it comes among the others."""
+        return self.bits, self.backend.name, self.kernel != EXACT, self.run_time
+
+    def open(self, *, deployed: bool) -> Runner | None:
+        return self.backend.open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
+
+    def comparison(self, project: Project) -> Comparison:
+        # A run-time file computes with float weights whatever the kernel of the files that are cut from it.
+        return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel)
 
 
 def _check(project: Project, job: _Job, samples: Samples) -> Checked:
+    """Compare one artifact as deployed, and layer by layer."""
     runner = job.open(deployed=True)
-    deployed = _compare(project, job, runner, samples)
+    if runner is None:
+        comparison = job.comparison(project)
+        comparison.add_codes(job.backend.codes(job.content, job.bits))
+        verdict = comparison.verdict()
+        return Checked(
+            job.file,
+            job.bits,
+            _CODES_ALONE,
+            len(job.content),
+            job.temporary,
+            None,
+            deployed=verdict,
+            unoptimized=verdict,
+        )
+    deployed = _compare(job.comparison(project), runner, samples)
     latency = runner.latency(samples.inputs[:1])
-    # A run-time file computes with float weights whatever the kernel of the files that are cut from it.
-    unoptimized = _compare(project, job, job.open(deployed=False), samples)
+    layer_by_layer = job.open(deployed=False)
+    unoptimized = deployed if layer_by_layer is None else _compare(job.comparison(project), layer_by_layer, samples)
     runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
     return Checked(job.file, job.bits, runtime, len(job.content), job.temporary, latency, deployed, unoptimized)
 
 
-def _compare(project: Project, job: _Job, runner: Runner, samples: Samples) -> Verdict:
-    comparison = Comparison(project.model, job.bits, "exact" if job.run_time else job.kernel)
+def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:
+    """Run samples and compare, some at a time."""
     count = samples_at_once(samples.inputs.shape[1:])
     for start in range(0, len(samples.inputs), count):
         inputs = samples.inputs[start : start + count]
@@ -121,25 +145,19 @@ def samples_at_once(input_shape: Sequence[int]) -> int:
 
 def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
     """The artifacts of each width; those that are there first, because one may turn out to be damaged."""
-    switched = project.run_time_files()
-    missing: dict[Kind, list[int]] = {"onnx": [], "tflite": []}
-    for artifact, file in switched:
-        content = file.read_bytes()
+    there: set[tuple[str, int]] = set()  # back ends and widths of which there is an exact file
+    for artifact, path in project.artifacts(widths):
+        run_time = len(artifact.widths) > 1
         for bits in sorted({*widths} & {*artifact.widths}):
-            yield _Job(bits, artifact.kind, artifact.kernel, file.name, content, run_time=True)
-    for kind, absent in missing.items():
-        for bits in widths:
-            if path := project.find(kind, bits):
-                yield _Job(bits, kind, "exact", path.name, path.read_bytes())
-            elif not any(a.kind == kind and bits in a.widths for a, _ in switched):
-                absent.append(bits)
-            if path := project.find(kind, bits, "dynamic"):
-                yield _Job(bits, kind, "dynamic", path.name, path.read_bytes())
+            if artifact.kernel == EXACT or run_time:
+                there.add((artifact.kind, bits))
+            yield _Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
     for bits in widths:
         project.model.check_width(bits)
-    if missing["tflite"]:
-        check_converter()
-    exporters: dict[Kind, Export] = {"onnx": project.onnx_bytes, "tflite": project.tflite_bytes}
-    for kind, absent in missing.items():
-        for bits, content in exporters[kind](absent) if absent else ():
-            yield _Job(bits, kind, "exact", project.file_name(kind, (bits,)), content, temporary=True)
+    missing = {name: [bits for bits in widths if (name, bits) not in there] for name in BACKENDS}
+    chosen = [name for name in missing if BACKENDS[name].verified_by_default and missing[name]]
+    for name in chosen:
+        BACKENDS[name].check_environment()
+    for name in chosen:
+        for bits, content in project.make(name, missing[name]):
+            yield _Job(bits, BACKENDS[name], EXACT, project.file_name(name, (bits,)), content, temporary=True)

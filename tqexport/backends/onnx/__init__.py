@@ -1,1 +1,86 @@
-"""ONNX files with 8-bit codes and an explicit BitShift."""
+"""ONNX files with 8-bit codes and an explicit BitShift, run in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
+from tqexport.facts import Facts
+from tqexport.truncation import check_shiftable
+
+__all__ = ["OnnxBackend"]
+
+LAYOUT = "channels first"
+
+
+class OnnxBackend(Backend):
+    """The back end for ONNX."""
+
+    name = "onnx"
+    title = "ONNX"
+    layout = LAYOUT
+    verified_by_default = True
+    description = (
+        "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
+        "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs."
+    )
+
+    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:  # noqa: ARG002
+        from tqexport.backends.onnx.export import export_onnx
+
+        exported = export_onnx(source.model, tuple(widths))
+        for bits in widths:
+            with source.step(f"Exporting {bits} bits to ONNX"):
+                file = next(exported)
+            yield file
+
+    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:  # noqa: ARG002
+        from tqexport.backends.onnx.runtime_file import merge_onnx
+
+        check_shiftable(source.widths, source.quantizer)
+        return merge_onnx(source.fixed_files(self.name, source.widths))
+
+    def export_truncatable(self, source: Source, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        from tqexport.backends.onnx.truncatable import truncatable_onnx
+
+        check_shiftable(source.widths, source.quantizer)
+        return truncatable_onnx(source.fixed_files(self.name, source.widths), widths)
+
+    def recognises(self, content: bytes) -> bool:
+        return content[:1] == b"\x08"  # the first field of the protobuf message, ir_version, is a number
+
+    def describe(self, content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+        from tqexport.backends.onnx.file import describe, parse
+
+        return describe(parse(content))
+
+    def facts(self, content: bytes) -> Facts:
+        from tqexport.backends.onnx.file import parse, read_facts
+
+        return read_facts(parse(content))
+
+    def codes(self, content: bytes, bits: int) -> dict[str, list[Any]]:
+        from tqexport.backends.onnx.file import parse, shifted_codes
+
+        return shifted_codes(parse(content), bits)
+
+    def cut(self, content: bytes, bits: int) -> bytes:
+        from tqexport.backends.onnx.cutting import cut_onnx
+
+        return cut_onnx(content, bits)
+
+    def open_session(self, content: bytes, *, threads: int = 1) -> Session:
+        from tqexport.backends.onnx.session import OnnxSession
+
+        return OnnxSession(content, threads=threads)
+
+    def open_runner(self, content: bytes, bits: int | None = None, *, deployed: bool = True) -> Runner:
+        from tqexport.backends.onnx.runner import OnnxRunner
+
+        return OnnxRunner(content, bits, deployed=deployed)
+
+    def open_stretches(self, content: bytes, bits: int | None, activations: Collection[str]) -> Stretches:
+        from tqexport.backends.onnx.runner import OnnxStretches
+
+        return OnnxStretches(content, bits, activations)

@@ -6,10 +6,9 @@ A network is captured once into a :class:`Template`; a width is a set of initial
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +22,12 @@ from onnxscript import opset20 as op
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
+from tqexport.backends.onnx import LAYOUT
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, OUTPUT_NAME, write_facts
 from tqexport.deploy import deploy, deployed_values, quantizer_values
 from tqexport.errors import ConversionError
-from tqexport.model import CheckpointInfo, TruncModel
+from tqexport.facts import ArtifactFacts, facts_of_model
+from tqexport.model import TruncModel
 from tqexport.training.quantizers import plain_name
 from tqexport.truncation import FLOAT_BITS
 
@@ -71,7 +72,7 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[in
         relu = model.info.activation_width(bits) == FLOAT_BITS
         if relu not in templates:
             templates[relu] = capture(deployed, model.info.input_shape, relu=relu)
-        yield bits, render(templates[relu], deployed, metadata(model, bits))
+        yield bits, render(templates[relu], deployed, facts_of_model(model, bits, LAYOUT))
 
 
 def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = False) -> Template:
@@ -127,13 +128,13 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
     return Template(graph_model, relu)
 
 
-def render(template: Template, deployed: nn.Module, metadata_props: Mapping[str, str]) -> bytes:
+def render(template: Template, deployed: nn.Module, facts: ArtifactFacts) -> bytes:
     """Put the values of one width into a template.
 
     Args:
         template: From :func:`capture`, of the same network.
         deployed: The network deployed at the width.
-        metadata_props: Model metadata of the file.
+        facts: What the file is to say of itself.
 
     Returns:
         The serialised, checked ONNX model.
@@ -142,35 +143,12 @@ def render(template: Template, deployed: nn.Module, metadata_props: Mapping[str,
     for name, initializer in template.graph_model.graph.initializers.items():
         if name in values:
             initializer.const_value = ir.Tensor(values[name].detach().contiguous().numpy(), name=name)
-    template.graph_model.metadata_props.clear()
-    template.graph_model.metadata_props.update(metadata_props)
     proto = ir.to_proto(template.graph_model)
     del proto.graph.value_info[:]  # shapes that every reader infers again, a fifth of a small file
+    write_facts(proto, facts)
     content: bytes = proto.SerializeToString(deterministic=True)
     onnx.checker.check_model(content, full_check=True)
     return content
-
-
-def metadata(model: TruncModel, bits: int) -> dict[str, str]:
-    """What a file says of itself: one ``tqexport.*`` entry per fact, JSON where it is not plain text."""
-    info: CheckpointInfo = model.info
-    facts: dict[str, Any] = {
-        "architecture": info.architecture,
-        "checkpoint_sha256": model.sha256,
-        "width": bits,
-        "activation_width": info.activation_width(bits),
-        "batch_norm_width": info.batch_norm_width(bits),
-        "quantizer": info.scheme.quantizer,
-        "bias_correction": info.scheme.bias_correction,
-        "power_of_two_scale": info.scheme.power_of_two_scale,
-        "layout": "channels first",
-        "class_names": list(info.class_names),
-    }
-    if info.normalization:
-        facts["normalization"] = {"mean": list(info.normalization.mean), "std": list(info.normalization.std)}
-    return {
-        METADATA_PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
-    }
 
 
 def _truncate(codes: Any, shift: Any) -> Any:

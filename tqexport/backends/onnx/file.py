@@ -1,4 +1,4 @@
-"""Reading the ONNX files that tqexport writes: which layers hold codes, and what else they say.
+"""The ONNX files that tqexport writes: which weights hold codes, and what else they say.
 
 Needs onnx and numpy alone.
 """
@@ -15,16 +15,31 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from tqexport.backends.base import TensorInfo
 from tqexport.errors import InputError
+from tqexport.facts import TEXT_FACTS, Facts, decode, encode
+from tqexport.truncation import STORED_BITS
 
-__all__ = ["CodedWeight", "activation_outputs", "coded_weights", "read_metadata", "read_onnx"]
+__all__ = [
+    "CodedWeight",
+    "activation_outputs",
+    "coded_weights",
+    "describe",
+    "parse",
+    "read_facts",
+    "read_onnx",
+    "shifted_codes",
+    "write_facts",
+]
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
+BITS_NAME = "bits"  # the input of run-time files that chooses the width
 METADATA_PREFIX = "tqexport."
 CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
 LEVELS_SUFFIX = ".levels"  # the number of steps of an activation quantiser
 _CODES = ".codes"
+_NOT_VALID = "is not a valid ONNX file; export it again with tqexport onnx"
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class CodedWeight:
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """Load and check a file; data outside of it is not read.
+    """Load and check a file; see :func:`parse`.
 
     Raises:
         InputError: Missing, empty, damaged, or with external data.
@@ -70,40 +85,74 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise InputError(f"{path} does not exist; export it again with tqexport onnx")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        return parse(path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
+
+
+def parse(content: bytes) -> onnx.ModelProto:
+    """Check a file's content; data outside of it is not read.
+
+    Raises:
+        InputError: Empty, damaged, or with external data.
+    """
+    try:
+        model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise classes of their own, without a common base
-        raise InputError(f"{path} is not a valid ONNX file; export it again with tqexport onnx") from error
+        raise InputError(_NOT_VALID) from error
     if not model.graph.node or any(tensor.external_data for tensor in model.graph.initializer):
-        raise InputError(f"{path} is empty or keeps data outside of the file; export it again with tqexport onnx")
+        raise InputError("is empty or keeps data outside of the file; export it again with tqexport onnx")
     return model
 
 
-def read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
-    """The ``tqexport.*`` metadata without the prefix, JSON values decoded."""
-    facts: dict[str, Any] = {}
+def describe(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of a file."""
+
+    def info(value: onnx.ValueInfoProto) -> TensorInfo:
+        tensor = value.type.tensor_type
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim))
+
+    return tuple(map(info, model.graph.input)), tuple(map(info, model.graph.output))
+
+
+def read_facts(model: onnx.ModelProto) -> Facts:
+    """What a file says of itself, from its ``tqexport.*`` metadata.
+
+    Raises:
+        InputError: tqexport did not write it, or it was damaged.
+    """
+    record: dict[str, Any] = {}
     for entry in model.metadata_props:
         if entry.key.startswith(METADATA_PREFIX):
             key = entry.key.removeprefix(METADATA_PREFIX)
             try:
-                facts[key] = json.loads(entry.value)
+                record[key] = entry.value if key in TEXT_FACTS else json.loads(entry.value)
             except json.JSONDecodeError:
-                facts[key] = entry.value
-    return facts
+                record[key] = entry.value  # text that a format keeps in a table of its own
+    return decode(record)
+
+
+def write_facts(model: onnx.ModelProto, facts: Facts) -> None:
+    """Make facts the whole metadata of a file, ordered by key."""
+    record = {
+        METADATA_PREFIX + key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in encode(facts).items()
+    }
+    onnx.helper.set_model_props(model, dict(sorted(record.items())))
 
 
 def coded_weights(model: onnx.ModelProto) -> list[CodedWeight]:
-    """The quantised weights of a file, in graph order.
+    """The quantised weights of a fixed file, in graph order.
 
     Raises:
         InputError: There is none, or one is not followed by the shift, scale and offset that tqexport writes.
     """
     values = {tensor.name: tensor for tensor in model.graph.initializer}
-    width = read_metadata(model).get("width")
-    found: dict[str, CodedWeight] = {}
-    for node in model.graph.node:
-        if node.op_type != "BitShift":
-            continue
+    width = next((entry.value for entry in model.metadata_props if entry.key == f"{METADATA_PREFIX}width"), None)
+    coded: dict[str, CodedWeight] = {}
+    for node in _shifts(model):
         name = node.input[0].removesuffix(_CODES)
         try:
             codes, shift, scale, offset = (
@@ -111,11 +160,32 @@ def coded_weights(model: onnx.ModelProto) -> list[CodedWeight]:
             )
         except KeyError as error:
             raise InputError(f"{node.name} was not written by tqexport: there is no initializer {error}") from error
-        bits = int(width) if width is not None else 8 - int(shift)
-        found[name] = CodedWeight(name, codes, int(shift), float(scale), float(offset), bits)
-    if not found:
+        bits = int(width) if width is not None else STORED_BITS - int(shift)
+        coded[name] = CodedWeight(name, codes, int(shift), float(scale), float(offset), bits)
+    return list(coded.values())
+
+
+def shifted_codes(model: onnx.ModelProto, bits: int) -> dict[str, list[npt.NDArray[np.uint8]]]:
+    """The codes of each quantised weight at a width of a file, uint8 in PyTorch's layout; nothing is run.
+
+    Raises:
+        InputError: There is none.
+    """
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    codes: dict[str, list[npt.NDArray[np.uint8]]] = {}
+    for node in _shifts(model):
+        # A run-time file gives the shift as it runs.
+        shift = int(values[node.input[1]]) if node.input[1] in values else STORED_BITS - bits
+        codes[node.input[0].removesuffix(_CODES)] = [values[node.input[0]] >> np.uint8(shift)]
+    return codes
+
+
+def _shifts(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that shift codes."""
+    shifts = [node for node in model.graph.node if node.op_type == "BitShift"]
+    if not shifts:
         raise InputError("the ONNX file holds no BitShift node, so it was not written by tqexport")
-    return list(found.values())
+    return shifts
 
 
 def activation_outputs(model: onnx.ModelProto) -> list[str]:

@@ -4,78 +4,36 @@ The fixed files of one network differ in nothing but the values of small initial
 BatchNorm) and in metadata. The run-time file is such a file in which those values are the rows of a table, one row per
 width, for each element type: ``Gather`` takes the row that ``bits`` names, and ``Split`` gives its pieces the names
 that the initializers had. The codes are there once; and taking one row by hand gives the fixed file of its width back,
-byte for byte (:mod:`tqexport.artifacts.truncate`).
+byte for byte (``cutting.py``).
 
 ``bits`` reaches its row through two lookups: from width to row, where a width that the file lacks leads to a row that
 does not exist, and over the rows that do. Either fails in the run, naming the widths, before anything is computed: so
 ONNX defines Gather, and so onnxruntime's CPU provider has it. Providers that leave an index unchecked are not
 supported.
 
-Needs onnx and numpy alone, except for :func:`export_switchable_onnx`.
+Needs onnx and numpy alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tqexport.backends.onnx.file import METADATA_PREFIX, read_metadata
-from tqexport.errors import ConversionError, InputError, UsageError
-from tqexport.truncation import STORED_BITS
+from tqexport.backends.onnx.file import BITS_NAME, read_facts, write_facts
+from tqexport.errors import ConversionError, InputError
+from tqexport.facts import ArtifactFacts, MultiWidthFacts
+from tqexport.truncation import STORED_BITS, check_shiftable
 
-if TYPE_CHECKING:
-    from tqexport.model import TruncModel
+__all__ = ["FixedFile", "check_mergeable", "described", "fixed_files", "merge_onnx", "table_names"]
 
-__all__ = [
-    "AFFINE",
-    "BITS_NAME",
-    "BY_WIDTH",
-    "DIGESTS",
-    "OPERATOR_CODES",
-    "PLACES",
-    "POSITIONS",
-    "ROWS",
-    "SWITCH_FACTS",
-    "SWITCH_PREFIX",
-    "TRUNCATABLE_FACTS",
-    "TRUNCATABLE_TO",
-    "WEIGHTS",
-    "WIDTHS",
-    "FixedFile",
-    "check_switchable",
-    "encode_fact",
-    "export_switchable_onnx",
-    "facts_by_width",
-    "facts_of_width",
-    "fixed_files",
-    "merge_onnx",
-    "table_names",
-]
-
-BITS_NAME = "bits"
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
 _ROW = f"{SWITCH_PREFIX}row"
-
-# What files with several widths say of themselves besides what a fixed file does.
-WIDTHS = "widths"  # run-time files: the widths that `bits` may have, ascending
-TRUNCATABLE_TO = "truncatable_to"  # fixed files with tables: the widths that can be cut from it, ascending
-BY_WIDTH = "by_width"  # facts of the fixed files that differ, each a list in the order of the widths
-DIGESTS = "fixed_sha256"  # hashes of the fixed files, in the order of the widths
-PLACES = "table_places"  # run-time ONNX, per table: positions of its pieces among the initializers, number of scalars
-POSITIONS = "table_positions"  # fixed ONNX: which initializers differ between widths
-ROWS = "tables"  # fixed ONNX: their values at each other width, one after the other, base64
-WEIGHTS = "weights"  # run-time TFLite: names of the quantised weights, in the order of AFFINE
-AFFINE = "affine"  # run-time TFLite: scale and offset of each weight at each width, float32 (weights, widths, 2)
-OPERATOR_CODES = "operator_codes"  # run-time TFLite, per width: which of the operator codes its fixed file lists
-TRUNCATABLE_FACTS = (TRUNCATABLE_TO, BY_WIDTH, DIGESTS, POSITIONS, ROWS)
-SWITCH_FACTS = (WIDTHS, PLACES, WEIGHTS, AFFINE, OPERATOR_CODES, *TRUNCATABLE_FACTS)
+PLACES = "table_places"  # the fact that says, per table: positions of its pieces among the initializers, scalars
 
 
 @dataclass(frozen=True)
@@ -91,7 +49,7 @@ class FixedFile:
 
     skeleton: bytes
     values: Mapping[str, bytes]
-    facts: Mapping[str, Any]
+    facts: ArtifactFacts
     sha256: str
 
 
@@ -107,43 +65,6 @@ class _Table:
     def scalars(self) -> int:
         """How many of them have no dimension; they come first."""
         return sum(not tensor.dims for tensor in self.tensors)
-
-
-def export_switchable_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
-    """Export a network to one ONNX file that holds several widths.
-
-    Args:
-        model: The reference network.
-        widths: At least two widths that ``model`` has.
-
-    Returns:
-        The serialised, checked file. Inputs ``input`` float32 (N, ...) and ``bits`` uint8 scalar.
-
-    Raises:
-        UsageError: Fewer than two widths.
-        InputError: The checkpoint lacks a width, its codes may not be shifted, or the widths need different graphs.
-        ConversionError: The network cannot be captured.
-    """
-    from tqexport.backends.onnx.export import export_onnx
-
-    check_switchable(widths, model.info.scheme.quantizer)
-    return merge_onnx(export_onnx(model, tuple(sorted(set(widths)))))
-
-
-def check_switchable(widths: Sequence[int], quantizer: str) -> None:
-    """Refuse, before any slow work, what no file with several widths can hold.
-
-    Raises:
-        UsageError: Fewer than two widths.
-        InputError: The codes of the quantiser may not be shifted.
-    """
-    if quantizer != "truncquant":
-        raise InputError(
-            f"one file of a network trained with {quantizer} cannot switch to other widths: its codes must not be "
-            "shifted, so every width has codes of its own; export each width as a file of its own"
-        )
-    if len(set(widths)) < 2:
-        raise UsageError("a file that gives several widths needs at least two widths")
 
 
 def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
@@ -162,12 +83,14 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
         ConversionError: A name in the network is one that the run-time file needs.
     """
     parts = dict(sorted(fixed_files(files).items()))
-    check_switchable(tuple(parts), str(next(iter(parts.values())).facts.get("quantizer")) if parts else "truncquant")
+    check_mergeable(parts)
     model = onnx.ModelProto.FromString(next(iter(parts.values())).skeleton)
     _check_names(model.graph)
     tables = _tables(model.graph, [part.values for part in parts.values()])
     _add_switch(model.graph, tables, parts)
-    _describe(model, tables, parts)
+    by_width, digests = described(parts)
+    places = {table.dtype: {"scalars": table.scalars, "positions": table.positions} for table in tables}
+    write_facts(model, MultiWidthFacts(by_width, digests, tables={PLACES: places}))
     merged: bytes = model.SerializeToString(deterministic=True)
     onnx.checker.check_model(merged, full_check=True)
     return merged
@@ -193,26 +116,15 @@ def fixed_files(files: Iterable[tuple[int, bytes]]) -> dict[int, FixedFile]:
     return parts
 
 
-def facts_by_width(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the fixed files say of themselves, as the run-time file says it.
-
-    Args:
-        every: The facts of each width, in the order of the widths; None stands for a fact that a width lacks.
-    """
-    keys = {key: None for facts in every for key in facts}
-    shared = {key: value for key, value in every[0].items() if all(facts.get(key) == value for facts in every)}
-    return {**shared, BY_WIDTH: {key: [facts.get(key) for facts in every] for key in keys if key not in shared}}
+def check_mergeable(parts: Mapping[int, FixedFile]) -> None:
+    """Refuse widths that no one file can hold; see :func:`tqexport.truncation.check_shiftable`."""
+    quantizers = {part.facts.scheme.quantizer for part in parts.values()}
+    check_shiftable(tuple(parts), quantizers.pop() if quantizers else "truncquant")
 
 
-def facts_of_width(facts: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """What the fixed file of the width in a row says of itself, from what a file with several says."""
-    own = {key: value for key, value in facts.items() if key not in SWITCH_FACTS}
-    return {**own, **{key: values[row] for key, values in facts[BY_WIDTH].items() if values[row] is not None}}
-
-
-def encode_fact(value: Any) -> str:
-    """A metadata value as ONNX files have it: plain text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
+def described(parts: Mapping[int, FixedFile]) -> tuple[dict[int, ArtifactFacts], dict[int, str]]:
+    """By width, what the fixed files say of themselves, and their hashes."""
+    return {bits: part.facts for bits, part in parts.items()}, {bits: part.sha256 for bits, part in parts.items()}
 
 
 def table_names(dtype: str) -> tuple[str, str, str]:
@@ -223,7 +135,9 @@ def table_names(dtype: str) -> tuple[str, str, str]:
 
 def _take_apart(content: bytes, first: FixedFile | None) -> FixedFile:
     model = onnx.load_from_string(content)
-    facts = read_metadata(model)
+    facts = read_facts(model)
+    if not isinstance(facts, ArtifactFacts):
+        raise InputError("holds several widths already")
     values: dict[str, bytes] = {}
     for tensor in model.graph.initializer:
         # Values that do not differ are kept once, whatever the number of widths.
@@ -250,8 +164,8 @@ def _tables(graph: onnx.GraphProto, values: Sequence[Mapping[str, bytes]]) -> li
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
         differing.setdefault(dtype, []).append((position, tensor))
     tables = []
-    for dtype, found in sorted(differing.items()):
-        positions, tensors = zip(*sorted(found, key=lambda item: (len(item[1].dims), item[0])), strict=True)
+    for dtype, placed in sorted(differing.items()):
+        positions, tensors = zip(*sorted(placed, key=lambda item: (len(item[1].dims), item[0])), strict=True)
         tables.append(_Table(dtype, positions, tensors))
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -291,16 +205,6 @@ def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping
     graph.input.append(helper.make_tensor_value_info(BITS_NAME, TensorProto.UINT8, []))
 
 
-def _describe(model: onnx.ModelProto, tables: Sequence[_Table], parts: Mapping[int, FixedFile]) -> None:
-    facts = {
-        **facts_by_width([part.facts for part in parts.values()]),
-        WIDTHS: list(parts),
-        DIGESTS: [part.sha256 for part in parts.values()],
-        PLACES: {table.dtype: {"scalars": table.scalars, "positions": table.positions} for table in tables},
-    }
-    helper.set_model_props(model, {METADATA_PREFIX + key: encode_fact(facts[key]) for key in sorted(facts)})
-
-
 def _check_names(graph: onnx.GraphProto) -> None:
     taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     taken.update(name for node in graph.node for name in node.output)
@@ -313,8 +217,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
 def _different_graphs(one: FixedFile, other: FixedFile) -> str:
     """Why two widths cannot be in one file."""
     kinds = " and ".join(
-        f"{file.facts.get('width')} bits with {file.facts.get('activation_width')}-bit activations"
-        for file in (one, other)
+        f"{file.facts.width} bits with {file.facts.activation_width}-bit activations" for file in (one, other)
     )
     return (
         f"the widths do not share one graph ({kinds}), so one file cannot switch between them; choose widths whose "

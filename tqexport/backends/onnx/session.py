@@ -1,34 +1,54 @@
-"""Opening ONNX files in onnxruntime."""
+"""Running ONNX files in onnxruntime."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnxruntime as ort
 
+from tqexport.backends.base import Session
+from tqexport.backends.onnx.file import BITS_NAME
 from tqexport.errors import InputError
 
-__all__ = ["open_session"]
+if TYPE_CHECKING:
+    from tqexport.backends.base import Array, Inputs
+
+__all__ = ["OnnxSession"]
 
 
-def open_session(content: bytes, *, optimized: bool = True, threads: int = 1) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU.
+class OnnxSession(Session):
+    """An ONNX file in onnxruntime, on the CPU."""
 
-    Args:
-        content: The file.
-        optimized: With the graph optimisations that onnxruntime makes by default; otherwise with none.
-        threads: Threads to run on.
+    def __init__(self, content: bytes, *, bits: int | None = None, optimized: bool = True, threads: int = 1) -> None:
+        """Open a file.
 
-    Raises:
-        InputError: onnxruntime does not take the file.
-    """
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what goes wrong is raised, and said once
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-        raise InputError(f"onnxruntime does not load the file: {str(error).splitlines()[0]}") from error
+        Args:
+            content: The file.
+            bits: The width to run a run-time file at; None for a fixed file.
+            optimized: With the graph optimisations that onnxruntime makes by default; otherwise with none.
+            threads: Threads to run on.
+
+        Raises:
+            InputError: onnxruntime does not take the file.
+        """
+        ort.disable_telemetry_events()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # what goes wrong is raised, and said once
+        if not optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session: Any = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base below Exception
+            raise InputError(f"onnxruntime does not load the file: {str(error).splitlines()[0]}") from error
+        self._input = self._session.get_inputs()[0].name
+        self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
+
+    def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
+        try:
+            results: list[Array] = self._session.run(None, {self._input: batch, **self._switch, **given})
+        except Exception as error:  # as above
+            raise InputError(f"onnxruntime does not run the batch: {str(error).splitlines()[0]}") from error
+        return results

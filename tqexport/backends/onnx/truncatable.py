@@ -10,28 +10,19 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
-from onnx import helper
 
-from tqexport.backends.onnx.file import METADATA_PREFIX, read_metadata
-from tqexport.backends.onnx.runtime_file import (
-    BY_WIDTH,
-    DIGESTS,
-    POSITIONS,
-    ROWS,
-    TRUNCATABLE_FACTS,
-    TRUNCATABLE_TO,
-    FixedFile,
-    check_switchable,
-    encode_fact,
-    facts_by_width,
-    fixed_files,
-)
+from tqexport.backends.onnx.file import read_facts, write_facts
+from tqexport.backends.onnx.runtime_file import check_mergeable, described, fixed_files
+from tqexport.facts import MultiWidthFacts
 
-__all__ = ["put_row", "truncatable_onnx", "without_tables"]
+__all__ = ["plain_file", "put_row", "truncatable_onnx"]
+
+# Facts of such a file.
+_POSITIONS = "table_positions"  # which initializers differ between widths
+_ROWS = "tables"  # their values at each other width, one after the other, base64
 
 
 def truncatable_onnx(files: Iterable[tuple[int, bytes]], widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -51,52 +42,42 @@ def truncatable_onnx(files: Iterable[tuple[int, bytes]], widths: Sequence[int]) 
     """
     contents = dict(sorted(files))
     parts = fixed_files(contents.items())
-    check_switchable(tuple(parts), str(next(iter(parts.values())).facts.get("quantizer")) if parts else "truncquant")
+    check_mergeable(parts)
+    by_width, digests = described(parts)
     names = [tensor.name for tensor in onnx.load_from_string(next(iter(contents.values()))).graph.initializer]
     differing = [i for i, name in enumerate(names) if len({part.values[name] for part in parts.values()}) > 1]
     for bits in widths:
         model = onnx.load_from_string(contents[bits])
         others = [part for width, part in parts.items() if width != bits]
         rows = b"".join(part.values[names[i]] for part in others for i in differing)
-        _describe(model, parts, {**parts[bits].facts, POSITIONS: differing, ROWS: base64.b64encode(rows).decode()})
+        tables = {_POSITIONS: differing, _ROWS: base64.b64encode(rows).decode()}
+        write_facts(model, MultiWidthFacts(by_width, digests, bits, tables))
         yield bits, model.SerializeToString(deterministic=True)
 
 
-def put_row(model: onnx.ModelProto, facts: Mapping[str, Any], bits: int) -> None:
+def put_row(model: onnx.ModelProto, facts: MultiWidthFacts, bits: int) -> None:
     """Give the initializers the values of another width.
 
     Args:
-        model: A fixed file with tables; changed in place.
+        model: A truncatable file; changed in place.
         facts: What it says of itself.
-        bits: A width that it has tables for, or its own.
+        bits: One of its widths.
     """
-    if bits == facts["width"]:
+    if bits == facts.own:
         return
-    rows = base64.b64decode(facts[ROWS], validate=True)
-    others = [width for width in facts[TRUNCATABLE_TO] if width != facts["width"]]
+    rows = base64.b64decode(facts.tables[_ROWS], validate=True)
+    others = [width for width in facts.widths if width != facts.own]
     start = others.index(bits) * (len(rows) // len(others))
-    for position in facts[POSITIONS]:
+    for position in facts.tables[_POSITIONS]:
         tensor = model.graph.initializer[position]
         length = len(tensor.raw_data)
         tensor.raw_data = rows[start : start + length]
         start += length
 
 
-def without_tables(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The plain fixed file of a fixed file with tables; any other file as it is. Changes the model in place."""
-    keys = {METADATA_PREFIX + fact for fact in TRUNCATABLE_FACTS}
-    kept = [entry for entry in model.metadata_props if entry.key not in keys]
-    if TRUNCATABLE_TO in read_metadata(model):
-        del model.metadata_props[:]
-        model.metadata_props.extend(kept)
+def plain_file(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A truncatable file without its tables; any other file as it is. Changes the model in place."""
+    facts = read_facts(model)
+    if isinstance(facts, MultiWidthFacts) and facts.own is not None:
+        write_facts(model, facts.by_width[facts.own])
     return model
-
-
-def _describe(model: onnx.ModelProto, parts: Mapping[int, FixedFile], facts: Mapping[str, Any]) -> None:
-    described = {
-        **facts,
-        TRUNCATABLE_TO: list(parts),
-        BY_WIDTH: facts_by_width([part.facts for part in parts.values()])[BY_WIDTH],
-        DIGESTS: [part.sha256 for part in parts.values()],
-    }
-    helper.set_model_props(model, {METADATA_PREFIX + key: encode_fact(described[key]) for key in sorted(described)})

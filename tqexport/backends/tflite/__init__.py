@@ -1,1 +1,108 @@
-"""From ONNX to TFLite with the codes intact: conversion, the file's own form, run-time switching, cutting widths."""
+"""TFLite files with the codes intact, by way of ONNX and onnx2tf, run in LiteRT."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
+from tqexport.facts import Facts
+from tqexport.truncation import STORED_BITS, check_shiftable
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["TfliteBackend"]
+
+
+class TfliteBackend(Backend):
+    """The back end for TFLite."""
+
+    name = "tflite"
+    title = "TFLite"
+    layout = "channels last"
+    description = (
+        "Writes NAME-wB.tflite for each width B, with one byte per quantised weight. With --bits runtime it writes one "
+        "NAME.tflite, with a signature for each width (w1 to w8) over one copy of the codes. Inputs are channels last "
+        "(NHWC), as TFLite has them, one sample at a time."
+    )
+    kernels = {  # noqa: RUF012 - annotated in the protocol
+        EXACT: "float kernels over the trained weights",
+        "dynamic": "integer kernels, faster, which round their input",
+    }
+    verified_by_default = True
+    converts = "onnx"
+
+    def check_environment(self) -> None:
+        from tqexport.backends.tflite.onnx2tf import check_converter
+
+        check_converter()
+
+    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
+        from tqexport.backends.tflite.convert import convert_to_tflite
+
+        models = _onnx_models(source, widths)
+        with source.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
+            converted = convert_to_tflite(models, kernel)
+        yield from zip(widths, converted, strict=True)
+
+    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
+        from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
+
+        check_shiftable(source.widths, source.quantizer)
+        models = _onnx_models(source, source.widths)
+        with source.step(f"Converting {len(models)} widths to one TFLite file"):
+            return convert_to_runtime_tflite(models, kernel)[0]
+
+    def recognises(self, content: bytes) -> bool:
+        return content[4:8] == b"TFL3"
+
+    def describe(self, content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+        from tqexport.backends.tflite.session import LiteRTSession
+
+        return LiteRTSession(content).describe()
+
+    def facts(self, content: bytes) -> Facts:
+        from tqexport.backends.tflite.file import unpack
+
+        return unpack(content)[1]
+
+    def codes(self, content: bytes, bits: int) -> dict[str, list[Any]]:
+        from tqexport.backends.tflite.cutting import computed_codes
+        from tqexport.backends.tflite.file import single_graph, unpack
+        from tqexport.backends.tflite.integers import stored_integers
+        from tqexport.facts import MultiWidthFacts
+
+        facts = unpack(content)[1]
+        if isinstance(facts, MultiWidthFacts) and facts.own is None:
+            shifted = computed_codes(single_graph(content, bits)[0])
+            return {name: [codes >> (STORED_BITS - bits)] for name, codes in shifted.items()}
+        return stored_integers(single_graph(content, None)[0])
+
+    def cut(self, content: bytes, bits: int) -> bytes:
+        from tqexport.backends.tflite.cutting import cut_tflite
+
+        return cut_tflite(content, bits)
+
+    def open_session(self, content: bytes, *, threads: int = 1) -> Session:
+        from tqexport.backends.tflite.session import LiteRTSession
+
+        return LiteRTSession(content, threads=threads)
+
+    def open_runner(self, content: bytes, bits: int | None = None, *, deployed: bool = True) -> Runner:
+        from tqexport.backends.tflite.runner import TfliteRunner
+
+        return TfliteRunner(content, bits, deployed=deployed)
+
+    def open_stretches(self, content: bytes, bits: int | None, activations: Collection[str]) -> Stretches:
+        from tqexport.backends.tflite.runner import TfliteStretches
+
+        return TfliteStretches(content, bits, activations)
+
+
+def _onnx_models(source: Source, widths: Sequence[int]) -> list[onnx.ModelProto]:
+    """The fixed ONNX files of some widths, without the tables of others."""
+    from tqexport.backends.onnx.file import parse
+    from tqexport.backends.onnx.truncatable import plain_file
+
+    return [plain_file(parse(content)) for _, content in source.fixed_files("onnx", widths)]

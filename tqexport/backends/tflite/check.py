@@ -16,10 +16,12 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.onnx.file import LEVELS_SUFFIX, OUTPUT_NAME
-from tqexport.backends.onnx.session import open_session
+from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.session import open_interpreter
+from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
+from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import ConversionError, InputError
+from tqexport.layer_kinds import ONNX_OPERATORS
 
 __all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
 
@@ -27,7 +29,7 @@ _TOLERANCE = 1e-3  # of a value's largest element; a wrong axis is off by a tent
 _GROWTH = 30  # times the largest error before it: rounding errors grow on their way through a deep network
 
 _FINE = np.float32(2**20)
-_ORDINARY = {"Add", "BatchNormalization", "Clip", "Conv", "Div", "Flatten", "Gemm", "Identity", "Mul", "Relu", "Round"}
+_ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
 _BEYOND_TFLITE = {"Det", "Erf", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"}
 
@@ -84,13 +86,15 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
     """
     kept = []
     worst = 0.0
-    for name, expected, found in _values(model, flat):
-        if expected.size != found.size:
-            raise ConversionError(f"the converter gave {name} the shape {found.shape}, where it is {expected.shape}")
+    for name, expected, converted in _values(model, flat):
+        if expected.size != converted.size:
+            raise ConversionError(
+                f"the converter gave {name} the shape {converted.shape}, where it is {expected.shape}"
+            )
         largest = max(float(np.abs(expected).max()), 1e-30)
         same, moved = (
             float(np.abs(expected - value.reshape(expected.shape)).max()) / largest
-            for value in (found, np.moveaxis(found, -1, 1) if found.ndim > 2 else found)
+            for value in (converted, to_channels_first(converted))
         )
         if same < moved:
             kept.append(name)
@@ -110,34 +114,33 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     expected = _run_onnx(model, rounds, x)
-    found = _run_tflite(flat, np.moveaxis(x, 1, -1) if x.ndim > 2 else x)
+    converted = _run_tflite(flat, to_channels_last(x))
     for name in (*rounds, OUTPUT_NAME):
-        if name in found:  # the converter drops what the output does not depend on
-            yield name, expected[name], found[name]
+        if name in converted:  # the converter drops what the output does not depend on
+            yield name, expected[name], converted[name]
 
 
 def _run_onnx(model: onnx.ModelProto, names: Sequence[str], x: Array) -> dict[str, Array]:
+    """The output and the named values, by onnxruntime."""
     traced = onnx.ModelProto()
     traced.CopyFrom(model)
     traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    session = open_session(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
-    values = session.run([OUTPUT_NAME, *names], {session.get_inputs()[0].name: x})
-    return dict(zip((OUTPUT_NAME, *names), values, strict=True))
+    session = OnnxSession(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
+    return dict(zip((OUTPUT_NAME, *names), session.run(x), strict=True))
 
 
 def _run_tflite(flat: FlatModel, x: Array) -> dict[str, Array]:
+    """The output and the rounded activations by name, by LiteRT."""
     outputs, signatures = flat.graph.outputs, flat.model.signatureDefs
-    rounds = [int(each.outputs[0]) for each in flat.graph.operators if flat.operator_name(each) == "ROUND"]
-    flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounds], np.int32), None
+    rounded = [int(operator.outputs[0]) for operator in flat.graph.operators if flat.operator_name(operator) == "ROUND"]
+    flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounded], np.int32), None
     try:
-        interpreter = open_interpreter(flat.pack())
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ascontiguousarray(x))
-        interpreter.invoke()
-    except (InputError, RuntimeError, ValueError) as error:
+        session = LiteRTSession(flat.pack())
+        return dict(zip(session.output_names, session.run_sample(np.ascontiguousarray(x)), strict=True))
+    except InputError as error:
         raise ConversionError(f"LiteRT does not run what onnx2tf wrote: {error}") from error
     finally:
         flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
-    return {each["name"]: interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()}
 
 
 def _suspects(model: onnx.ModelProto, name: str) -> str:
@@ -150,5 +153,5 @@ def _suspects(model: onnx.ModelProto, name: str) -> str:
             continue
         seen.add(node.name)
         waiting.extend(node.input)
-    found = [node for node in model.graph.node if node.name in seen and node.op_type not in _ORDINARY]
-    return f", by {', '.join(f'{node.op_type} ({node.name})' for node in found[:5])}" if found else ""
+    unusual = [node for node in model.graph.node if node.name in seen and node.op_type not in _ORDINARY]
+    return f", by {', '.join(f'{node.op_type} ({node.name})' for node in unusual[:5])}" if unusual else ""

@@ -7,58 +7,62 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.backends.onnx.runtime_file import AFFINE, WEIGHTS, WIDTHS
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.flatbuffer_writing import serialise
-from tqexport.errors import InputError
+from tqexport.errors import ConversionError, InputError
+from tqexport.facts import ArtifactFacts, Facts, MultiWidthFacts, decode, encode
 
 __all__ = [
-    "CHANNELS_FIRST",
+    "AFFINE",
     "DESCRIPTION",
     "METADATA_NAME",
-    "TABLES_NAME",
+    "OPERATOR_CODES",
+    "WEIGHTS",
     "describe",
-    "encode_metadata",
     "finish_fixed",
     "graph_of",
     "make_signature",
     "signature_of",
+    "single_graph",
     "subgraph_of",
     "unpack",
 ]
 
 DESCRIPTION = "tqexport"
 METADATA_NAME = "tqexport"
-TABLES_NAME = "tqexport.tables"  # an entry of fixed files with tables, see tqexport.backends.tflite.truncatable
-CHANNELS_FIRST = "channels_first"  # the fact that lists values of three axes or more in PyTorch's axis order
+
+# Facts of run-time files, which cutting a width needs.
+WEIGHTS = "weights"  # names of the quantised weights, in the order of AFFINE
+AFFINE = "affine"  # scale and offset of each weight at each width, float32 (weights, widths, 2)
+OPERATOR_CODES = "operator_codes"  # per width: which of the operator codes its fixed file lists
+
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
 _NO_FILE = "is not a valid TFLite file of tqexport; export it again"
 _FIXED_SIGNATURE = "serving_default"
 
 
-def finish_fixed(flat: FlatModel, facts: Mapping[str, Any], tables: bytes | None = None) -> bytes:
+def finish_fixed(flat: FlatModel, facts: ArtifactFacts) -> bytes:
     """Describe a fixed file whose codes are in place, and serialise it.
 
     Args:
         flat: The file.
         facts: What it says of itself.
-        tables: What other widths need, if they can be cut from it.
     """
     # The converter leaves the signature out where TensorFlow cannot save the function first.
     flat.model.signatureDefs = [make_signature(flat.graph, _FIXED_SIGNATURE, 0)]
-    flat.set_metadata(encode_metadata(facts) | ({} if tables is None else {TABLES_NAME: tables}))
+    flat.set_metadata(_entries(facts))
     flat.model.description = DESCRIPTION
     return flat.pack()
 
 
-def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
+def unpack(content: bytes) -> tuple[Any, Facts]:
     """The schema's model object of a file, and what the file says of itself.
 
     Raises:
@@ -70,13 +74,12 @@ def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
         model: Any = schema.ModelT.InitFromObj(reader)
         model.subgraphs = _Subgraphs(reader)
         named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
-        facts = json.loads(bytes(named[METADATA_NAME]))
-        if WIDTHS in facts:
-            shape = len(facts[WEIGHTS]), len(facts[WIDTHS]), 2
-            facts[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(shape)
+        record = json.loads(bytes(named[METADATA_NAME]))
+        if _AFFINE_NAME in named:
+            record[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
         raise InputError(_NO_FILE) from error
-    return model, facts
+    return model, decode(record)
 
 
 class _Reader(schema.Model):  # type: ignore[misc]
@@ -107,11 +110,12 @@ class _Subgraphs(Sequence[Any]):
         return self._unpacked[index]
 
 
-def encode_metadata(facts: Mapping[str, Any]) -> dict[str, bytes]:
+def _entries(facts: Facts) -> dict[str, bytes]:
     """Facts as the metadata entries of a file; see :func:`unpack`."""
-    plain = {key: value for key, value in facts.items() if key != AFFINE}
-    entries = {METADATA_NAME: json.dumps(plain, sort_keys=True).encode()}
-    return entries | ({_AFFINE_NAME: facts[AFFINE].tobytes()} if AFFINE in facts else {})
+    record = encode(facts)
+    affine = record.pop(AFFINE, None)
+    entries = {METADATA_NAME: json.dumps(record, sort_keys=True).encode()}
+    return entries | ({} if affine is None else {_AFFINE_NAME: affine.tobytes()})
 
 
 def signature_of(bits: int) -> str:
@@ -119,17 +123,42 @@ def signature_of(bits: int) -> str:
     return f"w{bits}"
 
 
-def describe(model: Any, facts: Mapping[str, Any]) -> None:
+def describe(model: Any, facts: Facts) -> None:
     """Make facts the metadata of the schema's model object."""
     model.metadata = []
-    for name, content in encode_metadata(facts).items():
+    for name, content in _entries(facts).items():
         model.metadata.append(schema.MetadataT(name, len(model.buffers)))
         model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
 
 
+def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactFacts | None]:
+    """The network of a width as a file of its own, and what the file says of it.
+
+    Args:
+        content: A file.
+        bits: The width of a run-time file; None for a fixed file, which need not be of tqexport.
+
+    Raises:
+        InputError: It is damaged, or lacks the width.
+    """
+    if bits is not None:
+        model, facts = unpack(content)
+        if not isinstance(facts, MultiWidthFacts) or bits not in facts.by_width:
+            raise InputError(f"the file has no signature for {bits} bits")
+        return subgraph_of(model, bits), facts.by_width[bits]
+    try:
+        flat = FlatModel(content)
+    except ConversionError as error:
+        raise InputError(str(error)) from error
+    described = flat.metadata(METADATA_NAME)
+    said = decode(json.loads(described)) if described else None
+    # A file that version 0.1 made with --truncatable holds facts of several widths, and computes with its own.
+    return flat, said.by_width[said.own or said.widths[-1]] if isinstance(said, MultiWidthFacts) else said
+
+
 def graph_of(model: Any, bits: int) -> Any:
     """The subgraph of a width in a run-time file; the schema's object."""
-    signature = next(each for each in model.signatureDefs if _text(each.signatureKey) == signature_of(bits))
+    signature = next(one for one in model.signatureDefs if _text(one.signatureKey) == signature_of(bits))
     return model.subgraphs[signature.subgraphIndex]
 
 
@@ -153,7 +182,7 @@ def make_signature(graph: Any, key: str, index: int) -> Any:
     """A signature over all inputs and outputs of a subgraph, by the names of their tensors."""
 
     def entries(tensors: Sequence[int]) -> list[Any]:
-        return [schema.TensorMapT(_text(graph.tensors[each].name), int(each)) for each in tensors]
+        return [schema.TensorMapT(_text(graph.tensors[index].name), int(index)) for index in tensors]
 
     return schema.SignatureDefT(entries(graph.inputs), entries(graph.outputs), key, index)
 

@@ -87,6 +87,10 @@ class FlatModel:
         """Give a constant tensor another value of the same shape and type."""
         self.tensor(index).buffer = self.add_buffer(value.tobytes())
 
+    def find(self, name: str) -> int | None:
+        """The first tensor of a name, or None."""
+        return next((index for index in range(len(self.graph.tensors)) if self.name(index) == name), None)
+
     def consumers(self, index: int) -> list[Operator]:
         """The operators that read a tensor."""
         return [operator for operator in self.graph.operators if index in list(operator.inputs)]

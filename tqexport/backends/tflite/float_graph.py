@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,23 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, CodedWeight
+from tqexport.backends.tflite.provenance import Folded
 
-__all__ = ["for_one_sample", "with_float_weights", "without_batch_norms"]
+__all__ = ["FloatGraph", "for_one_sample", "with_float_weights", "without_batch_norms"]
+
+
+@dataclass(frozen=True)
+class FloatGraph:
+    """A float network, and what its parameters were computed from.
+
+    Attributes:
+        model: The network.
+        folded: By parameter name: the weight and the gain that it is the product of. Every other parameter is one of
+            the network's own.
+    """
+
+    model: onnx.ModelProto
+    folded: Mapping[str, Folded]
 
 
 def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> onnx.ModelProto:
@@ -49,7 +65,7 @@ def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -
     return folded
 
 
-def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
     """The same float32 network with each BatchNormalization in the layer before it, or as Mul and Add.
 
     onnx2tf tries every axis order of every BatchNormalization, which takes most of its time.
@@ -68,6 +84,7 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
             readers[name] = readers.get(name, 0) + 1
     ranks: dict[str, int] = {}
     added: dict[str, npt.NDArray[np.float32]] = {}
+    folded: dict[str, Folded] = {}
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type != "BatchNormalization":
@@ -80,6 +97,7 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
             weight = values[before.input[1]]
             bias = values[before.input[2]] if len(before.input) > 2 else np.zeros(len(weight), np.float32)
             added[f"{output}/weight"] = (weight * gain.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+            folded[f"{output}/weight"] = Folded(before.input[1], gain)
             added[f"{output}/bias"] = (bias * gain + shift).astype(np.float32)
             before.input[1:] = [f"{output}/weight", f"{output}/bias"]
             before.output[0] = output
@@ -98,7 +116,7 @@ def without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(kept)
     graph.initializer.extend(initializers)
-    return changed
+    return FloatGraph(changed, folded)
 
 
 def _rows_are_channels(node: onnx.NodeProto) -> bool:
@@ -116,17 +134,17 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
 
 
-def for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
+def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
     """The same network with a batch of 1, and what follows from that alone computed.
 
     onnx2tf gets slices wrong where the batch is free, cannot compute shapes, and has no CastLike.
     """
     changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed.CopyFrom(float_graph.model)
     for value in (*changed.graph.input, *changed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     if not {"Shape", "CastLike"} & {node.op_type for node in changed.graph.node}:
-        return changed
+        return FloatGraph(changed, float_graph.folded)
     import onnx_ir as ir
     from onnx_ir.passes import common as passes
     from onnxscript.optimizer import fold_constants
@@ -146,7 +164,7 @@ def for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
         initializer = initializers.pop(name)
         initializer.name = f"{CONSTANT_PREFIX}{name}"
         initializers.add(initializer)
-    return ir.to_proto(graph_model)
+    return FloatGraph(ir.to_proto(graph_model), float_graph.folded)
 
 
 def _gain_and_shift(

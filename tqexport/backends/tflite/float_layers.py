@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.backends.tflite.codes import _CHANNEL_AXIS, TO_TORCH, _gain, filters
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
+from tqexport.backends.tflite.provenance import FilterOrigin, filters
+from tqexport.layer_kinds import FILTER_OPERATORS
 
-__all__ = ["WEIGHT_SUFFIX", "FloatFilter", "filters_stored_once", "store_filters_once"]
+__all__ = ["FloatFilter", "filters_stored_once", "store_filters_once"]
 
 WEIGHT_SUFFIX = ".float"  # of the names of the weights that are stored once
 
@@ -43,49 +44,45 @@ class FloatFilter:
     filter: int
     operators: Sequence[Operator]
 
-    def compute(self, flat: FlatModel, value: Array) -> Array:
-        """The filter, from the value of the weights (same shape)."""
+    def restore(self, flat: FlatModel) -> None:
+        """Make the filter the constant that the converter wrote.
+
+        Raises:
+            ValueError: A constant is not there; the file was damaged.
+        """
+        value = _constant(flat, self.weight)
         for operator in self.operators:
-            factor = _factor(flat, operator)
+            factor = _constant(flat, int(operator.inputs[1]))
             value = _CALCULATIONS[flat.operator_name(operator)](value, factor, dtype=np.float32)
-        return value
-
-    def invert(self, flat: FlatModel, filter_: Array) -> Array:
-        """The value of the weights from the filter, up to rounding; where a channel was multiplied by 0, infinity."""
-        value = filter_.astype(np.float64)
-        with np.errstate(all="ignore"):
-            for operator in reversed(self.operators):
-                factor = _factor(flat, operator)
-                value = value / factor if flat.operator_name(operator) == "MUL" else value * factor
-            return value.astype(np.float32)
+        flat.set_constant(self.filter, value)
 
 
-def store_filters_once(flat: FlatModel, parameters: Mapping[str, Array]) -> None:
+def store_filters_once(flat: FlatModel, origins: Iterable[FilterOrigin], weights: Mapping[str, Array]) -> None:
     """Compute the filters of float layers from weights that other widths have too, in front of all other operators.
-
-    A filter that is equal to its weights stays as it is, and so does one that is not recognised.
 
     Args:
         flat: The converter's file of one width; changed in place.
-        parameters: The float32 parameters of the network at this width, in PyTorch's layout.
+        origins: Where the filters of these layers come from. One that is equal to its weights stays as it is.
+        weights: The float32 weights by name, in PyTorch's layout.
     """
-    steps = sorted({float(value) for name, value in parameters.items() if name.endswith(".levels")})
-    weights = {name: value for name, value in parameters.items() if value.ndim > 1}
-    for index, kind in filters(flat).items():
-        value = flat.constant(index)
-        if value is None or value.dtype != np.float32:
-            continue
-        filter_ = value.transpose(TO_TORCH[kind])
-        for name, weight in weights.items():
-            if found := _factors(filter_, weight, steps):
-                _add(flat, index, kind, name, weight, *found)
-                break
+    for origin in origins:
+        layout = FILTER_OPERATORS[origin.operator]
+        shape = [int(n) for n in flat.tensor(origin.filter).shape]
+        per_channel = np.ones(len(shape), np.int64)
+        per_channel[layout.channel_axis] = -1
+        factors: list[tuple[str, Array, Any]] = []
+        if origin.gain is not None and (origin.gain != 1).any():
+            factors.append(("MUL", origin.gain.astype(np.float32).reshape(per_channel), schema.MulOptionsT()))
+        if origin.steps != 1:
+            factors.append(("DIV", np.array([origin.steps], np.float32), schema.DivOptionsT()))
+        if factors:
+            _compute(flat, origin, weights[origin.weight], factors)
 
 
 def filters_stored_once(flat: FlatModel, operators: Iterable[Operator]) -> list[FloatFilter]:
     """The filters computed by the first of ``operators``, up to the first operator that belongs to none."""
     kinds = filters(flat)
-    found: list[FloatFilter] = []
+    computed: list[FloatFilter] = []
     chain: list[Operator] = []
     for operator in operators:
         source = int(operator.inputs[0])
@@ -93,56 +90,30 @@ def filters_stored_once(flat: FlatModel, operators: Iterable[Operator]) -> list[
             break
         chain.append(operator)
         if int(operator.outputs[0]) in kinds:
-            found.append(FloatFilter(int(chain[0].inputs[0]), int(operator.outputs[0]), chain))
+            computed.append(FloatFilter(int(chain[0].inputs[0]), int(operator.outputs[0]), chain))
             chain = []
-    return found
+    return computed
 
 
-def _factor(flat: FlatModel, operator: Operator) -> Array:
-    factor = flat.constant(int(operator.inputs[1]))
-    if factor is None:
-        raise ValueError("a float layer has no factor")
-    return factor
-
-
-def _factors(filter_: Array, weight: Array, steps: Sequence[float]) -> tuple[Array, float] | None:
-    """``gain`` (one per output channel) and ``steps`` with ``filter_ == weight * gain / steps`` bit for bit."""
-    ratio = _gain(filter_, weight.astype(np.float64))
-    if ratio is None:
-        return None
-    rows, reference = np.ascontiguousarray(filter_).reshape(len(filter_), -1), weight.reshape(len(weight), -1)
-    for divisor in (1.0, *steps):
-        nearest = (ratio * divisor).astype(np.float32)
-        gain = np.full_like(nearest, np.nan)
-        for towards in (nearest, np.float32(np.inf), np.float32(-np.inf)):  # the ratio is rounded, too
-            candidate = np.nextafter(nearest, towards)
-            computed = reference * candidate[:, None] / np.float32(divisor)
-            fits = (computed.view(np.int32) == rows.view(np.int32)).all(1)  # 0 and -0 are two numbers here
-            gain = np.where(np.isnan(gain) & fits, candidate, gain)
-        if not np.isnan(gain).any():
-            return gain, divisor
-    return None
-
-
-def _add(flat: FlatModel, index: int, kind: str, name: str, weight: Array, gain: Array, steps: float) -> None:
-    shape = [int(n) for n in flat.tensor(index).shape]
-    order = TO_TORCH[kind]
-    channels = np.ones(len(shape), np.int64)
-    channels[_CHANNEL_AXIS[kind]] = -1
-    factors: list[tuple[str, Array, Any]] = []
-    if (gain != 1).any():
-        factors.append(("MUL", gain.reshape(channels), schema.MulOptionsT()))
-    if steps != 1:
-        factors.append(("DIV", np.array([steps], np.float32), schema.DivOptionsT()))
-    if not factors:
-        return
-    stored = weight.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
-    current = flat.add_constant(name + WEIGHT_SUFFIX, np.ascontiguousarray(stored))
+def _compute(flat: FlatModel, origin: FilterOrigin, weight: Array, factors: Sequence[tuple[str, Array, Any]]) -> None:
+    """Put the operators that compute one filter in front of all others."""
+    axes = FILTER_OPERATORS[origin.operator].torch_axes
+    shape = [int(n) for n in flat.tensor(origin.filter).shape]
+    stored = weight.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+    current = flat.add_constant(origin.weight + WEIGHT_SUFFIX, np.ascontiguousarray(stored))
     chain = []
-    for kind_, factor, options in factors:
-        by = flat.add_constant(f"{name}.{kind_.lower()}", factor)
-        result = index if factor is factors[-1][1] else flat.add_tensor(f"{name}.scaled", shape)
-        chain.append(flat.operator(kind_, [current, by], result, options))
+    for kind, factor, options in factors:
+        by = flat.add_constant(f"{origin.weight}.{kind.lower()}", factor)
+        last = factor is factors[-1][1]
+        result = origin.filter if last else flat.add_tensor(f"{origin.weight}.scaled", shape)
+        chain.append(flat.operator(kind, [current, by], result, options))
         current = result
-    flat.tensor(index).buffer = 0
+    flat.tensor(origin.filter).buffer = 0
     flat.graph.operators[:0] = chain
+
+
+def _constant(flat: FlatModel, index: int) -> Array:
+    value = flat.constant(index)
+    if value is None:
+        raise ValueError(f"tensor {index} is no constant")
+    return value

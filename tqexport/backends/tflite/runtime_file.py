@@ -6,11 +6,9 @@ and each shifts the same uint8 codes::
 
     codes -> RIGHT_SHIFT -> CAST -> MUL (scale per channel) -> ADD (offset per channel) -> CONV_2D, ...
 
-Float layers have their weights once, too (:mod:`tqexport.backends.tflite.float_layers`). All of it runs at every
-inference, for whoever wants one file and no other tool. A fixed file of any width, with the form that is quick on a
-device, can be had from it byte for byte (:mod:`tqexport.backends.tflite.truncate`).
-
-Needs numpy and flatbuffers alone, except for :func:`convert_to_switchable_tflite`.
+Float layers have their weights once, too (``float_layers.py``). All of it runs at every inference, for whoever wants
+one file and no other tool. A fixed file of any width, with the form that is quick on a device, can be had from it byte
+for byte (``cutting.py``).
 """
 
 from __future__ import annotations
@@ -18,60 +16,66 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.artifacts.manifest import Kernel
-from tqexport.backends.onnx.file import CodedWeight, read_metadata
-from tqexport.backends.onnx.runtime_file import (
+from tqexport.backends.base import EXACT
+from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.tflite.convert import FloatNetwork, float_networks, run_once
+from tqexport.backends.tflite.encode import put_codes_back
+from tqexport.backends.tflite.file import (
     AFFINE,
-    DIGESTS,
+    DESCRIPTION,
     OPERATOR_CODES,
     WEIGHTS,
-    WIDTHS,
-    check_switchable,
-    facts_by_width,
+    describe,
+    finish_fixed,
+    make_signature,
+    signature_of,
 )
-from tqexport.backends.tflite.codes import _CHANNEL_AXIS, TO_TORCH, _Match, _match, put_codes_back
-from tqexport.backends.tflite.file import DESCRIPTION, describe, finish_fixed, make_signature, signature_of
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.backends.tflite.float_layers import store_filters_once
-from tqexport.errors import ConversionError, InputError
+from tqexport.backends.tflite.provenance import FilterOrigin
+from tqexport.backends.tflite.template import parameters
+from tqexport.facts import ArtifactFacts, MultiWidthFacts
+from tqexport.layer_kinds import FILTER_OPERATORS
+from tqexport.truncation import check_shiftable
 
-if TYPE_CHECKING:
-    import onnx
-
-    from tqexport.backends.tflite.export import FloatNetwork
-
-__all__ = ["convert_to_switchable_tflite", "merge_tflite"]
+__all__ = ["convert_to_runtime_tflite"]
 
 
 @dataclass(frozen=True)
 class _Width:
-    """What is left to know of a width whose subgraph is in the run-time file."""
+    """What is left to know of a width whose subgraph is in the run-time file.
+
+    Attributes:
+        weights: Its quantised weights by name.
+        facts: What its fixed file says of itself.
+        operator_codes: Where those that its fixed file lists are in the run-time file.
+        fixed: Its fixed file.
+    """
 
     weights: Mapping[str, CodedWeight]
-    facts: Mapping[str, Any]
-    operator_codes: Sequence[int]  # where those of its fixed file are in the run-time file
+    facts: ArtifactFacts
+    operator_codes: Sequence[int]
     fixed: bytes
 
 
-def convert_to_switchable_tflite(
-    models: Sequence[onnx.ModelProto], kernel: Kernel = "exact"
-) -> tuple[bytes, dict[int, bytes]]:
+def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) -> tuple[bytes, dict[int, bytes]]:
     """Convert the fixed ONNX files of one network to its run-time TFLite file.
 
     It takes one sample at a time, channels last (NHWC). Widths need not share an activation kind here.
 
     Args:
         models: The fixed files, at least two widths.
-        kernel: That of the fixed files, those that come with it and those that it can be truncated to; the run-time
-            file itself computes with float weights. See :func:`tqexport.backends.tflite.codes.put_codes_back`.
+        kernel: That of the fixed files, those that come with it and those that can be cut from it; the run-time file
+            itself computes with float weights. See :func:`tqexport.backends.tflite.encode.put_codes_back`.
 
     Returns:
         The run-time file, loaded and tried; and by width, ascending, the fixed TFLite files, which come with it.
@@ -79,37 +83,29 @@ def convert_to_switchable_tflite(
     Raises:
         UsageError: Fewer than two widths.
         InputError: The codes may not be shifted.
-        ConversionError: As :func:`tqexport.backends.tflite.export.convert_to_tflite`.
+        ConversionError: As :func:`tqexport.backends.tflite.convert.convert_to_tflite`.
     """
-    from tqexport.backends.tflite.export import run_once
-
-    content, fixed = merge_tflite(models, kernel)
-    _run_every_signature(content, tuple(fixed))
-    for each in fixed.values():
-        run_once(each)
-    return content, fixed
-
-
-def merge_tflite(models: Sequence[onnx.ModelProto], kernel: Kernel = "exact") -> tuple[bytes, dict[int, bytes]]:
-    """As :func:`convert_to_switchable_tflite`, but the files have not been loaded and tried."""
-    from tqexport.backends.tflite.export import float_networks
-    from tqexport.backends.tflite.template import parameters
-
-    by_width = {int(read_metadata(model)["width"]): model for model in models}
-    check_switchable(tuple(by_width), str(read_metadata(models[0]).get("quantizer")) if models else "truncquant")
-    # The widest first: it is what runs where nobody names a signature.
-    by_width = dict(sorted(by_width.items(), reverse=True))
+    networks = list(float_networks(models))
+    quantizers = {network.facts.scheme.quantizer for network in networks}
+    check_shiftable([network.facts.width for network in networks], quantizers.pop() if quantizers else "truncquant")
+    values = {network.facts.width: parameters(model) for network, model in zip(networks, models, strict=True)}
     merged = _empty()
+    # The widest first: it is what runs where nobody names a signature.
     added = {
-        bits: _add_width(merged, bits, network, parameters(model), kernel)
-        for (bits, model), network in zip(by_width.items(), float_networks(list(by_width.values())), strict=True)
+        network.facts.width: _add_width(merged, network, values[network.facts.width], kernel)
+        for network in sorted(networks, key=lambda network: -network.facts.width)
     }
     widths = dict(sorted(added.items()))
     _describe(merged, widths)
-    return serialise(merged), {bits: width.fixed for bits, width in widths.items()}
+    content, fixed = serialise(merged), {bits: width.fixed for bits, width in widths.items()}
+    for bits, fixed_content in fixed.items():
+        run_once(content, bits)
+        run_once(fixed_content)
+    return content, fixed
 
 
 def _empty() -> Any:
+    """A file without a network."""
     merged = schema.ModelT()
     merged.version, merged.description = 3, DESCRIPTION
     merged.buffers = [schema.BufferT()]
@@ -118,47 +114,48 @@ def _empty() -> Any:
 
 
 def _add_width(
-    merged: Any, bits: int, network: FloatNetwork, values: Mapping[str, npt.NDArray[np.float32]], kernel: Kernel
+    merged: Any, network: FloatNetwork, values: Mapping[str, npt.NDArray[np.float32]], kernel: str
 ) -> _Width:
     """Make the fixed file of one width, and put its network, with the shift in it, into the run-time file."""
-    flat, weights, facts = network.flat, network.weights, {**network.facts, "kernel": kernel}
+    flat, facts = network.flat, replace(network.facts, kernel=kernel)
     fixed = copy.deepcopy(flat)
-    put_codes_back(fixed, weights, kernel)  # raises where a layer is not found
+    put_codes_back(fixed, network.weights, network.origins, kernel)
     listed = len(flat.model.operatorCodes)
-    matches = _match(flat, weights)
-    store_filters_once(flat, values)
-    for match in matches:
-        _shift_at_run_time(flat, match)
-    where = _append(merged, flat, signature_of(bits))
-    return _Width({weight.name: weight for weight in weights}, facts, where[:listed], finish_fixed(fixed, facts))
+    by_name = {weight.name: weight for weight in network.weights}
+    store_filters_once(flat, [origin for origin in network.origins if origin.weight in values], values)
+    for origin in network.origins:
+        if origin.weight in by_name:
+            _shift_at_run_time(flat, origin, by_name[origin.weight])
+    where = _append(merged, flat, signature_of(facts.width))
+    return _Width(by_name, facts, where[:listed], finish_fixed(fixed, facts))
 
 
 def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
-    every = list(widths.values())
-    names = list(every[0].weights)
-    affine = [[(w.scale, w.offset) for w in (width.weights[name] for width in every)] for name in names]
-    facts = {
-        **facts_by_width([width.facts for width in every]),
-        WIDTHS: list(widths),
-        DIGESTS: [hashlib.sha256(width.fixed).hexdigest() for width in every],
+    """Write down what cutting a width needs."""
+    names = list(next(iter(widths.values())).weights)
+    affine = [[(w.scale, w.offset) for w in (width.weights[name] for width in widths.values())] for name in names]
+    tables = {
         WEIGHTS: names,
         AFFINE: np.array(affine, np.float32),
-        OPERATOR_CODES: [list(width.operator_codes) for width in every],
+        OPERATOR_CODES: [list(width.operator_codes) for width in widths.values()],
     }
-    describe(merged, facts)
+    by_width = {bits: width.facts for bits, width in widths.items()}
+    digests = {bits: hashlib.sha256(width.fixed).hexdigest() for bits, width in widths.items()}
+    describe(merged, MultiWidthFacts(by_width, digests, tables=tables))
 
 
-def _shift_at_run_time(flat: FlatModel, match: _Match) -> None:
+def _shift_at_run_time(flat: FlatModel, origin: FilterOrigin, weight: CodedWeight) -> None:
     """Compute a filter from codes, shift, scale and offset, where the converter wrote it as float32."""
-    weight = match.weight
-    shape = [int(n) for n in flat.tensor(match.filter).shape]
-    order = TO_TORCH[match.operator]
-    codes = weight.codes.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+    layout = FILTER_OPERATORS[origin.operator]
+    shape = [int(n) for n in flat.tensor(origin.filter).shape]
+    torch_shape = [shape[axis] for axis in layout.torch_axes]
+    codes = weight.codes.reshape(torch_shape).transpose(np.argsort(layout.torch_axes))
     channels = np.ones(len(shape), np.int64)
-    channels[_CHANNEL_AXIS[match.operator]] = -1
+    channels[layout.channel_axis] = -1
+    gain = origin.total_gain(shape[layout.channel_axis])
 
     def per_channel(value: float) -> npt.NDArray[np.float32]:
-        return (match.gain * value).astype(np.float32).reshape(channels)
+        return (gain * value).astype(np.float32).reshape(channels)
 
     stored = flat.add_constant(f"{weight.name}.codes", np.ascontiguousarray(codes))
     shift = flat.add_constant(f"{weight.name}.shift", np.array([weight.shift], np.uint8))
@@ -167,7 +164,7 @@ def _shift_at_run_time(flat: FlatModel, match: _Match) -> None:
     scale = flat.add_constant(f"{weight.name}.scale", per_channel(weight.scale))
     scaled = flat.add_tensor(f"{weight.name}.scaled", shape)
     offset = flat.add_constant(f"{weight.name}.offset", per_channel(weight.offset))
-    flat.tensor(match.filter).name, flat.tensor(match.filter).buffer = weight.name, 0
+    flat.tensor(origin.filter).name, flat.tensor(origin.filter).buffer = weight.name, 0
 
     cast = schema.CastOptionsT()
     cast.inDataType, cast.outDataType = schema.TensorType.UINT8, schema.TensorType.FLOAT32
@@ -175,7 +172,7 @@ def _shift_at_run_time(flat: FlatModel, match: _Match) -> None:
         flat.operator("RIGHT_SHIFT", [stored, shift], shifted),
         flat.operator("CAST", [shifted], number, cast),
         flat.operator("MUL", [number, scale], scaled, schema.MulOptionsT()),
-        flat.operator("ADD", [scaled, offset], match.filter, schema.AddOptionsT()),
+        flat.operator("ADD", [scaled, offset], origin.filter, schema.AddOptionsT()),
     ]
 
 
@@ -202,27 +199,5 @@ def _append(merged: Any, flat: FlatModel, signature: str) -> list[int]:
 
 
 def _operator_key(code: Any) -> tuple[int, int, int, bytes]:
+    """Equal for two entries of the operator table that mean the same."""
     return code.builtinCode, code.deprecatedBuiltinCode, code.version, code.customCode or b""
-
-
-def _run_every_signature(content: bytes, widths: Sequence[int]) -> None:
-    """Run each width on zeros, with XNNPACK and without.
-
-    Raises:
-        ConversionError: One does not load, does not run, or gives NaN.
-    """
-    from tqexport.backends.tflite.session import open_interpreter
-
-    for xnnpack in (True, False):
-        for bits in widths:
-            try:
-                runner = open_interpreter(content, xnnpack=xnnpack).get_signature_runner(signature_of(bits))
-                zeros = {
-                    name: np.zeros(detail["shape"], detail["dtype"])
-                    for name, detail in runner.get_input_details().items()
-                }
-                outputs = runner(**zeros).values()
-            except (InputError, RuntimeError, ValueError) as error:
-                raise ConversionError(f"LiteRT does not run the merged file at {bits} bits: {error}") from error
-            if not all(np.isfinite(output).all() for output in outputs):
-                raise ConversionError(f"the merged file gives NaN or infinity at {bits} bits on an input of zeros")

@@ -1,39 +1,124 @@
-"""Opening TFLite files in LiteRT."""
+"""Running TFLite files in LiteRT, one sample at a time as devices do."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from tqexport.backends.base import Session, TensorInfo
+from tqexport.backends.tflite.file import signature_of
 from tqexport.errors import InputError
 
-__all__ = ["open_interpreter"]
+if TYPE_CHECKING:
+    from tqexport.backends.base import Array, Inputs
+
+__all__ = ["LiteRTSession"]
 
 
-def open_interpreter(content: bytes, *, xnnpack: bool = True, threads: int = 1) -> Interpreter:
-    """An interpreter with its tensors allocated.
+class LiteRTSession(Session):
+    """A TFLite file in LiteRT."""
 
-    Args:
-        content: The file.
-        xnnpack: Use the XNNPACK kernels, as devices do; otherwise LiteRT's own.
-        threads: Threads to run on.
+    def __init__(self, content: bytes, *, bits: int | None = None, xnnpack: bool = True, threads: int = 1) -> None:
+        """Open a file.
 
-    Raises:
-        InputError: LiteRT does not take the file.
-    """
-    resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    try:
-        with _without_stderr():
-            interpreter = Interpreter(
-                model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
+        Args:
+            content: The file.
+            bits: The width to run a run-time file at; None for a fixed file.
+            xnnpack: Use the XNNPACK kernels, as devices do; otherwise LiteRT's own.
+            threads: Threads to run on.
+
+        Raises:
+            InputError: LiteRT does not take the file, or the file lacks the width.
+        """
+        resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            with _without_stderr():
+                self._interpreter: Any = Interpreter(
+                    model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
+                )
+                self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT does not load the file: {error}") from error
+        self._invoke: Callable[[Sequence[Array]], list[Array]] = self._invoke_graph
+        details = self._interpreter.get_input_details()
+        if bits is not None:
+            self._invoke, details = self._invoke_signature, self._open_signature(bits)
+        self._inputs = details
+        self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in details]
+        self._names = [str(detail["name"]) for detail in details]
+        self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
+
+    def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
+        self.check(batch)
+        more = [given[name] for name in self._names[1:]]
+        parts = [self.run_sample(*sample) for sample in zip(batch, *more, strict=True)]
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    def check(self, batch: Inputs) -> None:
+        """Refuse samples of another shape.
+
+        Raises:
+            InputError: They are not what the file takes.
+        """
+        if not len(batch) or batch.shape[1:] != self._shapes[0][1:]:
+            raise InputError(
+                f"the file takes samples of shape {self._shapes[0][1:]}, channels last, not {batch.shape[1:]}"
             )
-            interpreter.allocate_tensors()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"LiteRT does not load the file: {error}") from error
-    return interpreter
+
+    def run_sample(self, *sample: Array) -> list[Array]:
+        """Run one sample, an array for each input; returns every output, among them those without a batch.
+
+        Raises:
+            InputError: LiteRT does not run the file.
+        """
+        try:
+            values = [value.reshape(shape) for value, shape in zip(sample, self._shapes, strict=True)]
+            return self._invoke(values)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT does not run the file: {error}") from error
+
+    def run_zeros(self) -> list[Array]:
+        """Run a sample of zeros."""
+        return self.run_sample(*(np.zeros(detail["shape"], detail["dtype"]) for detail in self._inputs))
+
+    def describe(self) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+        """Inputs and outputs of the file."""
+
+        def info(detail: Mapping[str, Any]) -> TensorInfo:
+            shape = tuple("batch" if n < 0 else int(n) for n in detail["shape_signature"])
+            return TensorInfo(str(detail["name"]), detail["dtype"].__name__, shape)
+
+        interpreter = self._interpreter
+        return tuple(map(info, interpreter.get_input_details())), tuple(map(info, interpreter.get_output_details()))
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in the order of :meth:`run`."""
+        return [str(detail["name"]) for detail in self._interpreter.get_output_details()]
+
+    def _open_signature(self, bits: int) -> list[Any]:
+        """Choose the signature of a width; returns the details of its inputs."""
+        try:
+            self._signature = self._interpreter.get_signature_runner(signature_of(bits))
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT does not run the file at {bits} bits: {error}") from error
+        inputs = self._signature.get_input_details()
+        self._signature_inputs = list(inputs)
+        return list(inputs.values())
+
+    def _invoke_graph(self, values: Sequence[Array]) -> list[Array]:
+        for detail, value in zip(self._inputs, values, strict=True):
+            self._interpreter.set_tensor(detail["index"], value)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+    def _invoke_signature(self, values: Sequence[Array]) -> list[Array]:
+        return list(self._signature(**dict(zip(self._signature_inputs, values, strict=True))).values())
 
 
 @contextmanager

@@ -21,8 +21,9 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, LEVELS_SUFFIX
-from tqexport.backends.tflite.codes import TO_TORCH, filters
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.provenance import FilterOrigin, Folded, filters
+from tqexport.layer_kinds import FILTER_OPERATORS
 
 __all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
 
@@ -70,6 +71,24 @@ class TfliteTemplate:
                 value = value.reshape(torch_shape).transpose(place.order)
             flat.set_constant(index, np.ascontiguousarray(value.reshape(shape), np.float32))
         return flat
+
+    def origins(self, flat: FlatModel, values: Mapping[str, Array], folded: Mapping[str, Folded]) -> list[FilterOrigin]:
+        """Where each filter of a filled graph comes from.
+
+        Args:
+            flat: From :meth:`fill`.
+            values: The parameters that it was filled with.
+            folded: What these were computed from.
+        """
+        origins = []
+        for index, operator in filters(flat).items():
+            place = self.places.get(index)
+            if place is None or place.reciprocal:
+                continue
+            weight = folded.get(place.parameter, Folded(place.parameter, None))
+            steps = 1.0 if place.divided_by is None else float(values[place.divided_by])
+            origins.append(FilterOrigin(index, operator, weight.weight, weight.gain, steps))
+        return origins
 
 
 def parameters(model: onnx.ModelProto) -> dict[str, Array]:
@@ -130,35 +149,37 @@ def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteT
         value = flat.constant(index)
         if value is None or value.dtype != np.float32:
             continue
-        found = _recognise(value, kinds.get(index), known, steps)
-        if len(found) == 1:
-            places[index] = found[0]
-        elif found or not _is_plain(value):
-            _log.debug("constant %d of the TFLite file, shape %s, could be: %s", index, value.shape, found or "nothing")
+        candidates = _recognise(value, kinds.get(index), known, steps)
+        if len(candidates) == 1:
+            places[index] = candidates[0]
+        elif candidates or not _is_plain(value):
+            could_be = candidates or "nothing"
+            _log.debug("constant %d of the TFLite file, shape %s, could be: %s", index, value.shape, could_be)
             return None
     return TfliteTemplate(content, places)
 
 
 def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]) -> list[_Place]:
     """Everything that a constant may be, up to rounding."""
-    order = None if kind is None else tuple(int(axis) for axis in np.argsort(TO_TORCH[kind]))
-    flat = (value if kind is None else value.transpose(TO_TORCH[kind])).ravel()
-    found = []
+    axes = None if kind is None else FILTER_OPERATORS[kind].torch_axes
+    order = None if axes is None else tuple(int(axis) for axis in np.argsort(axes))
+    flat = (value if axes is None else value.transpose(axes)).ravel()
+    candidates = []
     for name, parameter in known.items():
         if parameter.size != flat.size:
             continue
         fingerprint = parameter.ravel()
         if name in steps and _equal(flat, np.reciprocal(fingerprint)):
-            found.append(_Place(name, order, reciprocal=True))
+            candidates.append(_Place(name, order, reciprocal=True))
         if _equal(flat, fingerprint):
-            found.append(_Place(name, order))
+            candidates.append(_Place(name, order))
         if flat.size > 1:
-            found += [
+            candidates += [
                 _Place(name, order, divided_by=divisor)
                 for divisor, levels in steps.items()
                 if _equal(flat[:1], fingerprint[:1] / levels) and _equal(flat, fingerprint / levels)
             ]
-    return found
+    return candidates
 
 
 def _equal(a: Array, b: Array) -> bool:

@@ -1,0 +1,89 @@
+"""The commands that export, one for each back end: ``tqexport onnx``, ``tqexport tflite``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tqexport.backends.base import EXACT, Backend
+from tqexport.checkpoints.options import ReadOptions
+
+from .common import Output, Widths, checkpoint_options, output_options, say_artifact, widths_option
+
+__all__ = ["export_command"]
+
+
+def export_command(backend: Backend) -> click.Command:
+    """The command that exports to a back end's format."""
+
+    def command(
+        source: Path | None,
+        widths: Widths | None,
+        folder: Path | None,
+        truncatable: bool,
+        options: ReadOptions,
+        as_json: bool,
+        verbose: bool,
+        kernel: str = EXACT,
+    ) -> None:
+        if truncatable and widths is not None and widths.run_time:
+            raise click.UsageError("A file made with --bits runtime can always be truncated; leave --truncatable out.")
+        output = Output(as_json=as_json, verbose=verbose)
+        with output.step("Starting"):
+            from tqexport.artifacts.project import open_project
+
+            project = open_project(source, folder, options, output.step)
+        if widths is not None and widths.run_time:
+            exported = iter([project.export_runtime(backend.name, kernel)])
+        else:
+            asked = widths.resolve(project.widths) if widths else project.exported_widths()
+            exported = project.export(backend.name, asked, kernel, truncatable=truncatable)
+        artifacts = []
+        for artifact in exported:
+            say_artifact(output, project.folder, artifact)
+            artifacts.append(artifact)
+        output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})
+
+    for option in reversed(_options(backend)):
+        command = option(command)
+    return click.command(backend.name, help=_help(backend))(command)
+
+
+def _options(backend: Backend) -> list[Callable[[Any], Any]]:
+    """What the command takes; a back end that converts another's files finds them in the export folder."""
+    from_files = backend.converts is not None
+    metavar = None if from_files else "CHECKPOINT"
+    options = [
+        click.argument("source", metavar=metavar, type=click.Path(path_type=Path), required=not from_files),
+        widths_option("the widths exported", run_time=True) if from_files else widths_option("8", "8", run_time=True),
+        click.option(
+            "-o",
+            "--output",
+            "folder",
+            type=click.Path(path_type=Path, file_okay=False),
+            help=f"Default: {'the export folder' if from_files else './tqexport-out'}.",
+        ),
+    ]
+    if len(backend.kernels) > 1:
+        help_text = " ".join(f"{kernel}: {text}." for kernel, text in backend.kernels.items())
+        options.append(
+            click.option(
+                "--kernel", type=click.Choice(list(backend.kernels)), default=EXACT, show_default=True, help=help_text
+            )
+        )
+    truncatable = "Keep the tables of all other widths in each file, so that tqexport truncate can make their files."
+    hidden = type(backend).export_truncatable is Backend.export_truncatable  # then it says what to do instead
+    options.append(click.option("--truncatable", is_flag=True, help=truncatable, hidden=hidden))
+    return [*options, checkpoint_options, output_options]
+
+
+def _help(backend: Backend) -> str:
+    """The command's help."""
+    if backend.converts is None:
+        return f"Export CHECKPOINT to {backend.title}.\n\n{backend.description}"
+    sources = "SOURCE is an export folder (default ./tqexport-out) or a checkpoint."
+    return f"Convert to {backend.title}.\n\n{sources} {backend.description}"

@@ -1,0 +1,200 @@
+"""From the ONNX files of one network to TFLite files, codes intact.
+
+A fixed ONNX file becomes a float network that onnx2tf can take (``float_graph.py``); all widths of one graph are
+converted once (``template.py``); what came out is checked against onnxruntime (``check.py``) and named; then the codes
+go back in (``encode.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from tqexport.backends.base import EXACT
+from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME, CodedWeight, coded_weights, read_facts
+from tqexport.backends.tflite.check import channels_first_values, refuse_operators, with_fine_levels
+from tqexport.backends.tflite.encode import put_codes_back
+from tqexport.backends.tflite.file import finish_fixed
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.float_graph import FloatGraph, for_one_sample, with_float_weights, without_batch_norms
+from tqexport.backends.tflite.layout import LAYOUT
+from tqexport.backends.tflite.onnx2tf import run_onnx2tf
+from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
+from tqexport.backends.tflite.session import LiteRTSession
+from tqexport.backends.tflite.template import (
+    TfliteTemplate,
+    graph_key,
+    locate_parameters,
+    parameters,
+    with_fingerprints,
+)
+from tqexport.errors import ConversionError, InputError
+from tqexport.facts import ArtifactFacts
+
+__all__ = ["FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
+
+
+@dataclass(frozen=True)
+class FloatNetwork:
+    """A network as the converter wrote it, checked and named; its codes are not back yet.
+
+    Attributes:
+        flat: The file, with float32 filters.
+        weights: Its quantised weights.
+        origins: Where its filters come from, as far as that is known.
+        facts: What the file is to say of itself, but for the kernel.
+    """
+
+    flat: FlatModel
+    weights: Sequence[CodedWeight]
+    origins: Sequence[FilterOrigin]
+    facts: ArtifactFacts
+
+
+def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) -> list[bytes]:
+    """Convert ONNX files of tqexport to TFLite, codes intact.
+
+    The result takes one sample at a time, channels last (NHWC), as devices do.
+
+    Args:
+        models: ONNX models with BitShift nodes, at any widths.
+        kernel: See :func:`tqexport.backends.tflite.encode.put_codes_back`.
+
+    Returns:
+        One serialised, loaded and tried TFLite file per model. The same model gives the same bytes.
+
+    Raises:
+        ConversionError: onnx2tf cannot convert the network, a layer's codes are not found again, an operator would
+            need code of its own on the device, or LiteRT does not run the file.
+    """
+    results = []
+    for network in float_networks(models):
+        put_codes_back(network.flat, network.weights, network.origins, kernel)
+        content = finish_fixed(network.flat, replace(network.facts, kernel=kernel))
+        run_once(content)
+        results.append(content)
+    return results
+
+
+def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
+    """Convert ONNX files of tqexport to float TFLite, one at a time; those of one graph cost one conversion.
+
+    Raises:
+        ConversionError: As :func:`convert_to_tflite`.
+    """
+    weights = [coded_weights(model) for model in models]
+    floats = [
+        for_one_sample(without_batch_norms(with_float_weights(model, coded)))
+        for model, coded in zip(models, weights, strict=True)
+    ]
+    for model, coded, converted in zip(models, weights, _converted(floats), strict=True):
+        facts = read_facts(model)
+        if not isinstance(facts, ArtifactFacts):
+            raise InputError("the ONNX file holds several widths; convert a file of one width each")
+        origins = guess_origins(converted.flat, coded) if converted.origins is None else converted.origins
+        facts = replace(facts, layout=LAYOUT, channels_first=tuple(converted.channels_first))
+        yield FloatNetwork(converted.flat, coded, origins, facts)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A float network in TFLite.
+
+    Attributes:
+        flat: The file.
+        origins: Where its filters come from; None where the converter combined parameters beyond recognition.
+        channels_first: The values in it that are channels first all the same.
+    """
+
+    flat: FlatModel
+    origins: Sequence[FilterOrigin] | None
+    channels_first: Sequence[str]
+
+
+def _converted(graphs: Sequence[FloatGraph]) -> Iterator[_Converted]:
+    """Float networks in TFLite; those that differ in their parameters alone are converted once."""
+    models = [graph.model for graph in graphs]
+    keys = [graph_key(model) for model in models]
+    one_of = dict(zip(keys, models, strict=True))
+    for model in one_of.values():
+        refuse_operators(model)
+    marked = {key: with_fingerprints(model) for key, model in one_of.items()}
+    converted = run_onnx2tf(list(marked.values()))
+    templates = {
+        key: locate_parameters(content, graph) for (key, graph), content in zip(marked.items(), converted, strict=True)
+    }
+    # Where the converter combined parameters beyond recognition, each network is converted by itself.
+    singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
+    fine = {key: with_fine_levels(model) for key, model in one_of.items()}
+    unknown = [fine[key] for key, template in templates.items() if template is None]
+    single = iter(run_onnx2tf(unknown + singly) if singly else [])
+
+    def written(template: TfliteTemplate | None, model: onnx.ModelProto) -> FlatModel:
+        flat = FlatModel(next(single)) if template is None else template.fill(parameters(model))
+        _check_operators(flat)
+        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
+        return flat
+
+    channels_first = {
+        key: channels_first_values(fine[key], written(template, fine[key])) for key, template in templates.items()
+    }
+    for graph, key in zip(graphs, keys, strict=True):
+        template = templates[key]
+        flat = written(template, graph.model)
+        origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
+        yield _Converted(flat, origins, channels_first[key])
+
+
+def run_once(content: bytes, bits: int | None = None) -> None:
+    """Load a file in LiteRT and run it on zeros, with XNNPACK and without.
+
+    Args:
+        content: The file.
+        bits: The width to run a run-time file at; None for a fixed file.
+
+    Raises:
+        ConversionError: It does not load, does not run, or gives NaN.
+    """
+    where = "" if bits is None else f" at {bits} bits"
+    for xnnpack in (True, False):
+        try:
+            outputs = LiteRTSession(content, bits=bits, xnnpack=xnnpack).run_zeros()
+        except InputError as error:
+            raise ConversionError(f"LiteRT does not run the converted file{where}: {error}") from error
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise ConversionError(f"the converted file gives NaN or infinity{where} on an input of zeros")
+
+
+def _check_operators(flat: FlatModel) -> None:
+    """Refuse a file with an operator that plain TFLite does not have."""
+    for operator in flat.graph.operators:
+        name = flat.operator_name(operator)
+        code = flat.model.operatorCodes[operator.opcodeIndex]
+        if name == "CUSTOM" or code.customCode:
+            custom = code.customCode.decode() if code.customCode else name
+            raise ConversionError(f"the network needs the operator {custom}, which plain TFLite does not have")
+
+
+def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:
+    """Names that depend on the network alone, where TensorFlow counts what it did before.
+
+    Args:
+        flat: The file; changed in place.
+        rounds: Names of the network's Round results in graph order. onnx2tf numbers its ``tf.math.round`` operators in
+            that order, which survives where the order of operators in the file does not.
+    """
+    for index, tensor in enumerate(flat.graph.tensors):
+        tensor.name = f"constant_{index}" if flat.constant(index) is not None else f"value_{index}/{flat.name(index)}"
+    for operator in flat.graph.operators:
+        kind = flat.operator_name(operator)
+        for index in map(int, operator.outputs):
+            number = re.search(r"/tf\.math\.round(?:_(\d+))?/", flat.name(index)) if kind == "ROUND" else None
+            flat.tensor(index).name = rounds[int(number[1] or 0)] if number else f"{kind.lower()}_{index}"
+    for name, indices in ((INPUT_NAME, flat.graph.inputs), (OUTPUT_NAME, flat.graph.outputs)):
+        for index in indices:
+            flat.tensor(index).name = name
+    flat.graph.name = "network"

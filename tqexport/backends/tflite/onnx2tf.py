@@ -1,0 +1,78 @@
+"""Running onnx2tf in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from tqexport.errors import ConversionError, HostError
+
+__all__ = ["check_converter", "run_onnx2tf"]
+
+_log = logging.getLogger(__name__)
+
+
+def check_converter() -> None:
+    """Make sure that what converts to TFLite is there, before any slow work; it runs in a process of its own.
+
+    Raises:
+        HostError: A package is missing.
+    """
+    for package in ("onnx2tf", "tensorflow", "tf_keras"):
+        try:
+            there = importlib.util.find_spec(package) is not None
+        except ValueError:  # somebody put None in the place of the module
+            there = False
+        if not there:
+            raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
+
+
+def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
+    """Convert float networks to float TFLite files, in one process of their own.
+
+    Raises:
+        ConversionError: onnx2tf cannot convert one; the message has its last words and the operator, where it says it.
+    """
+    with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
+        sources = [Path(folder, f"{i}.onnx") for i in range(len(models))]
+        targets = [source.with_suffix(".tflite") for source in sources]
+        for model, source in zip(models, sources, strict=True):
+            onnx.save(model, str(source))
+        pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
+            cwd=folder,
+            env={**os.environ, "TMPDIR": folder},  # whatever the libraries leave behind goes with the folder
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            printed = process.communicate()[0].decode(errors="replace")
+        finally:  # an interrupt must not leave TensorFlow working on
+            process.kill()
+            process.wait()
+        _log.debug("onnx2tf printed:\n%s", printed)
+        if process.returncode or not all(target.is_file() for target in targets):
+            raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")
+        return [target.read_bytes() for target in targets]
+
+
+def _last_words(returncode: int, printed: str) -> str:
+    if returncode < 0:
+        return f"it was ended by {signal.Signals(-returncode).name} (is there enough memory?)"
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()]
+    operator = re.search(r"onnx_op_name: (\S+)", printed)
+    where = f"at {operator[1]}: " if operator else ""
+    return where + (telling or lines or ["it printed nothing"])[-1][:300] + " (--verbose shows all that it printed)"

@@ -1,0 +1,133 @@
+"""Where the filters of a converted file come from.
+
+The converter knows float32 weights alone, and what stands next to a layer may be folded into its filter: the BatchNorm
+behind it, which multiplies each output channel by a gain, and the steps of the activation quantiser in front of it,
+which divide the whole. So ``filter = weight * gain / steps``. Gain and steps are known from the passes that folded them
+(``float_graph.py``) and from the template of the conversion (``template.py``). Only where the converter combined
+parameters beyond recognition, so that there is no template, the gain is worked out from the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.layer_kinds import FILTER_OPERATORS
+
+__all__ = ["FilterOrigin", "Folded", "filters", "guess_origins"]
+
+Array = npt.NDArray[np.float32]
+_FIT = 2e-6  # of a channel's largest weight: float32 rounding of two products. Half a step at 8 bits is 2e-3.
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A parameter of a float network that a pass computed: a weight times a gain per output channel.
+
+    Attributes:
+        weight: Name of the weight.
+        gain: float32, one per output channel; None stands for 1.
+    """
+
+    weight: str
+    gain: Array | None
+
+
+@dataclass(frozen=True)
+class FilterOrigin:
+    """Where one filter comes from: ``weight * gain / steps``.
+
+    Attributes:
+        filter: Index of the filter's tensor.
+        operator: Name of the operator that reads it.
+        weight: Name of the weight.
+        gain: One per output channel, float32; float64 where it was worked out. None stands for 1.
+        steps: Number of steps of an activation quantiser.
+    """
+
+    filter: int
+    operator: str
+    weight: str
+    gain: npt.NDArray[np.floating] | None = None
+    steps: float = 1.0
+
+    def total_gain(self, channels: int) -> npt.NDArray[np.float64]:
+        """Gain and steps in one number per output channel."""
+        gain = np.ones(channels) if self.gain is None else self.gain.astype(np.float64)
+        return gain / self.steps
+
+
+def filters(flat: FlatModel) -> dict[int, str]:
+    """The filter tensors of the operators that multiply, with the operator's name."""
+    return {
+        int(operator.inputs[1]): name
+        for operator in flat.graph.operators
+        if (name := flat.operator_name(operator)) in FILTER_OPERATORS
+    }
+
+
+def guess_origins(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[FilterOrigin]:
+    """Work out from the numbers which filter is which quantised weight.
+
+    Args:
+        flat: The file as the converter wrote it.
+        weights: The quantised weights of the network.
+
+    Returns:
+        The filters that are a weight times a gain per output channel, up to float32 rounding.
+    """
+    expected = {weight.name: weight.dequantized() for weight in weights}
+    origins: list[FilterOrigin] = []
+    for index, name in filters(flat).items():
+        value = flat.constant(index)
+        if value is None or value.dtype != np.float32:
+            continue
+        gains = _gains(value, name, expected)
+        if gains:
+            weight, gain = next(iter(gains.items()))
+            origins.append(FilterOrigin(index, name, weight, gain))
+    return origins
+
+
+def _gains(
+    value: Array, operator: str, expected: Mapping[str, npt.NDArray[np.float64]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """By name, the weights that a filter may be, with the gain."""
+    layout = FILTER_OPERATORS[operator]
+    channels_first = value.transpose(layout.axes)
+    from_torch = [layout.torch_axes.index(axis) for axis in layout.axes]
+    gains = {}
+    for name, weight in expected.items():
+        if weight.size != value.size:
+            continue
+        torch_shape = [value.shape[axis] for axis in layout.torch_axes]
+        gain = _gain(channels_first, weight.reshape(torch_shape).transpose(from_torch))
+        if gain is not None:
+            gains[name] = gain
+    return gains
+
+
+def _gain(filter_: Array, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """``gain`` with ``filter_ == gain[:, None] * weight`` up to float32 rounding, or None if there is none."""
+    rows, reference = filter_.reshape(len(filter_), -1), weight.reshape(len(weight), -1)
+    if not _fits(rows[:1], reference[:1]):  # most candidates end here
+        return None
+    return _ratio(rows, reference) if _fits(rows, reference) else None
+
+
+def _ratio(rows: Array, reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The gain of each row by least squares."""
+    squares: npt.NDArray[np.float64] = (reference**2).sum(1)
+    products: npt.NDArray[np.float64] = (rows * reference).sum(1)
+    return products / squares
+
+
+def _fits(rows: Array, reference: npt.NDArray[np.float64]) -> bool:
+    """Whether each row is a multiple of its reference, up to rounding."""
+    error = np.abs(rows - _ratio(rows, reference)[:, None] * reference).max(1)
+    return bool((error <= _FIT * np.abs(rows).max(1)).all())

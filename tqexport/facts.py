@@ -1,0 +1,213 @@
+"""What an artifact says of itself, and how that is written down: the same for every format.
+
+A fixed file has the facts of its width. A file with several widths has those of every fixed file that can be cut from
+it, and their hashes, so that what is cut can be proved. Formats keep the record as they can: ONNX as one metadata entry
+per fact, TFLite as one JSON document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tqexport.errors import InputError
+from tqexport.model import Normalization
+from tqexport.truncation import WIDTHS, Scheme
+
+if TYPE_CHECKING:
+    from tqexport.model import TruncModel
+
+__all__ = ["DAMAGED", "TEXT_FACTS", "ArtifactFacts", "Facts", "MultiWidthFacts", "decode", "encode", "facts_of_model"]
+
+DAMAGED = "was changed or damaged since its export; export it again"
+TEXT_FACTS = frozenset({"architecture", "checkpoint_sha256", "quantizer", "layout"})  # plain text, not JSON, in ONNX
+_NOT_OURS = "was not written by tqexport: it does not say its width"
+
+# Keys of files with several widths, besides those of a fixed file and those of the format's own tables.
+_WIDTHS = "widths"  # run-time files: the widths that they can run at, ascending
+_TRUNCATABLE_TO = "truncatable_to"  # truncatable files: the widths that can be cut from it, ascending
+_BY_WIDTH = "by_width"  # the facts that differ, each a list in the order of the widths; None where a width lacks it
+_DIGESTS = "fixed_sha256"  # hashes of the fixed files, in the order of the widths
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """What a fixed file says of itself.
+
+    Attributes:
+        width: Bits of its weights.
+        activation_width: Bits of its activations, 32 where they are float.
+        batch_norm_width: The width whose BatchNorms it has.
+        scheme: How its weights were quantised.
+        architecture: Of the checkpoint; a registered name or ``package.module:factory``.
+        checkpoint_sha256: Hash of the checkpoint, hex.
+        layout: ``channels first`` or ``channels last``, of inputs and outputs.
+        class_names: Names of the outputs, if known.
+        normalization: How raw input becomes network input, if known.
+        kernel: How it multiplies; None in a format that has one way alone.
+        channels_first: Names of the values that are channels first although the layout is not.
+    """
+
+    width: int
+    activation_width: int
+    batch_norm_width: int
+    scheme: Scheme
+    architecture: str
+    checkpoint_sha256: str
+    layout: str
+    class_names: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    kernel: str | None = None
+    channels_first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MultiWidthFacts:
+    """What a file with several widths says of itself.
+
+    Attributes:
+        by_width: What the fixed file of each width says, ascending.
+        digests: By width: sha256 of its fixed file, hex.
+        own: The width that a truncatable file computes with; None for a run-time file, which computes with any.
+        tables: What the format needs to cut a width, by key; its own affair.
+    """
+
+    by_width: Mapping[int, ArtifactFacts]
+    digests: Mapping[int, str]
+    own: int | None = None
+    tables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths, ascending."""
+        return tuple(self.by_width)
+
+
+Facts = ArtifactFacts | MultiWidthFacts
+
+
+def facts_of_model(model: TruncModel, bits: int, layout: str) -> ArtifactFacts:
+    """What the fixed file of a network at a width says of itself."""
+    info = model.info
+    return ArtifactFacts(
+        width=bits,
+        activation_width=info.activation_width(bits),
+        batch_norm_width=info.batch_norm_width(bits),
+        scheme=info.scheme,
+        architecture=info.architecture,
+        checkpoint_sha256=model.sha256,
+        layout=layout,
+        class_names=info.class_names,
+        normalization=info.normalization,
+    )
+
+
+def encode(facts: Facts) -> dict[str, Any]:
+    """Facts as plain values by key, which JSON can hold; a format's tables as they are."""
+    if isinstance(facts, ArtifactFacts):
+        return _record(facts)
+    every = [_record(one) for one in facts.by_width.values()]
+    shared, differing = _shared_and_differing(every)
+    if facts.own is None:
+        described = {**shared, _WIDTHS: list(facts.widths)}
+    else:
+        described = {**_record(facts.by_width[facts.own]), _TRUNCATABLE_TO: list(facts.widths)}
+    return {**described, _BY_WIDTH: differing, _DIGESTS: list(facts.digests.values()), **facts.tables}
+
+
+def decode(record: Mapping[str, Any]) -> Facts:
+    """Facts from the record that a file holds.
+
+    Raises:
+        InputError: It is not of tqexport, or was damaged.
+    """
+    several = next((key for key in (_WIDTHS, _TRUNCATABLE_TO) if key in record), None)
+    if several is None:
+        if not _is_width(record.get("width")):
+            raise InputError(_NOT_OURS)
+        return _facts(record)
+    try:
+        widths = [int(bits) for bits in record[several] if _is_width(bits)]
+        differing, digests = record[_BY_WIDTH], list(map(str, record[_DIGESTS]))
+        if not widths or widths != record[several] or len(digests) != len(widths):
+            raise InputError(DAMAGED)
+        by_width = {
+            bits: _facts({**record, **{key: values[row] for key, values in differing.items()}})
+            for row, bits in enumerate(widths)
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(DAMAGED) from error
+    known = {*_KEYS, several, _BY_WIDTH, _DIGESTS}
+    tables = {key: value for key, value in record.items() if key not in known}
+    own = None if several == _WIDTHS else _facts(record).width
+    return MultiWidthFacts(by_width, dict(zip(widths, digests, strict=True)), own, tables)
+
+
+_KEYS = (
+    *("architecture", "checkpoint_sha256", "width", "activation_width", "batch_norm_width", "quantizer"),
+    *("bias_correction", "power_of_two_scale", "layout", "class_names", "normalization", "kernel", "channels_first"),
+)
+
+
+def _record(facts: ArtifactFacts) -> dict[str, Any]:
+    """The record of a fixed file; what is empty by default is left out."""
+    record: dict[str, Any] = {
+        "architecture": facts.architecture,
+        "checkpoint_sha256": facts.checkpoint_sha256,
+        "width": facts.width,
+        "activation_width": facts.activation_width,
+        "batch_norm_width": facts.batch_norm_width,
+        "quantizer": facts.scheme.quantizer,
+        "bias_correction": facts.scheme.bias_correction,
+        "power_of_two_scale": facts.scheme.power_of_two_scale,
+        "layout": facts.layout,
+        "class_names": list(facts.class_names),
+    }
+    if facts.normalization:
+        record["normalization"] = {"mean": list(facts.normalization.mean), "std": list(facts.normalization.std)}
+    if facts.channels_first:
+        record["channels_first"] = list(facts.channels_first)
+    if facts.kernel is not None:
+        record["kernel"] = facts.kernel
+    return record
+
+
+def _facts(record: Mapping[str, Any]) -> ArtifactFacts:
+    """What a fixed file says; None stands for a fact that it lacks."""
+    try:
+        said = {key: record[key] for key in _KEYS if record.get(key) is not None}
+        normalization = said.get("normalization")
+        return ArtifactFacts(
+            width=_width(said["width"]),
+            activation_width=int(said["activation_width"]),
+            batch_norm_width=int(said["batch_norm_width"]),
+            scheme=Scheme(said["quantizer"], bool(said["bias_correction"]), bool(said["power_of_two_scale"])),
+            architecture=str(said["architecture"]),
+            checkpoint_sha256=str(said["checkpoint_sha256"]),
+            layout=str(said["layout"]),
+            class_names=tuple(map(str, said["class_names"])),
+            normalization=normalization
+            and Normalization(tuple(map(float, normalization["mean"])), tuple(map(float, normalization["std"]))),
+            kernel=said.get("kernel"),
+            channels_first=tuple(map(str, said.get("channels_first", ()))),
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(DAMAGED) from error
+
+
+def _shared_and_differing(every: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The facts that all widths have alike, and the others as a list over the widths."""
+    keys = {key: None for record in every for key in record}
+    shared = {key: value for key, value in every[0].items() if all(record.get(key) == value for record in every)}
+    return shared, {key: [record.get(key) for record in every] for key in sorted(keys) if key not in shared}
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, int) and value in WIDTHS
+
+
+def _width(value: Any) -> int:
+    if not _is_width(value):
+        raise InputError(_NOT_OURS)
+    return int(value)

@@ -1,0 +1,226 @@
+"""Does what runs on the device equal what was trained?
+
+Networks with quantised activations are step functions. Two correct runtimes add floats in different orders, and a value
+that sits on a rounding boundary lands on one side here and on the other there: a *flip*, after which the logits may
+differ by any amount. So the logits alone prove nothing, and this module compares step by step:
+
+* **codes**: what BitShift computes, or the integers a TFLite file stores, against quantising the float weights
+  directly. Every element must be equal.
+* **layers**: the runtime's activations and layer outputs are put into the PyTorch network as it runs, so that each
+  layer starts from the same input in both. What it computes must agree up to float rounding, and a level of a quantised
+  activation must be equal, or the neighbouring one with PyTorch's value within float rounding of the boundary between
+  the two; then it is a flip and is counted. Anything else is an error. The bound on float rounding is computed from the
+  layer (:mod:`tqexport.verification.rounding`).
+* **network**: the outputs agree likewise, given the runtime's last activations; and the untouched file gives the same
+  outputs wherever no activation lay on a boundary.
+* **accuracy**: of both on labelled samples, for people; where they differ, one of the above says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tqexport.backends.base import EXACT, RuntimeRun
+from tqexport.model import TruncModel
+from tqexport.verification.codes import ExpectedCodes, compare_codes, expected_codes
+from tqexport.verification.trace import LayerError, Trace, count_calls
+
+__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare", "wilson_interval"]
+
+DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one artifact compares with the PyTorch reference at one width.
+
+    Attributes:
+        bits: The width.
+        runtime: What ran the artifact.
+        samples: Number of samples.
+        codes: Number of codes compared.
+        codes_wrong: How many differ.
+        activations: Number of activations compared.
+        flips: Activations that landed on the other side of a boundary they lie on.
+        flip_bound: The furthest from a boundary that any activation might be for that, in steps.
+        activations_wrong: Activations that differ otherwise.
+        layers: By module name, the layers whose output the runtime gave.
+        output_error: Largest error of the outputs as a share of the largest output, given the runtime's last
+            activations.
+        output_bound: Largest such error that float rounding explains.
+        top1_agreement: Share of samples whose largest output is the reference's, untouched file.
+        accuracy: Share of samples classified right by the runtime, if there are labels.
+        reference_accuracy: The same for PyTorch.
+        diverged: The first layer or activation that differs, if one does.
+        problems: What is wrong, one sentence each, in the order of the network; empty if the artifact is right.
+    """
+
+    bits: int
+    runtime: str
+    samples: int
+    codes: int
+    codes_wrong: int
+    activations: int
+    flips: int
+    flip_bound: float
+    activations_wrong: int
+    layers: Mapping[str, LayerError]
+    output_error: float
+    output_bound: float
+    top1_agreement: float
+    accuracy: float | None
+    reference_accuracy: float | None
+    diverged: str | None
+    problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the artifact equals the reference."""
+        return not self.problems
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the accuracy; see :func:`wilson_interval`."""
+        return None if self.accuracy is None else wilson_interval(self.accuracy, self.samples)
+
+    @property
+    def worst_layer(self) -> tuple[str, float]:
+        """Name and error of the layer that is furthest from PyTorch, the outputs being the last layer."""
+        errors = {name: layer.error for name, layer in self.layers.items()} | {"outputs": self.output_error}
+        worst = max(errors, key=lambda name: errors[name])
+        return worst, errors[worst]
+
+
+def wilson_interval(share: float, samples: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of ``samples`` (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927, 209-212).
+
+    Example:
+        >>> low, high = wilson_interval(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * samples)) / (1 + z * z / samples)
+    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def compare(
+    model: TruncModel,
+    bits: int,
+    run: RuntimeRun,
+    inputs: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.integer[Any]] | None = None,
+    kernel: str = EXACT,
+) -> Verdict:
+    """Compare what a runtime computed with the PyTorch reference, all samples at once; see :class:`Comparison`."""
+    comparison = Comparison(model, bits, kernel)
+    comparison.add(run, inputs, labels)
+    return comparison.verdict()
+
+
+class Comparison:
+    """Compares what a runtime computed with the PyTorch reference, some samples at a time."""
+
+    def __init__(self, model: TruncModel, bits: int, kernel: str = EXACT) -> None:
+        """Start without a sample.
+
+        Args:
+            model: The reference.
+            bits: The width of the artifact.
+            kernel: Of a ``dynamic`` file the codes must be equal; activations and outputs may be off by
+                :data:`DYNAMIC_TOLERANCE`, and how many differ is reported.
+        """
+        self._model, self._bits, self._kernel = model, bits, kernel
+        self._trace = Trace(0.0 if kernel == EXACT else DYNAMIC_TOLERANCE)
+        self._runtime = ""
+        self._codes: tuple[int, int] | None = None
+        self._code_problems: dict[str, str] = {}
+        self._deployed_apart: list[float] = []
+        self._right: list[tuple[int, int]] = []
+        self._samples = self._agreeing = 0
+
+    def add(
+        self,
+        run: RuntimeRun,
+        inputs: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        """Compare further samples.
+
+        Args:
+            run: What the runtime computed for ``inputs``.
+            inputs: float32 (N, *input_shape), normalised.
+            labels: Class of each sample, (N,), if known.
+        """
+        self._runtime = run.runtime if self._kernel == EXACT else f"{run.runtime} {self._kernel}"
+        if self._codes is None:
+            self.add_codes(run.codes)
+        given = torch.from_numpy(inputs)
+        with torch.no_grad(), self._model.at_width(self._bits) as network:
+            outputs, calls = count_calls(network, given)
+            bound = self._trace.run(network, run, given, calls)
+        reference: Array = outputs.numpy()
+        if self._kernel == EXACT and bound is not None and run.outputs.shape == bound.shape:
+            # Two computations, each up to a bound from the reference.
+            difference = np.abs(run.outputs - run.traced_outputs)
+            apart = (difference > 2 * bound).reshape(len(inputs), -1).any(1) & ~self._trace.on_boundary(len(inputs))
+            self._deployed_apart += difference.reshape(len(inputs), -1).max(1)[apart].tolist()
+        classes, expected = run.outputs.argmax(1), reference.argmax(1)
+        self._samples += len(inputs)
+        if classes.shape == expected.shape:
+            self._agreeing += int((classes == expected).reshape(len(inputs), -1).all(1).sum())
+            if labels is not None:
+                self._right.append((int((classes == labels).sum()), int((expected == labels).sum())))
+
+    def add_codes(self, codes: Mapping[str, list[Array]]) -> None:
+        """Compare the codes of the artifact, which samples play no part in.
+
+        Args:
+            codes: See :class:`tqexport.backends.base.RuntimeRun`.
+        """
+        expected: Mapping[str, ExpectedCodes] = expected_codes(self._model, self._bits)
+        self._codes = compare_codes(expected, self._bits, codes, self._code_problems)
+
+    def verdict(self) -> Verdict:
+        """What was found in all samples so far."""
+        trace, samples = self._trace, max(self._samples, 1)
+        problems = [*self._code_problems.items(), *trace.problems.items()]
+        if self._deployed_apart:
+            apart = (
+                f"{len(self._deployed_apart)} of {samples} samples differ between {self._runtime} as deployed and with "
+                f"its activations kept, by up to {max(self._deployed_apart):.1e}, without an activation on a boundary"
+            )
+            problems.append(("the outputs as deployed", apart))
+        accuracy, reference_accuracy = (
+            (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
+        )
+        codes, codes_wrong = self._codes or (0, 0)
+        return Verdict(
+            bits=self._bits,
+            runtime=self._runtime,
+            samples=self._samples,
+            codes=codes,
+            codes_wrong=codes_wrong,
+            activations=trace.compared,
+            flips=trace.flips,
+            flip_bound=trace.flip_bound,
+            activations_wrong=trace.wrong,
+            layers=trace.layers,
+            output_error=trace.output.error,
+            output_bound=trace.output.bound,
+            top1_agreement=self._agreeing / samples,
+            accuracy=accuracy,
+            reference_accuracy=reference_accuracy,
+            diverged=next((layer for layer, _ in problems), None),
+            problems=tuple(text for _, text in problems),
+        )

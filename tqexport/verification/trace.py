@@ -1,0 +1,285 @@
+"""Layer by layer: a runtime's values in the place of PyTorch's, each compared with what PyTorch computed there.
+
+Every layer starts from the same input in both, so what it computes must agree up to float32 rounding, whatever came
+before. See ``comparison.py`` for what that proves, and ``rounding.py`` for the bound.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tqexport.backends.base import RuntimeRun
+from tqexport.layer_kinds import kind_of
+from tqexport.training.layers import SwitchableBatchNorm
+from tqexport.training.quantizers import ActivationQuantizer
+from tqexport.truncation import FLOAT_BITS, max_code
+from tqexport.verification.rounding import RoundingErrors
+
+__all__ = ["LayerError", "Trace", "count_calls"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a layer's output is from PyTorch's, given the same input.
+
+    Attributes:
+        error: Largest difference, as a share of the layer's largest output.
+        bound: Largest difference that float rounding explains, in the same unit.
+    """
+
+    error: float
+    bound: float
+
+
+@dataclass
+class Trace:
+    """Puts a runtime's values into the PyTorch network as it runs, comparing each with what PyTorch computed there.
+
+    Attributes:
+        tolerance: What activations and outputs may be off by, as a share of the range, for kernels that round their
+            input; 0 asks for what float32 rounding explains.
+        compared: Number of activations compared.
+        flips: Of these, how many landed on the other side of a boundary that they lie on.
+        wrong: How many differ otherwise.
+        flip_bound: The furthest from a boundary that any activation might be for a flip, in steps.
+        layers: The layers whose output the runtime gave, by module name.
+        output: Of the outputs.
+        problems: A sentence on each layer that differs, by layer, in the order they were met.
+    """
+
+    tolerance: float = 0.0
+    compared: int = 0
+    flips: int = 0
+    wrong: int = 0
+    flip_bound: float = 0.0
+    layers: dict[str, LayerError] = field(default_factory=dict)
+    output: LayerError = LayerError(0.0, 0.0)
+    problems: dict[str, str] = field(default_factory=dict)
+    _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    _calls: dict[str, int] = field(default_factory=dict)  # so far in this run
+    _calls_in_all: Mapping[str, int] = field(default_factory=dict)
+
+    def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor, calls: Mapping[str, int]) -> Array | None:
+        """Run samples through.
+
+        Args:
+            network: The reference, at the width of the artifact.
+            run: What the runtime computed.
+            inputs: float32 (N, *input_shape).
+            calls: How often each module is called in one run (:func:`count_calls`).
+
+        Returns:
+            What rounding explains of each output, or None where their shape is wrong.
+        """
+        self._near, self._calls, self._calls_in_all = [], {}, calls
+        with RoundingErrors() as errors, self._hooks(network, run, errors):
+            outputs = network(errors.exact(inputs))
+        given: Array = outputs.numpy()
+        bound: Array = errors.bound(outputs).numpy()
+        computed, largest = run.traced_outputs, _largest(given)
+        if computed.shape != given.shape:
+            self.problems.setdefault("the outputs", f"the outputs have shape {computed.shape}, not {given.shape}")
+            self.output = LayerError(math.inf, 0.0)
+            return None
+        difference: Array = np.abs(computed - given)
+        self.output = _worse(self.output, LayerError(float(difference.max()) / largest, float(bound.max()) / largest))
+        allowed = np.full_like(given, self.tolerance * largest) if self.tolerance else bound
+        if not (difference <= allowed).all():
+            among = errors.layers(outputs)
+            self._report(
+                _from(among, "the outputs"),
+                f"the outputs are off by {_furthest(computed, given, allowed)}{_where(among)}",
+            )
+        return bound
+
+    def on_boundary(self, samples: int) -> npt.NDArray[np.bool_]:
+        """Which samples of the last run have an activation within float rounding of a boundary, (N,)."""
+        return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
+
+    @contextmanager
+    def _hooks(self, network: nn.Module, run: RuntimeRun, errors: RoundingErrors) -> Iterator[None]:
+        """Within the block the activation quantisers and layers of ``network`` give the runtime's values."""
+        handles = []
+        candidates = _Candidates(run.values)
+        for name, module in network.named_modules():
+            quantizer = isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
+            if not quantizer and (not _is_layer(name, module) or self.tolerance):
+                continue
+
+            def hook(
+                module: nn.Module,
+                args: tuple[Tensor, ...],
+                output: Tensor,
+                name: str = name,
+                quantizer: bool = quantizer,
+            ) -> Tensor | None:
+                self._calls[name] = self._calls.get(name, 0) + 1
+                if quantizer:
+                    value = self._levels(name, module, args[0], errors, run.activations)
+                else:
+                    value = self._layer(name, output, errors, candidates)
+                    if value is None:
+                        errors.mark(output, name)
+                return None if value is None else errors.exact(torch.from_numpy(value))
+
+            handles.append(module.register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _layer(self, name: str, output: Tensor, errors: RoundingErrors, candidates: _Candidates) -> Array | None:
+        """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
+        expected: Array = output.numpy()
+        bound: Array = errors.bound(output).numpy()
+        # Of a module that is called several times, the file has one value by that name: of which call is not known.
+        once = self._calls_in_all[name] == 1
+        value = candidates.named(name, expected.shape) if once else None
+        if value is None:
+            value = candidates.like(expected, bound)
+            if value is None:
+                return None
+        difference, largest = np.abs(value - expected), _largest(expected)
+        error = LayerError(float(difference.max()) / largest, float(bound.max()) / largest)
+        self.layers[name] = _worse(self.layers.get(name, error), error)
+        if not (difference <= bound).all():
+            self._report(
+                name, f"layer {name} is off by {_furthest(value, expected, bound)}{_where(errors.layers(output))}"
+            )
+        return value
+
+    def _levels(
+        self, name: str, module: nn.Module, input: Tensor, errors: RoundingErrors, activations: Mapping[str, Array]
+    ) -> Array | None:
+        """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
+        assert isinstance(module, ActivationQuantizer)
+        value, among = input.numpy(), errors.layers(input)
+        steps = max_code(module.bits)
+        key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
+        levels = activations.get(key)
+        if levels is None or _without_ones(levels.shape) != _without_ones(value.shape):
+            where = "is not in the file" if levels is None else f"has shape {levels.shape}, not {value.shape}"
+            self._report(name, f"activation {key} {where}")
+            return None
+        levels = levels.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
+        scaled = value.clip(0, 1).astype(np.float64) * steps
+        expected = np.rint(value.clip(0, 1) * np.float32(steps))
+        rounding = errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
+        near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
+        self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
+        self.flip_bound = max(self.flip_bound, float(rounding.max()))
+
+        differs = levels != expected
+        wrong = differs & ~(near & (np.abs(levels - expected) == 1))
+        self.compared += differs.size
+        self.flips += int(differs.sum() - wrong.sum())
+        self.wrong += int(wrong.sum())
+        if self.tolerance:  # the next level, or a small share of the range, is what integer kernels may be off
+            wrong &= np.abs(levels - expected) > max(1.0, self.tolerance * steps)
+        if wrong.any():
+            index = tuple(int(i) for i in np.argwhere(wrong)[0])
+            self._report(
+                _from(among, name),
+                f"activation {name}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: level "
+                f"{levels[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
+                f"{rounding[index]:.1e}), {steps} levels{_where(among)}",
+            )
+        quantized: Array = levels / np.float32(steps)
+        return quantized
+
+    def _report(self, layer: str, problem: str) -> None:
+        self.problems.setdefault(layer, problem)  # of several batches the first
+
+
+def _from(among: Sequence[str], name: str) -> str:
+    """Where something first differs: in ``name``, or in what leads to it and cannot be told from it."""
+    return f"{among[0]} to {name}" if among else name
+
+
+def _where(among: Sequence[str]) -> str:
+    return f"; it comes from {' or '.join(among)}" if among else ""
+
+
+def count_calls(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """Run a network as it is; returns its outputs, and how often each of its modules was called."""
+    calls: dict[str, int] = {}
+
+    def hook(_module: nn.Module, _args: Any, _output: Any, name: str) -> None:
+        calls[name] = calls.get(name, 0) + 1
+
+    handles = [
+        module.register_forward_hook(functools.partial(hook, name=name)) for name, module in network.named_modules()
+    ]
+    try:
+        return network(inputs), calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Candidates:
+    """The values that a runtime gave, to be found by name or by content."""
+
+    def __init__(self, values: Mapping[str, Array]) -> None:
+        self._values = values
+        self._by_shape: dict[tuple[int, ...], list[str]] = {}
+        for name, value in values.items():
+            self._by_shape.setdefault(_without_ones(value.shape), []).append(name)
+
+    def named(self, name: str, shape: Sequence[int]) -> Array | None:
+        """The value of that name and shape."""
+        value = self._values.get(name)
+        return None if value is None or value.shape != tuple(shape) else value
+
+    def like(self, expected: Array, bound: Array) -> Array | None:
+        """A value that is ``expected`` up to ``bound``."""
+        some = np.linspace(0, expected.size - 1, 256).astype(int)
+        for name in self._by_shape.get(_without_ones(expected.shape), ()):
+            value: Array = self._values[name].reshape(expected.shape)
+            positions = np.unravel_index(some, expected.shape)
+            if (np.abs(value[positions] - expected[positions]) <= bound[positions]).all() and (
+                np.abs(value - expected) <= bound
+            ).all():
+                return value
+        return None
+
+
+def _is_layer(name: str, module: nn.Module) -> bool:
+    """Whether the output of a module is compared; a BatchNorm of one width is part of that of all."""
+    others = (nn.modules.batchnorm._BatchNorm, SwitchableBatchNorm, ActivationQuantizer)
+    return (kind_of(module) is not None or isinstance(module, others)) and ".bn_dict." not in f".{name}"
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(n) for n in shape if n != 1)
+
+
+def _largest(values: Array) -> float:
+    return max(float(np.abs(values).max()), 1e-30)
+
+
+def _worse(one: LayerError, other: LayerError) -> LayerError:
+    return LayerError(max(one.error, other.error), max(one.bound, other.bound))
+
+
+def _furthest(computed: Array, expected: Array, allowed: Array) -> str:
+    """Where two tensors are furthest apart, for people."""
+    difference = np.abs(computed - expected)
+    index = tuple(int(i) for i in np.unravel_index(int((difference - allowed).argmax()), difference.shape))
+    return (
+        f"{difference[index]:.1e} at {index}: {computed[index]:.7g} where PyTorch has {expected[index]:.7g}, given the "
+        f"same input; rounding explains {allowed[index]:.1e}"
+    )
