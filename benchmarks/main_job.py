@@ -29,6 +29,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from ai_edge_litert.interpreter import Interpreter
 import torch
 from rich import box
 from rich.console import Console

@@ -142,6 +142,8 @@ def runner(kind: str, path: Path, x: Array, bits: int | None = None) -> Run:
         feeds = {session.get_inputs()[0].name: x} | ({} if bits is None else {"bits": np.array(bits, np.uint8)})
         return lambda: session.run(None, feeds)
 
+    from ai_edge_litert.interpreter import Interpreter
+
     interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
     interpreter.allocate_tensors()
     if bits is not None:
