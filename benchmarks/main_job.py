@@ -29,8 +29,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from ai_edge_litert.interpreter import Interpreter
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from rich import box
 from rich.console import Console
 from rich.table import Table
