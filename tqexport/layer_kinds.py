@@ -35,6 +35,7 @@ class LayerKind:
 LAYER_KINDS = (
     LayerKind("Conv1d", ("weight",), ("Conv",)),
     LayerKind("Conv2d", ("weight",), ("Conv",)),
+    LayerKind("ConvTranspose2d", ("weight",), ("ConvTranspose",), output_axis=1),
     LayerKind("Linear", ("weight",), ("Gemm", "MatMul")),
 )
 
@@ -71,6 +72,7 @@ FILTER_OPERATORS = {
     "CONV_2D": FilterOperator((0, 3, 1, 2), (0, 3, 1, 2)),
     "DEPTHWISE_CONV_2D": FilterOperator((3, 0, 1, 2), (3, 0, 1, 2), over_all_channels=False),
     "FULLY_CONNECTED": FilterOperator((0, 1), (0, 1)),
+    "TRANSPOSE_CONV": FilterOperator((3, 0, 1, 2), (0, 3, 1, 2), data=2, bias=3, dynamic=False),
 }
 
 

@@ -44,7 +44,13 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
                 f"layer {weight.layer} was trained with {weight.scheme}, the description says {info.scheme}"
             )
     described = {**asdict(info), "arguments": dict(info.arguments)}
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **described, "state_dict": module.state_dict()}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **described,
+        "quantized": list(quantized_weights(module)),
+        "state_dict": module.state_dict(),
+    }
     with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
 
@@ -72,6 +78,7 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
             f"{name.replace('_', ' ')} {said}" for name, said in FAMILY_DEFAULTS.items() if name not in options.given()
         )
     module = _build(path, info)
+    _check_quantized(path, module, content.get("quantized"))
     _load_state(path, module, state_dict)
     set_quantizer(module, info.scheme)
     _check(path, module, info)
@@ -140,6 +147,19 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(f"{path}: {info.architecture} returned a {type(module).__name__}, not an nn.Module")
     return module
+
+
+def _check_quantized(path: Path, module: nn.Module, trained: Any) -> None:
+    """Refuse a network that quantises other weights than the file's did; files of version 0.1 do not say which."""
+    if not isinstance(trained, list):
+        return
+    built = quantized_weights(module)
+    for name in sorted({*map(str, trained)} ^ {*built}):
+        how, now = ("float", "quantised") if name in built else ("quantised", "float")
+        raise InputError(
+            f"{path}: {name} was trained {how}, and the network that its architecture builds has it {now}; "
+            "build it as it was trained, e.g. with float_layers of tqexport.prepare"
+        )
 
 
 def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

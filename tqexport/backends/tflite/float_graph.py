@@ -93,10 +93,12 @@ def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
         source, output = node.input[0], node.output[0]
         gain, shift = _gain_and_shift(node, values)
         before = producers.get(source)
-        if before and _rows_are_channels(before) and before.input[1] in values and readers[source] == 1:
+        axis = _output_axis(before) if before else None
+        if before and axis is not None and before.input[1] in values and readers[source] == 1:
             weight = values[before.input[1]]
-            bias = values[before.input[2]] if len(before.input) > 2 else np.zeros(len(weight), np.float32)
-            added[f"{output}/weight"] = (weight * gain.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+            bias = values[before.input[2]] if len(before.input) > 2 else np.zeros(len(gain), np.float32)
+            per_channel = gain.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+            added[f"{output}/weight"] = (weight * per_channel).astype(np.float32)
             folded[f"{output}/weight"] = Folded(before.input[1], gain)
             added[f"{output}/bias"] = (bias * gain + shift).astype(np.float32)
             before.input[1:] = [f"{output}/weight", f"{output}/bias"]
@@ -119,13 +121,14 @@ def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
     return FloatGraph(changed, folded)
 
 
-def _rows_are_channels(node: onnx.NodeProto) -> bool:
-    """Whether the first axis of the weight is that of the output channels, and nothing scales the bias."""
+def _output_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of a layer's weight that counts all output channels; None where there is none, or the bias is scaled."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     if node.op_type == "Gemm":
         unscaled = all(attributes[name].f == 1 for name in ("alpha", "beta") if name in attributes)
-        return "transB" in attributes and attributes["transB"].i == 1 and unscaled
-    return node.op_type == "Conv"
+        return 0 if unscaled and "transB" in attributes and attributes["transB"].i == 1 else None
+    grouped = "group" in attributes and attributes["group"].i != 1
+    return {"Conv": 0, "ConvTranspose": None if grouped else 1}.get(node.op_type)
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
