@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tqexport.backends import BACKENDS
 from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, checkpoint_options, output_options
@@ -20,32 +21,40 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="CHECKPOINT | ARTIFACT", type=click.Path(path_type=Path))
 @checkpoint_options
 @output_options
 def command(checkpoint: Path, options: ReadOptions, as_json: bool, verbose: bool) -> None:
-    """Show what CHECKPOINT holds, what it costs, and whether it can be truncated."""
+    """Show what CHECKPOINT holds, what it costs, and whether it can be truncated.
+
+    Of an ARTIFACT, an exported file, it shows what the file says of itself.
+    """
     output = Output(as_json=as_json, verbose=verbose)
+    if checkpoint.suffix[1:] in BACKENDS:
+        from .inspect_artifact import inspect_artifact
+
+        inspect_artifact(output, checkpoint, options)
+        return
     with output.step(f"Reading {checkpoint}"):
         from tqexport.analysis.inspection import inspect_model
         from tqexport.checkpoints.checkpoint import load_checkpoint
 
         model = load_checkpoint(checkpoint, options)
-        found = inspect_model(model)
+        inspection = inspect_model(model)
     for line in _description(model.info, model.assumed):
         output.say(line)
-    output.say(_layer_table(found))
-    output.say(_width_table(found))
-    output.say(_storage_line(found))
-    output.say(_truncation_line(found, model.info))
+    output.say(_layer_table(inspection))
+    output.say(_width_table(inspection))
+    output.say(_storage_line(inspection))
+    output.say(_truncation_line(inspection, model.info))
     output.document(
         {
             "checkpoint": str(checkpoint),
             "sha256": model.sha256,
             **asdict(model.info),
             "assumed": model.assumed,
-            **asdict(found),
-            "truncatable": found.truncatable,
+            **asdict(inspection),
+            "truncatable": inspection.truncatable,
         }
     )
 
@@ -66,46 +75,47 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _layer_table(found: Inspection) -> Table:
+def _layer_table(inspection: Inspection) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "kind", "shape", "stored as", "weights", "E"):
         table.add_column(column, justify="right" if column in ("weights", "E") else "left", no_wrap=True)
-    for layer in found.layers:
+    for layer in inspection.layers:
         shape = "x".join(map(str, layer.shape))
         stored = "8-bit codes" if layer.quantized else "float32"
         table.add_row(layer.name, layer.kind, shape, stored, f"{layer.weights:,}", f"{layer.magnitude:.4f}")
     return table
 
 
-def _width_table(found: Inspection) -> Table:
+def _width_table(inspection: Inspection) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("bits", "packed bytes", "of float32", "codes changed by shifting"):
         table.add_column(column, justify="right", no_wrap=True)
-    for bits, size in found.storage.packed.items():
-        share = f"{100 * size / found.storage.float32:.1f} %"
-        table.add_row(str(bits), f"{size:,}", share, f"{100 * found.changed[bits]:.2f} %")
+    for bits, size in inspection.storage.packed.items():
+        share = f"{100 * size / inspection.storage.float32:.1f} %"
+        table.add_row(str(bits), f"{size:,}", share, f"{100 * inspection.changed[bits]:.2f} %")
     return table
 
 
-def _storage_line(found: Inspection) -> str:
-    storage = found.storage
+def _storage_line(inspection: Inspection) -> str:
+    storage = inspection.storage
     return (
         f"parameters: {storage.float32:,} bytes in float32; {storage.codes:,} with 8-bit codes "
         f"({storage.float32 / storage.codes:.2f}x smaller); {storage.every_width:,} for every width in one"
     )
 
 
-def _truncation_line(found: Inspection, info: CheckpointInfo) -> str:
-    if found.truncatable:
+def _truncation_line(inspection: Inspection, info: CheckpointInfo) -> str:
+    if inspection.truncatable:
         return "The codes can be truncated: shifting them gives exactly the weights trained at every width."
-    worst = max(found.changed, key=lambda bits: found.changed[bits])
+    changed = inspection.changed
+    worst = max(changed, key=lambda bits: changed[bits])
     return (
         f"The codes must not be truncated: {info.scheme.quantizer} rounds, and shifting would change "
-        f"{100 * found.changed[worst]:.1f} % of them at {worst} bits. Each width is exported from the float weights."
+        f"{100 * changed[worst]:.1f} % of them at {worst} bits. Each width is exported from the float weights."
     )
