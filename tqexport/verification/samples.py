@@ -15,6 +15,9 @@ from tqexport.model import Normalization, TruncModel
 
 __all__ = ["Samples", "load_samples", "noise", "normalized", "random_samples", "read_samples"]
 
+# Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
+_PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 Inputs = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
@@ -117,7 +120,7 @@ def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     inputs = np.empty((len(files), *input_shape), np.float32)
     for row, (file, _) in zip(inputs, files, strict=True):
         try:
-            with Image.open(file) as picture:
+            with Image.open(file, formats=_PICTURE_FORMATS) as picture:
                 fitted = picture.convert("L" if channels == 1 else "RGB").resize(
                     (width, height), Image.Resampling.BILINEAR
                 )

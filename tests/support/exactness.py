@@ -1,0 +1,46 @@
+"""Is a network exact in every kind of file, at every width?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from torch import nn
+
+from tqexport import CheckpointInfo, TruncModel
+from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends import open_runner
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.runtime_file import merge_onnx
+from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
+from tqexport.verification.comparison import Verdict, compare
+
+__all__ = ["assert_exact", "verdicts"]
+
+
+def verdicts(model: TruncModel, content: bytes, bits: int, *, switched: bool = False) -> list[Verdict]:
+    """A file against PyTorch, as deployed and without the runtime's optimisations, on three samples."""
+    x = np.random.default_rng(0).random((3, *model.info.input_shape), np.float32)
+    runners = [open_runner(content, bits if switched else None, deployed=deployed) for deployed in (True, False)]
+    return [compare(model, bits, runner.run(x), x) for runner in runners]
+
+
+def assert_exact(network: nn.Module, input_shape: Sequence[int], widths: Sequence[int]) -> None:
+    """Export a network to ONNX and TFLite, fixed and run-time, verify every file at every width, and cut them back.
+
+    Args:
+        network: Prepared, with weights.
+        input_shape: Shape of one sample.
+        widths: The widths that its BatchNorms have.
+    """
+    model = TruncModel(network.eval(), CheckpointInfo("test", {}, tuple(input_shape), tuple(widths)))
+    onnx_files = dict(export_onnx(model, tuple(widths)))
+    models = [onnx.load_from_string(content) for content in onnx_files.values()]
+    runtime_tflite, tflite_files = convert_to_runtime_tflite(models)
+    for runtime, fixed in ((merge_onnx(onnx_files.items()), onnx_files), (runtime_tflite, tflite_files)):
+        for bits, content in fixed.items():
+            for verdict in (*verdicts(model, content, bits), *verdicts(model, runtime, bits, switched=True)):
+                assert verdict.passed, (verdict.runtime, bits, verdict.problems)
+                assert verdict.codes > 0
+            assert truncate_file(runtime, bits) == content
