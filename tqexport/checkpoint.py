@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tqexport.errors import InputError, TqExportError, UsageError
 from tqexport.files import atomic_path, sha256_of
+from tqexport.integer.grids import attach_grids
 from tqexport.layers import quantized_layers, switchable_batch_norms
 from tqexport.networks.models import ARCHITECTURES, find_factory
 from tqexport.options import ReadOptions
@@ -117,6 +118,7 @@ def _native_info(content: Mapping[str, Any], options: ReadOptions) -> Checkpoint
         batch_norm_key=content["batch_norm_key"],
         normalization=normalization and Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
         class_names=tuple(map(str, content["class_names"])),
+        grids=tuple(map(str, content.get("grids", ()))),  # files of version 0.1 say nothing of grids
     )
 
 
@@ -131,6 +133,8 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     try:
         with torch.device(device):
             module = factory(**info.arguments)
+            if info.grids:
+                attach_grids(module, info.grids, info.widths)
     except TqExportError:
         raise
     except Exception as error:  # a factory may be the user's own code: whatever it raises is about this file

@@ -31,6 +31,7 @@ __all__ = [
     "ActivationQuantizer",
     "Clamp",
     "Estimator",
+    "FollowsWeightWidth",
     "SwitchableBatchNorm1d",
     "SwitchableBatchNorm2d",
     "TruncConv1d",
@@ -203,6 +204,12 @@ class SwitchableBatchNorm2d(_SwitchableBatchNorm):
     norm_class = nn.BatchNorm2d
 
 
+class FollowsWeightWidth(nn.Module):
+    """Base of whatever else in a network depends on the weight width: :func:`at_width` sets its ``bits``."""
+
+    bits: int = STORED_BITS
+
+
 TruncLayer = TruncConv1d | TruncConv2d | TruncLinear
 TRUNC_LAYERS = (TruncConv1d, TruncConv2d, TruncLinear)
 
@@ -254,10 +261,12 @@ def at_width(
         ...     len(layer.quantized_weight().unique()) <= 4
         True
     """
-    before: dict[TruncLayer | ActivationQuantizer | Clamp | _SwitchableBatchNorm, int] = {}
+    before: dict[TruncLayer | ActivationQuantizer | Clamp | _SwitchableBatchNorm | FollowsWeightWidth, int] = {}
     try:
         for module in model.modules():
-            if isinstance(module, (*TRUNC_LAYERS, ActivationQuantizer, Clamp, _SwitchableBatchNorm)):
+            if isinstance(
+                module, (*TRUNC_LAYERS, ActivationQuantizer, Clamp, _SwitchableBatchNorm, FollowsWeightWidth)
+            ):
                 before[module] = module.bits
                 if isinstance(module, (ActivationQuantizer, Clamp)):
                     module.bits = bits if activation_bits is None else activation_bits
