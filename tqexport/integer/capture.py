@@ -27,7 +27,7 @@ from tqexport.layers import (
 )
 from tqexport.truncation import FLOAT_BITS
 
-__all__ = ["Call", "Capture", "capture_calls"]
+__all__ = ["Call", "Capture", "capture_calls", "norm_of"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,13 @@ def capture_calls(network: nn.Module, input_shape: tuple[int, ...]) -> Capture:
             "the network does not return one tensor that its layers computed; wrap it so that it does"
         )
     return Capture(input_shape, tuple(recorder.calls), recorder.names[id(returned)])
+
+
+def norm_of(module: nn.Module | None) -> nn.modules.batchnorm._BatchNorm:
+    """The BatchNorm that is live at the current width."""
+    live = module.current if isinstance(module, (SwitchableBatchNorm1d, SwitchableBatchNorm2d)) else module
+    assert isinstance(live, nn.modules.batchnorm._BatchNorm)
+    return live
 
 
 class _Recorder(NamedCalls):

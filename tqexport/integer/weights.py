@@ -2,7 +2,7 @@
 
 A quantised layer's weights at ``b`` bits are ``E / M_b`` times the odd integers ``2 u_b - M_b``, symmetric around zero.
 Up to 7 bits they fit int8, also multiplied by ``floor(127 / M_b)``, which keeps the resolution of biases. At 8 bits
-they do not: ``2u - 255 = (u - 128) + (u - 127)``, so the layer reads its input twice, once against each half.
+they need nine bits, so that a layer has to read its input more than once, see :mod:`tqexport.integer.halves`.
 
 A float layer's weights are int8 per output channel after calibration: ``max|w| / 127`` times whole numbers.
 """
@@ -18,7 +18,7 @@ from torch import nn
 
 from tqexport.errors import ConversionError, InputError
 from tqexport.layers import TRUNC_LAYERS
-from tqexport.truncation import STORED_BITS, Scheme, check_weight, max_code, store
+from tqexport.truncation import Scheme, check_weight, max_code, store
 
 __all__ = ["LARGEST", "Codes", "IntegerWeight", "integer_weight", "is_float_layer", "round_to_int8"]
 
@@ -41,6 +41,11 @@ class Codes:
     highest: int
     multiplier: int
 
+    @property
+    def wide(self) -> bool:
+        """Whether the integers need nine bits."""
+        return self.highest > LARGEST
+
 
 @dataclass(frozen=True)
 class IntegerWeight:
@@ -55,11 +60,6 @@ class IntegerWeight:
     values: npt.NDArray[np.int16]
     scale: npt.NDArray[np.float64]
     codes: Codes | None = None
-
-    @property
-    def split(self) -> bool:
-        """Whether the integers need nine bits, so that the layer reads its input twice."""
-        return self.codes is not None and self.codes.highest > LARGEST
 
 
 def is_float_layer(module: nn.Module) -> bool:
@@ -126,4 +126,3 @@ def _channel_scales(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(largest > 0, largest / LARGEST, 1.0)
 
 
-assert STORED_BITS == 8  # the split of 8 bits in two halves depends on it

@@ -1,0 +1,52 @@
+"""Nine-bit weights on eight-bit hardware: a layer reads its input twice, and a few channels a third time.
+
+At 8 bits the weights are odd integers from -255 to 255. Each is ``first + second + third`` with ``first = weight / 2``,
+cut towards zero, ``second`` the rest, up to 127 in size, and ``third`` what is still missing, -1 or 1: only for weights
+of -255 and 255, which few input channels have. So a convolution with the input's channels twice, and those few channels
+once more, against ``[first, second, third]`` is exact in int8 and int32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tqexport.integer.model import Convolution
+from tqexport.integer.weights import LARGEST
+
+__all__ = ["Halves", "halves_of"]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A wide layer's weights in int8.
+
+    Attributes:
+        weight: int8 (out, in, *kernel): input channels twice and once more, with groups as they were; for a layer
+            of several groups (out, in / groups, *kernel, 3), a last spatial axis that runs over three copies.
+        extra: The input channels that are read a third time, ascending; empty for a layer of several groups.
+    """
+
+    weight: npt.NDArray[np.int8]
+    extra: tuple[int, ...]
+
+
+def halves_of(layer: Convolution) -> Halves:
+    """The int8 weights of a wide layer.
+
+    A layer of one group gets copies of its channels, any other copies of each column of the last spatial axis.
+    """
+    first, second, third = parts(layer.weight)
+    if layer.groups > 1:
+        return Halves(np.stack([first, second, third], -1).astype(np.int8), ())
+    extra = tuple(int(i) for i in np.flatnonzero(np.any(np.moveaxis(third, 1, 0).reshape(third.shape[1], -1), 1)))
+    return Halves(np.concatenate([first, second, third[:, list(extra)]], 1).astype(np.int8), extra)
+
+
+def parts(weight: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], ...]:
+    """Three int16 tensors, each within int8, whose sum is ``weight``."""
+    first = np.sign(weight) * (np.abs(weight) // 2)
+    second = np.clip(weight - first, -LARGEST, LARGEST)
+    return first, second, weight - first - second

@@ -1,0 +1,264 @@
+"""The integer model as ONNX: QDQ that onnxruntime fuses into integer kernels, the codes and their shift explicit.
+
+Every value is a QuantizeLinear and a DequantizeLinear with uint8 levels; a quantiser of fewer than 8 bits is a Clip of
+the levels between them. Weights are ``codes >> shift``, doubled, less ``M_b``, times a sign and a whole number, as int8
+with a scale for each output channel. onnxruntime folds that chain when it loads the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqexport.integer.build import integer_model
+from tqexport.integer.grids import HIGHEST, Grid
+from tqexport.integer.halves import halves_of
+from tqexport.integer.model import (
+    Add,
+    Average,
+    Concat,
+    Convolution,
+    IntegerModel,
+    Maximum,
+    Operation,
+    Requantize,
+    Reshape,
+)
+from tqexport.integer.naming import INPUT
+from tqexport.integer.onnx_nodes import GraphBuilder
+from tqexport.integer.weights import LARGEST
+from tqexport.onnx_export import metadata
+from tqexport.onnx_file import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
+from tqexport.trunc_model import TruncModel
+
+__all__ = ["LEVELS", "integer_onnx"]
+
+LEVELS = ":levels"  # suffix of a value's uint8 levels in the file
+
+
+def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False) -> bytes:
+    """Export a calibrated network at a width to integers.
+
+    Args:
+        model: See :func:`tqexport.integer.calibration.calibrate`.
+        bits: The weight width.
+        folded: Write the int8 weights themselves instead of codes and shift, for compilers that fold nothing.
+
+    Returns:
+        The serialised, checked ONNX file: float32 in and out, everything between in integers.
+
+    Raises:
+        InputError: The checkpoint lacks the width, or a value has no grid.
+        ConversionError: An operation has no integer form.
+    """
+    facts = {**metadata(model, bits), METADATA_PREFIX + "kernel": "integer"}
+    return render_onnx(integer_model(model, bits), facts, folded=folded)
+
+
+def render_onnx(network: IntegerModel, facts: dict[str, str], *, folded: bool = False) -> bytes:
+    """The file of an integer model, with ``facts`` as its metadata."""
+    writer = _Writer(network, folded)
+    for operation in network.operations:
+        writer.add(operation)
+    return writer.finish(facts)
+
+
+class _Writer:
+    """Writes values as pairs: ``NAME:levels`` in uint8 and ``NAME`` in float."""
+
+    def __init__(self, network: IntegerModel, folded: bool) -> None:
+        self._network, self._folded = network, folded
+        self._graph = GraphBuilder()
+        self._graph.input(INPUT_NAME, ("batch", *network.shapes[INPUT]))
+        self._floats: dict[str, str] = {}
+        self._store(INPUT, INPUT_NAME)
+
+    def add(self, operation: Operation) -> None:
+        """Write one operation."""
+        inputs = [self._floats[name] for name in operation.inputs]
+        output = operation.output
+        match operation:
+            case Convolution():
+                computed = self._convolution(operation)
+            case Add():
+                computed = self._graph.node("Add", inputs, f"{output}:float")
+            case Concat():
+                computed = self._graph.node("Concat", inputs, f"{output}:float", axis=1)
+            case Average():
+                computed = self._graph.node("GlobalAveragePool", inputs, f"{output}:float")
+                if not operation.keep:
+                    self._store(f"{output}:pooled", computed, self._network.grids[output])
+                    self._reshape(output, f"{output}:pooled{LEVELS}")
+                    return
+            case Maximum():
+                window = operation.window
+                levels = self._graph.node(
+                    "MaxPool",
+                    [operation.inputs[0] + LEVELS],
+                    output + LEVELS,
+                    kernel_shape=window.kernel,
+                    strides=window.stride,
+                    pads=_pads(window.padding),
+                    dilations=window.dilation,
+                )
+                self._read(output, levels, self._network.grids[output])
+                return
+            case Reshape():
+                self._reshape(output, operation.inputs[0] + LEVELS)
+                return
+            case Requantize():
+                computed = inputs[0]
+            case _:
+                raise TypeError(f"{type(operation).__name__} has no ONNX form")
+        self._store(output, computed)
+
+    def finish(self, facts: dict[str, str]) -> bytes:
+        """The file."""
+        self._graph.node("Identity", [self._floats[self._network.output]], OUTPUT_NAME)
+        return self._graph.model(("batch", *self._network.shapes[self._network.output]), facts)
+
+    def _store(self, name: str, computed: str, grid: Grid | None = None) -> None:
+        """Round a float value to its grid."""
+        grid = grid or self._network.grids[name]
+        narrow = grid.low > 0 or grid.high < HIGHEST
+        levels = self._graph.node(
+            "QuantizeLinear", [computed, *self._grid(name, grid)], f"{name}:quantized" if narrow else name + LEVELS
+        )
+        if narrow:
+            low = self._graph.constant(f"{name}:low", np.uint8(grid.low))
+            high = self._graph.constant(f"{name}:high", np.uint8(grid.high))
+            levels = self._graph.node("Clip", [levels, low, high], name + LEVELS)
+        self._read(name, levels, grid)
+
+    def _read(self, name: str, levels: str, grid: Grid) -> None:
+        self._floats[name] = self._graph.node("DequantizeLinear", [levels, *self._grid(name, grid)], name + ":value")
+
+    def _grid(self, name: str, grid: Grid) -> tuple[str, str]:
+        scale = self._graph.constant(f"{name}:scale", np.float32(grid.scale))
+        return scale, self._graph.constant(f"{name}:zero_point", np.uint8(grid.zero_point))
+
+    def _reshape(self, output: str, levels: str) -> None:
+        target = np.array([-1, *self._network.shapes[output]], np.int64)
+        shape = self._graph.constant(f"{output}:shape", target)
+        self._read(output, self._graph.node("Reshape", [levels, shape], output + LEVELS), self._network.grids[output])
+
+    def _convolution(self, layer: Convolution) -> str:
+        source, window, groups = layer.inputs[0], layer.window, layer.groups
+        read = self._floats[source]
+        extra: Sequence[int] = ()
+        if layer.wide:
+            extra = halves_of(layer).extra
+            read = self._copies(layer, source, extra)
+            if groups > 1 and window is not None:
+                window = _three_columns(window)
+        grid = self._network.grids[source]
+        scale = self._graph.constant(f"{layer.name}.scale", layer.scale)
+        weight = self._weight(layer, extra)
+        weight = self._graph.node("DequantizeLinear", [weight, scale], f"{layer.name}.weight", axis=0)
+        unit = self._graph.constant(f"{layer.name}.bias_scale", np.float32(grid.scale) * layer.scale)
+        bias = self._graph.constant(f"{layer.name}.bias_integers", layer.bias)
+        bias = self._graph.node("DequantizeLinear", [bias, unit], f"{layer.name}.bias", axis=0)
+        inputs, output = [read, weight, bias], f"{layer.output}:float"
+        if window is None:
+            return self._graph.node("Gemm", inputs, output, transB=1)
+        return self._graph.node(
+            "Conv",
+            inputs,
+            output,
+            kernel_shape=window.kernel,
+            strides=window.stride,
+            pads=_pads(window.padding),
+            dilations=window.dilation,
+            group=groups,
+        )
+
+    def _weight(self, layer: Convolution, extra: Sequence[int]) -> str:
+        """int8, the shape that the layer multiplies with."""
+        name = f"{layer.name}.weight"
+        if layer.codes is None or self._folded:
+            values = halves_of(layer).weight if layer.wide else layer.weight.astype(np.int8)
+            if layer.wide and layer.groups > 1:
+                values = values.reshape(*values.shape[:-2], -1)
+            return self._graph.constant(f"{name}.integers", values)
+        codes = layer.codes
+        g = self._graph
+        stored = g.constant(f"{name}.codes", codes.codes)
+        shift = g.constant(f"{name}.shift", np.uint8(codes.shift))
+        shifted = g.node("BitShift", [stored, shift], f"{name}.shifted", direction="RIGHT")
+        whole = g.node("Cast", [shifted], f"{name}.whole", to=_INT32)
+        doubled = g.node("Add", [whole, whole], f"{name}.doubled")
+        odd = g.node("Sub", [doubled, g.constant(f"{name}.highest", np.int32(codes.highest))], f"{name}.odd")
+        factors = (layer.signs.astype(np.int32) * codes.multiplier).reshape(-1, *[1] * (codes.codes.ndim - 1))
+        levels = g.node("Mul", [odd, g.constant(f"{name}.factors", factors)], f"{name}.levels")
+        if not layer.wide:
+            return g.node("Cast", [levels], f"{name}.integers", to=_INT8)
+        first = g.node("Div", [levels, g.constant("constant/two", np.int32(2))], f"{name}.first")
+        rest = g.node("Sub", [levels, first], f"{name}.rest")
+        ends = [g.constant(f"constant/{end}", np.int32(end)) for end in (-LARGEST, LARGEST)]
+        second = g.node("Clip", [rest, *ends], f"{name}.second")
+        third = g.node("Sub", [rest, second], f"{name}.third")
+        if layer.groups > 1:
+            return self._in_columns(layer, [first, second, third])
+        pieces = [first, second]
+        if extra:
+            which = g.constant(f"{name}.extra", np.array(extra, np.int64))
+            pieces.append(g.node("Gather", [third, which], f"{name}.extra_third", axis=1))
+        joined = g.node("Concat", pieces, f"{name}.joined", axis=1)
+        return g.node("Cast", [joined], f"{name}.integers", to=_INT8)
+
+    def _in_columns(self, layer: Convolution, pieces: list[str]) -> str:
+        """The three parts of each weight side by side in the last axis of the kernel."""
+        g, name, rank = self._graph, f"{layer.name}.weight", layer.weight.ndim
+        last = g.constant(f"constant/axis{rank}", np.array([rank], np.int64))
+        columns = [g.node("Unsqueeze", [piece, last], f"{piece}_column") for piece in pieces]
+        joined = g.node("Concat", columns, f"{name}.joined", axis=rank)
+        shape = [*layer.weight.shape[:-1], 3 * layer.weight.shape[-1]]
+        flat = g.node("Reshape", [joined, g.constant(f"{name}.shape", np.array(shape, np.int64))], f"{name}.flat")
+        return g.node("Cast", [flat], f"{name}.integers", to=_INT8)
+
+    def _copies(self, layer: Convolution, source: str, extra: Sequence[int]) -> str:
+        """What a wide layer reads instead of its input."""
+        g, levels, grid = self._graph, source + LEVELS, self._network.grids[source]
+        stem = f"{layer.name}/copies"
+        if layer.groups == 1:
+            pieces = [levels, levels]
+            if extra:
+                which = g.constant(f"{stem}.extra", np.array(extra, np.int64))
+                pieces.append(g.node("Gather", [levels, which], f"{stem}.extra_channels", axis=1))
+            copies = g.node("Concat", pieces, stem + LEVELS, axis=1)
+        else:
+            shape = self._network.shapes[source]
+            rank = len(shape) + 1
+            column = g.node(
+                "Unsqueeze", [levels, g.constant(f"constant/axis{rank}", np.array([rank], np.int64))], f"{stem}.column"
+            )
+            joined = g.node("Concat", [column] * 3, f"{stem}.joined", axis=rank)
+            target = g.constant(f"{stem}.shape", np.array([-1, *shape[:-1], 3 * shape[-1]], np.int64))
+            copies = g.node("Reshape", [joined, target], stem + LEVELS)
+        return g.node("DequantizeLinear", [copies, *self._grid(source, grid)], stem)
+
+
+_INT32, _INT8 = 6, 3  # TensorProto.INT32 and INT8
+
+
+def _three_columns(window: Any) -> Any:
+    """The window over an input whose last axis has every column three times."""
+    if window.dilation[-1] != 1:
+        raise NotImplementedError("a dilated convolution of several groups at 8 bits")
+    (before, after) = window.padding[-1]
+    return type(window)(
+        (*window.kernel[:-1], 3 * window.kernel[-1]),
+        (*window.stride[:-1], 3 * window.stride[-1]),
+        (*window.padding[:-1], (3 * before, 3 * after)),
+        window.dilation,
+    )
+
+
+def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
+    return [before for before, _ in padding] + [after for _, after in padding]
+
+
+Levels = npt.NDArray[np.uint8]
