@@ -2,9 +2,12 @@
 
 * ``real``: the product with a float32 factor, rounded half to even. onnxruntime and OpenVINO.
 * ``xnnpack``: the same in convolutions; sums in whole numbers with factors of 21 bits, halves up.
-* ``litert``: LiteRT's reference kernels: a factor of 31 bits with rounding, then a rounding shift (TFLite's
-  ``MultiplyByQuantizedMultiplier``); fully connected layers round once.
-* ``tflm``: as ``litert``, fully connected layers included.
+* ``litert``: LiteRT's own kernels: a factor of 31 bits with rounding, then a rounding shift, halves up (TFLite's
+  ``MultiplyByQuantizedMultiplier``).
+* ``tflm``: TFLite Micro: the same, but halves of the shift are rounded away from zero.
+
+Orders of float32 operations were found by running the kernels; another machine's may differ where a value lies within
+a few millionths of a half.
 """
 
 from __future__ import annotations
@@ -36,8 +39,6 @@ def requantize(
     weight_scale: npt.NDArray[np.float32] | float,
     target: Grid,
     rounding: Rounding,
-    *,
-    once: bool = False,
 ) -> Levels:
     """Take int32 sums to a grid: ``sums * source_scale * weight_scale / target.scale``, rounded.
 
@@ -47,7 +48,6 @@ def requantize(
         weight_scale: Of the weights; an array that broadcasts with ``sums`` where each output channel has its own.
         target: The grid of the result.
         rounding: Whose.
-        once: Whether ``litert`` rounds once, as its fully connected layers do.
     """
     if rounding in ("real", "xnnpack"):
         factor = np.float32(source_scale) * np.asarray(weight_scale, np.float32) / np.float32(target.scale)
@@ -55,8 +55,7 @@ def requantize(
         return _clip(np.rint(product).astype(np.int64) + target.zero_point, target)
     real = np.float64(np.float32(source_scale)) * np.asarray(weight_scale, np.float32).astype(np.float64)
     multiplier, exponent = _fixed_point(real / np.float64(np.float32(target.scale)))
-    scale = _multiply_once if once and rounding == "litert" else _multiply_twice
-    return _clip(scale(sums, multiplier, exponent) + target.zero_point, target)
+    return _clip(_multiply(sums, multiplier, exponent, rounding) + target.zero_point, target)
 
 
 def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, target: Grid, rounding: Rounding) -> Levels:
@@ -74,23 +73,25 @@ def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, targ
     twice_largest = 2 * max(scales)
     headroom = 20
     terms = [
-        _multiply_twice(x << headroom, *_fixed_point(scale / twice_largest))
+        _multiply(x << headroom, *_fixed_point(scale / twice_largest), rounding)
         for x, scale in zip((a, b), scales, strict=True)
     ]
     back = _fixed_point(twice_largest / ((1 << headroom) * np.float64(np.float32(target.scale))))
-    return _clip(_multiply_twice(terms[0] + terms[1], *back) + target.zero_point, target)
+    return _clip(_multiply(terms[0] + terms[1], *back, rounding) + target.zero_point, target)
 
 
 def average(sums: Integers, count: int, source: Grid, target: Grid, rounding: Rounding) -> Levels:
     """The mean of ``count`` values from their sum, zero points taken off; uint8, the shape of ``sums``."""
-    if rounding in ("real", "xnnpack"):
+    if rounding == "real":
         factor = np.float32(source.scale) / (np.float32(target.scale) * np.float32(count))
         product = sums.astype(np.float32) * factor
         return _clip(np.rint(product).astype(np.int64) + target.zero_point, target)
+    if rounding == "xnnpack":
+        return _average_in_floats(sums, count, source, target)
     multiplier, exponent = _fixed_point(np.float64(np.float32(source.scale)) / np.float64(np.float32(target.scale)))
     shift = min(count.bit_length() - 1, 32, 31 + int(exponent))  # TFLite's mean of integers
     multiplier = (multiplier << np.int64(shift)) // count
-    return _clip(_multiply_twice(sums, multiplier, exponent - shift) + target.zero_point, target)
+    return _clip(_multiply(sums, multiplier, exponent - shift, rounding) + target.zero_point, target)
 
 
 def _add_in_floats(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, target: Grid) -> Levels:
@@ -101,6 +102,16 @@ def _add_in_floats(first: Levels, first_grid: Grid, second: Levels, second_grid:
     fixed = np.float32(target.zero_point) - zeros
     total = first.astype(np.float32) * ratio_a + (second.astype(np.float32) * ratio_b + fixed)
     return _clip(np.rint(total).astype(np.int64), target)
+
+
+def _average_in_floats(sums: Integers, count: int, source: Grid, target: Grid) -> Levels:
+    """XNNPACK's order of operations, which works on int8 and takes the zero points off in float32."""
+    offset = 128
+    whole = count * (source.zero_point - offset)
+    factor = np.float32(source.scale) / np.float32(target.scale) * (np.float32(1) / np.float32(count))
+    fixed = np.float32(target.zero_point - offset) - np.float32(whole) * factor
+    total = (sums + whole).astype(np.float32) * factor + fixed
+    return _clip(np.rint(total).astype(np.int64) + offset, target)
 
 
 def _fixed_point(factor: Any) -> tuple[Any, Any]:
@@ -114,22 +125,17 @@ def _fixed_point(factor: Any) -> tuple[Any, Any]:
     return np.where(vanishes, 0, multiplier), np.where(vanishes, 0, exponent)
 
 
-def _multiply_twice(x: Integers, multiplier: Any, exponent: Any) -> Integers:
-    """A doubling high product with rounding, then a shift with rounding (halves away from zero)."""
+def _multiply(x: Integers, multiplier: Any, exponent: Any, rounding: Rounding) -> Integers:
+    """A doubling high product with rounding, then a shift with rounding: halves up, or in TFLM away from zero."""
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     product = (x << left) * multiplier
     nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     total = product + nudge
     high = np.where(total >= 0, total >> 31, -((-total) >> 31))  # C's division truncates
-    mask = (np.int64(1) << right) - 1
-    threshold = (mask >> 1) + (high < 0)
-    return np.asarray((high >> right) + ((high & mask) > threshold), np.int64)
-
-
-def _multiply_once(x: Integers, multiplier: Any, exponent: Any) -> Integers:
-    """The exact product, shifted with one rounding, halves up."""
-    shift = 31 - np.asarray(exponent, np.int64)
-    return np.asarray((x * multiplier + (np.int64(1) << (shift - 1))) >> shift, np.int64)
+    half = (np.int64(1) << right) >> 1
+    if rounding == "tflm":
+        half = half - ((high < 0) & (right > 0))  # halves away from zero
+    return np.asarray((high + half) >> right, np.int64)
 
 
 def _clip(levels: Integers, grid: Grid) -> Levels:

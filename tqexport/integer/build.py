@@ -124,7 +124,9 @@ class _Builder:
             assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
             window, groups = _conv_window(step.call.name, layer), layer.groups
         elif len(step.call.shape) != 1:
-            raise ConversionError(f"{step.call.name} works on more than one vector per sample; it has no integer form yet")
+            raise ConversionError(
+                f"{step.call.name} works on more than one vector per sample; it has no integer form yet"
+            )
         return self._folded(step, weight, gain, bias, window, groups)
 
     def _norm(self, step: Step) -> Convolution:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.integer.model import Convolution
+from tqexport.errors import ConversionError
+from tqexport.integer.model import Convolution, Window
 from tqexport.integer.weights import LARGEST
 
-__all__ = ["Halves", "halves_of"]
+__all__ = ["Halves", "halves_of", "three_columns"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,20 @@ def parts(weight: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], ...]:
     first = np.sign(weight) * (np.abs(weight) // 2)
     second = np.clip(weight - first, -LARGEST, LARGEST)
     return first, second, weight - first - second
+
+
+def three_columns(name: str, window: Window) -> Window:
+    """The window over an input whose last axis has every column three times.
+
+    Raises:
+        ConversionError: It is dilated along that axis, so that no such window exists.
+    """
+    if window.dilation[-1] != 1:
+        raise ConversionError(f"{name} is a dilated convolution of several groups, which has no exact form at 8 bits")
+    before, after = window.padding[-1]
+    return Window(
+        (*window.kernel[:-1], 3 * window.kernel[-1]),
+        (*window.stride[:-1], 3 * window.stride[-1]),
+        (*window.padding[:-1], (3 * before, 3 * after)),
+        window.dilation,
+    )

@@ -19,7 +19,18 @@ from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import Codes
 from tqexport.integer.windows import convolve, maximum
 
-__all__ = ["Add", "Average", "Concat", "Convolution", "IntegerModel", "Maximum", "Operation", "Requantize", "Reshape", "Window"]
+__all__ = [
+    "Add",
+    "Average",
+    "Concat",
+    "Convolution",
+    "IntegerModel",
+    "Maximum",
+    "Operation",
+    "Requantize",
+    "Reshape",
+    "Window",
+]
 
 Levels = npt.NDArray[np.uint8]
 
@@ -202,4 +213,4 @@ def _convolution(layer: Convolution, inputs: Levels, source: Grid, target: Grid,
     wide = (1, -1, *[1] * (sums.ndim - 2))
     whole = sums.astype(np.int64) + layer.bias.astype(np.int64).reshape(wide)
     scale = layer.scale.reshape(wide)
-    return requantize(whole, source.scale, scale, target, rounding, once=layer.window is None)
+    return requantize(whole, source.scale, scale, target, rounding)

@@ -8,14 +8,12 @@ with a scale for each output channel. onnxruntime folds that chain when it loads
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import HIGHEST, Grid
-from tqexport.integer.halves import halves_of
+from tqexport.integer.halves import halves_of, three_columns
 from tqexport.integer.model import (
     Add,
     Average,
@@ -153,11 +151,13 @@ class _Writer:
             extra = halves_of(layer).extra
             read = self._copies(layer, source, extra)
             if groups > 1 and window is not None:
-                window = _three_columns(window)
+                window = three_columns(layer.name, window)
         grid = self._network.grids[source]
         scale = self._graph.constant(f"{layer.name}.scale", layer.scale)
         weight = self._weight(layer, extra)
-        weight = self._graph.node("DequantizeLinear", [weight, scale], f"{layer.name}.weight", axis=0)
+        zeros = self._graph.constant(f"constant/zeros{len(layer.scale)}", np.zeros(len(layer.scale), np.int8))
+        # Without its zero points onnxruntime leaves a Gemm in float.
+        weight = self._graph.node("DequantizeLinear", [weight, scale, zeros], f"{layer.name}.weight", axis=0)
         unit = self._graph.constant(f"{layer.name}.bias_scale", np.float32(grid.scale) * layer.scale)
         bias = self._graph.constant(f"{layer.name}.bias_integers", layer.bias)
         bias = self._graph.node("DequantizeLinear", [bias, unit], f"{layer.name}.bias", axis=0)
@@ -244,21 +244,5 @@ class _Writer:
 _INT32, _INT8 = 6, 3  # TensorProto.INT32 and INT8
 
 
-def _three_columns(window: Any) -> Any:
-    """The window over an input whose last axis has every column three times."""
-    if window.dilation[-1] != 1:
-        raise NotImplementedError("a dilated convolution of several groups at 8 bits")
-    (before, after) = window.padding[-1]
-    return type(window)(
-        (*window.kernel[:-1], 3 * window.kernel[-1]),
-        (*window.stride[:-1], 3 * window.stride[-1]),
-        (*window.padding[:-1], (3 * before, 3 * after)),
-        window.dilation,
-    )
-
-
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
     return [before for before, _ in padding] + [after for _, after in padding]
-
-
-Levels = npt.NDArray[np.uint8]

@@ -124,5 +124,3 @@ def _channel_scales(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``max|w| / 127`` per output channel; 1 where a channel is all zeros."""
     largest = np.abs(weight.reshape(len(weight), -1)).max(1)
     return np.where(largest > 0, largest / LARGEST, 1.0)
-
-

@@ -31,7 +31,11 @@ def convolve(
     axes = views.ndim - window_rank(window)
     count, space = views.shape[0], views.shape[2:axes]
     per_group, out = weight.shape[1], weight.shape[0] // groups
-    columns = np.moveaxis(views.reshape(count, groups, per_group, *views.shape[2:]), (1, *range(3, 3 + len(space))), range(0, 1 + len(space)))
+    columns = np.moveaxis(
+        views.reshape(count, groups, per_group, *views.shape[2:]),
+        (1, *range(3, 3 + len(space))),
+        range(0, 1 + len(space)),
+    )
     # (groups, *space, N, in / groups, *kernel)
     flat = columns.reshape(groups, -1, per_group * int(np.prod(window.kernel)))
     product = flat @ weight.reshape(groups, out, -1).transpose(0, 2, 1)
