@@ -69,15 +69,16 @@ def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, targ
         factors = [int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in ratios]
         half = np.int64(1) << np.int64(shift - 1)
         return _clip(((a * factors[0] + b * factors[1] + half) >> np.int64(shift)) + target.zero_point, target)
+    # LiteRT and TFLite Micro do the same here.
     scales = [np.float64(np.float32(grid.scale)) for grid in (first_grid, second_grid)]
     twice_largest = 2 * max(scales)
     headroom = 20
     terms = [
-        _multiply(x << headroom, *_fixed_point(scale / twice_largest), rounding)
+        _multiply(x << headroom, *_fixed_point(scale / twice_largest), "tflm")
         for x, scale in zip((a, b), scales, strict=True)
     ]
     back = _fixed_point(twice_largest / ((1 << headroom) * np.float64(np.float32(target.scale))))
-    return _clip(_multiply(terms[0] + terms[1], *back, rounding) + target.zero_point, target)
+    return _clip(_multiply(terms[0] + terms[1], *back, "tflm") + target.zero_point, target)
 
 
 def average(sums: Integers, count: int, source: Grid, target: Grid, rounding: Rounding) -> Levels:
@@ -91,17 +92,22 @@ def average(sums: Integers, count: int, source: Grid, target: Grid, rounding: Ro
     multiplier, exponent = _fixed_point(np.float64(np.float32(source.scale)) / np.float64(np.float32(target.scale)))
     shift = min(count.bit_length() - 1, 32, 31 + int(exponent))  # TFLite's mean of integers
     multiplier = (multiplier << np.int64(shift)) // count
-    return _clip(_multiply(sums, multiplier, exponent - shift, rounding) + target.zero_point, target)
+    return _clip(_multiply(sums, multiplier, exponent - shift, "tflm") + target.zero_point, target)  # LiteRT as well
 
 
 def _add_in_floats(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, target: Grid) -> Levels:
-    """onnxruntime's order of operations."""
+    """onnxruntime's order of operations, each multiplication and addition fused as on processors with FMA."""
     a, b, c = (np.float32(grid.scale) for grid in (first_grid, second_grid, target))
     ratio_a, ratio_b = a / c, b / c
-    zeros = ratio_a * np.float32(first_grid.zero_point) + ratio_b * np.float32(second_grid.zero_point)
+    zeros = _fused(np.float32(first_grid.zero_point), ratio_a, ratio_b * np.float32(second_grid.zero_point))
     fixed = np.float32(target.zero_point) - zeros
-    total = first.astype(np.float32) * ratio_a + (second.astype(np.float32) * ratio_b + fixed)
+    total = _fused(first, ratio_a, _fused(second, ratio_b, fixed))
     return _clip(np.rint(total).astype(np.int64), target)
+
+
+def _fused(x: Any, factor: np.float32, term: Any) -> Any:
+    """``x * factor + term`` rounded once to float32; the product of a level and a float32 is exact in float64."""
+    return (np.asarray(x, np.float64) * np.float64(factor) + np.asarray(term, np.float64)).astype(np.float32)
 
 
 def _average_in_floats(sums: Integers, count: int, source: Grid, target: Grid) -> Levels:

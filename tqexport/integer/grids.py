@@ -92,6 +92,10 @@ class Grids(FollowsWeightWidth):
         self.register_buffer("zero_point", torch.zeros(len(widths), len(names), dtype=torch.uint8))
         self._running: list[_Rounding] = []
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The input as it is: a network that is an ``nn.Sequential`` runs its grids as its last module."""
+        return input
+
     def at(self, bits: int) -> dict[str, Grid]:
         """The grids of a width by name.
 

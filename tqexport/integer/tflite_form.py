@@ -88,6 +88,9 @@ class _Writer:
         if isinstance(operation, Reshape):
             self._values[output] = self._reshape(operation, inputs[0], shape, grid)
             return
+        if isinstance(operation, Average):
+            self._values[output] = self._average(operation, inputs[0], shape, grid)
+            return
         computed = graph.value(output, shape, grid)
         match operation:
             case Convolution():
@@ -98,10 +101,6 @@ class _Writer:
                 graph.operator("ADD", inputs, computed, options)
             case Concat():
                 self._concat(inputs, computed, len(shape) - 1)
-            case Average():
-                options = schema.ReducerOptionsT()
-                options.keepDims = operation.keep
-                graph.operator("MEAN", [inputs[0], graph.integers(1, 2)], computed, options)
             case Maximum():
                 self._maximum(operation, inputs[0], computed)
             case Requantize():
@@ -172,6 +171,15 @@ class _Writer:
         joined = graph.value(f"{layer.name}/copies", [*shape[:-1], 2 * shape[-1] + len(extra)], grid)
         self._concat(pieces, joined, len(shape) - 1)
         return joined, window
+
+    def _average(self, operation: Average, read: int, shape: Sequence[int], grid: Grid) -> int:
+        """The mean without the axes of space; LiteRT keeps them by another arithmetic."""
+        options = schema.ReducerOptionsT()
+        options.keepDims = False
+        name = f"{operation.output}/flat" if operation.keep else operation.output
+        flat = self._graph.value(name, [1, shape[-1]], grid)
+        self._graph.operator("MEAN", [read, self._graph.integers(1, 2)], flat, options)
+        return self._reshaped(flat, operation.output, shape, grid) if operation.keep else flat
 
     def _maximum(self, operation: Maximum, read: int, output: int) -> None:
         planar = _planar(operation.window)
