@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.errors import InputError, UsageError
+from tqexport.integer.biases import round_biases
 from tqexport.integer.capture import capture_calls
 from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_values
 from tqexport.integer.grids import HIGHEST, Grid, attach_grids, grids_of, without_grids
@@ -32,7 +33,8 @@ def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: Ran
     """Give a network the grids that integers need, at every width it has.
 
     The float layers' weights are rounded to int8 per output channel, once for all widths. Every value that no
-    activation quantiser rounds gets a grid of 256 levels per width, from what it is on the samples.
+    activation quantiser rounds gets a grid of 256 levels per width, from what it is on the samples. Biases of BatchNorms
+    are moved to whole multiples of what an integer sum counts in, see :mod:`tqexport.integer.biases`.
 
     Args:
         model: The trained network; it is not changed. Grids that it has already are found again.
@@ -77,7 +79,10 @@ def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: Ran
     table = attach_grids(module, names, model.info.widths)
     for bits in model.info.widths:
         table.set(bits, grids[bits])
-    return TruncModel(module.eval(), replace(model.info, grids=names))
+    calibrated = TruncModel(module.eval(), replace(model.info, grids=names))
+    for bits in model.info.widths:
+        round_biases(calibrated, bits)
+    return calibrated
 
 
 def _check_samples(inputs: Any, input_shape: tuple[int, ...]) -> None:
