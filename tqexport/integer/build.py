@@ -69,7 +69,8 @@ class _Builder:
             self._grids[step.output] = self._grid(step)
             self._operations.append(self._operation(step))
         operations = tuple(self._operations)
-        return IntegerModel(self._bits, operations, self._grids, self._shapes, self._plan.output)
+        quantized = frozenset(step.output for step in self._plan.steps if step.grid is None and not step.keeps_levels)
+        return IntegerModel(self._bits, operations, self._grids, self._shapes, self._plan.output, quantized)
 
     def _grid(self, step: Step) -> Grid:
         if step.keeps_levels:
@@ -165,12 +166,11 @@ class _Builder:
         scale = np.where(huge | (signs == 0), np.maximum(np.abs(bias) / (1 << 20) / source.scale, 1e-20), scale)
         scale32 = scale.astype(np.float32)
         unit = np.float64(np.float32(source.scale)) * scale32.astype(np.float64)
-        values = weight.values * signs.astype(np.int16).reshape(-1, *[1] * (weight.values.ndim - 1))
         return Convolution(
             step.call.name,
             step.inputs,
             step.output,
-            values,
+            weight.values,
             scale32,
             np.rint(bias / unit).astype(np.int32),
             window,

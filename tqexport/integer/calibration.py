@@ -33,8 +33,8 @@ def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: Ran
     """Give a network the grids that integers need, at every width it has.
 
     The float layers' weights are rounded to int8 per output channel, once for all widths. Every value that no
-    activation quantiser rounds gets a grid of 256 levels per width, from what it is on the samples. Biases of BatchNorms
-    are moved to whole multiples of what an integer sum counts in, see :mod:`tqexport.integer.biases`.
+    activation quantiser rounds gets a grid of 256 levels per width, from what it is on the samples. Biases of
+    BatchNorms are moved to whole multiples of what an integer sum counts in, see :mod:`tqexport.integer.biases`.
 
     Args:
         model: The trained network; it is not changed. Grids that it has already are found again.

@@ -72,22 +72,27 @@ class Convolution(Operation):
     """A convolution, or a linear layer, which has no space.
 
     Attributes:
-        weight: int16 (out, in / groups, *kernel), the sign of a negative gain taken in: -127 to 127, or -255 to 255.
+        unsigned: int16 (out, in / groups, *kernel): -127 to 127, or -255 to 255.
         scale: float32 (out,), of the weights, gain included.
         bias: int32 (out,), in units of ``input scale * scale``.
         window: None for a linear layer.
         groups: As in PyTorch.
         codes: Where a quantised layer's weights come from; None for float layers and pools.
-        signs: int8 (out,): what the codes' integers are multiplied with, -1, 0 or 1.
+        signs: int8 (out,): what ``unsigned`` is multiplied with: -1 for a negative gain, 0 where the bias is all.
     """
 
-    weight: npt.NDArray[np.int16]
+    unsigned: npt.NDArray[np.int16]
     scale: npt.NDArray[np.float32]
     bias: npt.NDArray[np.int32]
     window: Window | None
     groups: int
     codes: Codes | None
     signs: npt.NDArray[np.int8]
+
+    @property
+    def weight(self) -> npt.NDArray[np.int16]:
+        """int16 (out, in / groups, *kernel): what the input is multiplied with."""
+        return self.unsigned * self.signs.astype(np.int16).reshape(-1, *[1] * (self.unsigned.ndim - 1))
 
     @property
     def wide(self) -> bool:
@@ -143,6 +148,7 @@ class IntegerModel:
         grids: By value, the input included.
         shapes: By value, of one sample, channels first.
         output: The value that the network returns.
+        quantized: The values that have the levels of an activation quantiser, by which width ever.
     """
 
     bits: int
@@ -150,6 +156,7 @@ class IntegerModel:
     grids: Mapping[str, Grid]
     shapes: Mapping[str, tuple[int, ...]]
     output: str
+    quantized: frozenset[str] = frozenset()
 
     def run(self, inputs: npt.NDArray[np.float32], rounding: Rounding = "real") -> dict[str, Levels]:
         """Run the network.

@@ -8,6 +8,7 @@ with a scale for each output channel. onnxruntime folds that chain when it loads
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from tqexport.onnx_export import metadata
 from tqexport.onnx_file import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 from tqexport.trunc_model import TruncModel
 
-__all__ = ["LEVELS", "integer_onnx"]
+__all__ = ["LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
 
 LEVELS = ":levels"  # suffix of a value's uint8 levels in the file
 
@@ -52,13 +53,24 @@ def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False) -> bytes
         InputError: The checkpoint lacks the width, or a value has no grid.
         ConversionError: An operation has no integer form.
     """
-    facts = {**metadata(model, bits), METADATA_PREFIX + "kernel": "integer"}
-    return render_onnx(integer_model(model, bits), facts, folded=folded)
+    return render_onnx(integer_model(model, bits), integer_facts(model, bits), folded=folded)
 
 
-def render_onnx(network: IntegerModel, facts: dict[str, str], *, folded: bool = False) -> bytes:
-    """The file of an integer model, with ``facts`` as its metadata."""
-    writer = _Writer(network, folded)
+def integer_facts(model: TruncModel, bits: int) -> dict[str, str]:
+    """What an integer file says of itself."""
+    return {**metadata(model, bits), METADATA_PREFIX + "kernel": "integer"}
+
+
+def render_onnx(network: IntegerModel, facts: dict[str, str], *, folded: bool = False, fused: bool = False) -> bytes:
+    """The file of an integer model.
+
+    Args:
+        network: The model.
+        facts: The file's metadata.
+        folded: See :func:`integer_onnx`.
+        fused: Write convolutions as QLinearConv, which onnxruntime does not make of scales that are no constants.
+    """
+    writer = _Writer(network, folded, fused)
     for operation in network.operations:
         writer.add(operation)
     return writer.finish(facts)
@@ -67,8 +79,8 @@ def render_onnx(network: IntegerModel, facts: dict[str, str], *, folded: bool = 
 class _Writer:
     """Writes values as pairs: ``NAME:levels`` in uint8 and ``NAME`` in float."""
 
-    def __init__(self, network: IntegerModel, folded: bool) -> None:
-        self._network, self._folded = network, folded
+    def __init__(self, network: IntegerModel, folded: bool, fused: bool) -> None:
+        self._network, self._folded, self._fused = network, folded, fused
         self._graph = GraphBuilder()
         self._graph.input(INPUT_NAME, ("batch", *network.shapes[INPUT]))
         self._floats: dict[str, str] = {}
@@ -80,7 +92,8 @@ class _Writer:
         output = operation.output
         match operation:
             case Convolution():
-                computed = self._convolution(operation)
+                self._convolution(operation)
+                return
             case Add():
                 computed = self._graph.node("Add", inputs, f"{output}:float")
             case Concat():
@@ -121,11 +134,16 @@ class _Writer:
     def _store(self, name: str, computed: str, grid: Grid | None = None) -> None:
         """Round a float value to its grid."""
         grid = grid or self._network.grids[name]
-        narrow = grid.low > 0 or grid.high < HIGHEST
-        levels = self._graph.node(
-            "QuantizeLinear", [computed, *self._grid(name, grid)], f"{name}:quantized" if narrow else name + LEVELS
-        )
-        if narrow:
+        inputs = [computed, *self._grid(name, grid)]
+        self._limit(name, self._graph.node("QuantizeLinear", inputs, self._unlimited(name, grid)), grid)
+
+    def _unlimited(self, name: str, grid: Grid) -> str:
+        """The name of a value's levels before they are limited to those of an activation quantiser."""
+        narrow = grid.low > 0 or grid.high < HIGHEST or name in self._network.quantized
+        return f"{name}:quantized" if narrow else name + LEVELS
+
+    def _limit(self, name: str, levels: str, grid: Grid) -> None:
+        if levels != name + LEVELS:
             low = self._graph.constant(f"{name}:low", np.uint8(grid.low))
             high = self._graph.constant(f"{name}:high", np.uint8(grid.high))
             levels = self._graph.node("Clip", [levels, low, high], name + LEVELS)
@@ -143,56 +161,63 @@ class _Writer:
         shape = self._graph.constant(f"{output}:shape", target)
         self._read(output, self._graph.node("Reshape", [levels, shape], output + LEVELS), self._network.grids[output])
 
-    def _convolution(self, layer: Convolution) -> str:
-        source, window, groups = layer.inputs[0], layer.window, layer.groups
-        read = self._floats[source]
-        extra: Sequence[int] = ()
+    def _convolution(self, layer: Convolution) -> None:
+        g, source, window, groups = self._graph, layer.inputs[0], layer.window, layer.groups
+        read, levels, extra = self._floats[source], source + LEVELS, _NONE
         if layer.wide:
             extra = halves_of(layer).extra
-            read = self._copies(layer, source, extra)
+            read, levels = self._copies(layer, source, extra)
             if groups > 1 and window is not None:
                 window = three_columns(layer.name, window)
-        grid = self._network.grids[source]
-        scale = self._graph.constant(f"{layer.name}.scale", layer.scale)
-        weight = self._weight(layer, extra)
-        zeros = self._graph.constant(f"constant/zeros{len(layer.scale)}", np.zeros(len(layer.scale), np.int8))
+        source_grid, grid = self._network.grids[source], self._network.grids[layer.output]
+        scale = g.constant(f"{layer.name}.scale", layer.scale)
         # Without its zero points onnxruntime leaves a Gemm in float.
-        weight = self._graph.node("DequantizeLinear", [weight, scale, zeros], f"{layer.name}.weight", axis=0)
-        unit = self._graph.constant(f"{layer.name}.bias_scale", np.float32(grid.scale) * layer.scale)
-        bias = self._graph.constant(f"{layer.name}.bias_integers", layer.bias)
-        bias = self._graph.node("DequantizeLinear", [bias, unit], f"{layer.name}.bias", axis=0)
-        inputs, output = [read, weight, bias], f"{layer.output}:float"
-        if window is None:
-            return self._graph.node("Gemm", inputs, output, transB=1)
-        return self._graph.node(
-            "Conv",
-            inputs,
-            output,
-            kernel_shape=window.kernel,
-            strides=window.stride,
-            pads=_pads(window.padding),
-            dilations=window.dilation,
-            group=groups,
-        )
+        zeros = g.constant(f"constant/zeros{len(layer.scale)}", np.zeros(len(layer.scale), np.int8))
+        weight, bias = self._weight(layer, extra), g.constant(f"{layer.name}.bias_integers", layer.bias)
+        attributes: dict[str, Any] = {"transB": 1}
+        if window is not None:
+            attributes = {
+                "kernel_shape": window.kernel,
+                "strides": window.stride,
+                "pads": _pads(window.padding),
+                "dilations": window.dilation,
+                "group": groups,
+            }
+        if self._fused and window is not None:
+            target = self._grid(layer.output, grid)
+            inputs = [levels, *self._grid(source, source_grid), weight, scale, zeros, *target, bias]
+            found = g.node("QLinearConv", inputs, self._unlimited(layer.output, grid), **attributes)
+            self._limit(layer.output, found, grid)
+            return
+        weight = g.node("DequantizeLinear", [weight, scale, zeros], f"{layer.name}.weight", axis=0)
+        unit = g.constant(f"{layer.name}.bias_scale", np.float32(source_grid.scale) * layer.scale)
+        bias = g.node("DequantizeLinear", [bias, unit], f"{layer.name}.bias", axis=0)
+        kind = "Gemm" if window is None else "Conv"
+        self._store(layer.output, g.node(kind, [read, weight, bias], f"{layer.output}:float", **attributes))
 
     def _weight(self, layer: Convolution, extra: Sequence[int]) -> str:
         """int8, the shape that the layer multiplies with."""
-        name = f"{layer.name}.weight"
-        if layer.codes is None or self._folded:
+        name, g, codes = f"{layer.name}.weight", self._graph, layer.codes
+        if self._folded:
             values = halves_of(layer).weight if layer.wide else layer.weight.astype(np.int8)
             if layer.wide and layer.groups > 1:
                 values = values.reshape(*values.shape[:-2], -1)
-            return self._graph.constant(f"{name}.integers", values)
-        codes = layer.codes
-        g = self._graph
-        stored = g.constant(f"{name}.codes", codes.codes)
-        shift = g.constant(f"{name}.shift", np.uint8(codes.shift))
-        shifted = g.node("BitShift", [stored, shift], f"{name}.shifted", direction="RIGHT")
-        whole = g.node("Cast", [shifted], f"{name}.whole", to=_INT32)
-        doubled = g.node("Add", [whole, whole], f"{name}.doubled")
-        odd = g.node("Sub", [doubled, g.constant(f"{name}.highest", np.int32(codes.highest))], f"{name}.odd")
-        factors = (layer.signs.astype(np.int32) * codes.multiplier).reshape(-1, *[1] * (codes.codes.ndim - 1))
-        levels = g.node("Mul", [odd, g.constant(f"{name}.factors", factors)], f"{name}.levels")
+            return g.constant(f"{name}.integers", values)
+        if codes is None:
+            # Times the signs in the graph, as these may differ between the widths of one file.
+            unsigned = g.constant(f"{name}.unsigned", layer.unsigned.astype(np.int8))
+            odd, multiplier = g.node("Cast", [unsigned], f"{name}.whole", to=_INT32), 1
+        else:
+            stored, shift = g.constant(f"{name}.codes", codes.codes), g.constant(f"{name}.shift", np.uint8(codes.shift))
+            shifted = g.node("BitShift", [stored, shift], f"{name}.shifted", direction="RIGHT")
+            whole = g.node("Cast", [shifted], f"{name}.whole", to=_INT32)
+            doubled = g.node("Add", [whole, whole], f"{name}.doubled")
+            odd = g.node("Sub", [doubled, g.constant(f"{name}.highest", np.int32(codes.highest))], f"{name}.odd")
+            multiplier = codes.multiplier
+        factors = g.constant(f"{name}.factors", layer.signs.astype(np.int32) * multiplier)
+        column = np.array([-1, *[1] * (layer.weight.ndim - 1)], np.int64)
+        shape = g.constant(f"constant/column{layer.weight.ndim}", column)
+        levels = g.node("Mul", [odd, g.node("Reshape", [factors, shape], f"{name}.signs")], f"{name}.levels")
         if not layer.wide:
             return g.node("Cast", [levels], f"{name}.integers", to=_INT8)
         first = g.node("Div", [levels, g.constant("constant/two", np.int32(2))], f"{name}.first")
@@ -219,8 +244,8 @@ class _Writer:
         flat = g.node("Reshape", [joined, g.constant(f"{name}.shape", np.array(shape, np.int64))], f"{name}.flat")
         return g.node("Cast", [flat], f"{name}.integers", to=_INT8)
 
-    def _copies(self, layer: Convolution, source: str, extra: Sequence[int]) -> str:
-        """What a wide layer reads instead of its input."""
+    def _copies(self, layer: Convolution, source: str, extra: Sequence[int]) -> tuple[str, str]:
+        """What a wide layer reads instead of its input: the floats, and their levels."""
         g, levels, grid = self._graph, source + LEVELS, self._network.grids[source]
         stem = f"{layer.name}/copies"
         if layer.groups == 1:
@@ -238,9 +263,10 @@ class _Writer:
             joined = g.node("Concat", [column] * 3, f"{stem}.joined", axis=rank)
             target = g.constant(f"{stem}.shape", np.array([-1, *shape[:-1], 3 * shape[-1]], np.int64))
             copies = g.node("Reshape", [joined, target], stem + LEVELS)
-        return g.node("DequantizeLinear", [copies, *self._grid(source, grid)], stem)
+        return g.node("DequantizeLinear", [copies, *self._grid(source, grid)], stem), copies
 
 
+_NONE: tuple[int, ...] = ()
 _INT32, _INT8 = 6, 3  # TensorProto.INT32 and INT8
 
 
