@@ -2,8 +2,9 @@
 
 At 8 bits the weights are odd integers from -255 to 255. Each is ``first + second + third`` with ``first = weight / 2``,
 cut towards zero, ``second`` the rest, up to 127 in size, and ``third`` what is still missing, -1 or 1: only for weights
-of -255 and 255, which few input channels have. So a convolution with the input's channels twice, and those few channels
-once more, against ``[first, second, third]`` is exact in int8 and int32.
+of -255 and 255. So a convolution with the input's channels twice, and those from the first to the last channel that has
+such a weight once more, against ``[first, second, third]`` is exact in int8 and int32. A range of channels, as devices
+cut ranges and gather nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ class Halves:
     Attributes:
         weight: int8 (out, in, *kernel): input channels twice and once more, with groups as they were; for a layer
             of several groups (out, in / groups, *kernel, 3), a last spatial axis that runs over three copies.
-        extra: The input channels that are read a third time, ascending; empty for a layer of several groups.
+        extra: The input channels that are read a third time; empty for a layer of several groups.
     """
 
     weight: npt.NDArray[np.int8]
-    extra: tuple[int, ...]
+    extra: range
 
 
 def halves_of(layer: Convolution) -> Halves:
@@ -41,9 +42,10 @@ def halves_of(layer: Convolution) -> Halves:
     """
     first, second, third = parts(layer.weight)
     if layer.groups > 1:
-        return Halves(np.stack([first, second, third], -1).astype(np.int8), ())
-    extra = tuple(int(i) for i in np.flatnonzero(np.any(np.moveaxis(third, 1, 0).reshape(third.shape[1], -1), 1)))
-    return Halves(np.concatenate([first, second, third[:, list(extra)]], 1).astype(np.int8), extra)
+        return Halves(np.stack([first, second, third], -1).astype(np.int8), range(0))
+    needed = np.flatnonzero(np.moveaxis(third, 1, 0).reshape(third.shape[1], -1).any(1))
+    extra = range(int(needed[0]), int(needed[-1]) + 1) if len(needed) else range(0)
+    return Halves(np.concatenate([first, second, third[:, extra.start : extra.stop]], 1).astype(np.int8), extra)
 
 
 def parts(weight: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], ...]:

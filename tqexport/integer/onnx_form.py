@@ -163,7 +163,7 @@ class _Writer:
 
     def _convolution(self, layer: Convolution) -> None:
         g, source, window, groups = self._graph, layer.inputs[0], layer.window, layer.groups
-        read, levels, extra = self._floats[source], source + LEVELS, _NONE
+        read, levels, extra = self._floats[source], source + LEVELS, range(0)
         if layer.wide:
             extra = halves_of(layer).extra
             read, levels = self._copies(layer, source, extra)
@@ -195,7 +195,7 @@ class _Writer:
         kind = "Gemm" if window is None else "Conv"
         self._store(layer.output, g.node(kind, [read, weight, bias], f"{layer.output}:float", **attributes))
 
-    def _weight(self, layer: Convolution, extra: Sequence[int]) -> str:
+    def _weight(self, layer: Convolution, extra: range) -> str:
         """int8, the shape that the layer multiplies with."""
         name, g, codes = f"{layer.name}.weight", self._graph, layer.codes
         if self._folded:
@@ -229,10 +229,15 @@ class _Writer:
             return self._in_columns(layer, [first, second, third])
         pieces = [first, second]
         if extra:
-            which = g.constant(f"{name}.extra", np.array(extra, np.int64))
-            pieces.append(g.node("Gather", [third, which], f"{name}.extra_third", axis=1))
+            pieces.append(self._channels(third, f"{name}.extra_third", extra))
         joined = g.node("Concat", pieces, f"{name}.joined", axis=1)
         return g.node("Cast", [joined], f"{name}.integers", to=_INT8)
+
+    def _channels(self, source: str, name: str, channels: range) -> str:
+        """A range of axis 1."""
+        ends = (channels.start, channels.stop, 1)
+        inputs = [self._graph.constant(f"constant/{end}", np.array([end], np.int64)) for end in ends]
+        return self._graph.node("Slice", [source, *inputs], name)
 
     def _in_columns(self, layer: Convolution, pieces: list[str]) -> str:
         """The three parts of each weight side by side in the last axis of the kernel."""
@@ -244,15 +249,16 @@ class _Writer:
         flat = g.node("Reshape", [joined, g.constant(f"{name}.shape", np.array(shape, np.int64))], f"{name}.flat")
         return g.node("Cast", [flat], f"{name}.integers", to=_INT8)
 
-    def _copies(self, layer: Convolution, source: str, extra: Sequence[int]) -> tuple[str, str]:
+    def _copies(self, layer: Convolution, source: str, extra: range) -> tuple[str, str]:
         """What a wide layer reads instead of its input: the floats, and their levels."""
         g, levels, grid = self._graph, source + LEVELS, self._network.grids[source]
         stem = f"{layer.name}/copies"
         if layer.groups == 1:
             pieces = [levels, levels]
-            if extra:
-                which = g.constant(f"{stem}.extra", np.array(extra, np.int64))
-                pieces.append(g.node("Gather", [levels, which], f"{stem}.extra_channels", axis=1))
+            if extra and len(extra) == self._network.shapes[source][0]:
+                pieces.append(levels)
+            elif extra:
+                pieces.append(self._channels(levels, f"{stem}.extra", extra))
             copies = g.node("Concat", pieces, stem + LEVELS, axis=1)
         else:
             shape = self._network.shapes[source]
@@ -266,7 +272,6 @@ class _Writer:
         return g.node("DequantizeLinear", [copies, *self._grid(source, grid)], stem), copies
 
 
-_NONE: tuple[int, ...] = ()
 _INT32, _INT8 = 6, 3  # TensorProto.INT32 and INT8
 
 

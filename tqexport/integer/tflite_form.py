@@ -163,11 +163,15 @@ class _Writer:
             columns = [*shape[:-2], 3 * shape[-2], shape[-1]]
             return self._reshaped(thrice, f"{layer.name}/columns", columns, grid), three_columns(layer.name, window)
         pieces = [read, read]
-        if extra := halves_of(layer).extra:
-            options = schema.GatherOptionsT()
-            options.axis = len(shape) - 1
-            chosen = graph.value(f"{layer.name}/extra", [*shape[:-1], len(extra)], grid)
-            pieces.append(graph.operator("GATHER", [read, graph.integers(*extra)], chosen, options))
+        extra = halves_of(layer).extra
+        if extra and len(extra) == shape[-1]:
+            pieces.append(read)
+        elif extra:
+            size = [*shape[:-1], len(extra)]
+            begin = [*[0] * (len(shape) - 1), extra.start]
+            cut = graph.value(f"{layer.name}/extra", size, grid)
+            ends = [graph.integers(*begin), graph.integers(*size)]
+            pieces.append(graph.operator("SLICE", [read, *ends], cut, schema.SliceOptionsT()))
         joined = graph.value(f"{layer.name}/copies", [*shape[:-1], 2 * shape[-1] + len(extra)], grid)
         self._concat(pieces, joined, len(shape) - 1)
         return joined, window
