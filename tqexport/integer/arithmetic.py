@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.integer.grids import HIGHEST, Grid
+from tqexport.integer.grids import OFFSET, Grid
 
 __all__ = ["ROUNDINGS", "Rounding", "add", "average", "requantize", "to_grid"]
 
@@ -112,12 +112,11 @@ def _fused(x: Any, factor: np.float32, term: Any) -> Any:
 
 def _average_in_floats(sums: Integers, count: int, source: Grid, target: Grid) -> Levels:
     """XNNPACK's order of operations, which works on int8 and takes the zero points off in float32."""
-    offset = 128
-    whole = count * (source.zero_point - offset)
+    whole = count * (source.zero_point - OFFSET)
     factor = np.float32(source.scale) / np.float32(target.scale) * (np.float32(1) / np.float32(count))
-    fixed = np.float32(target.zero_point - offset) - np.float32(whole) * factor
+    fixed = np.float32(target.zero_point - OFFSET) - np.float32(whole) * factor
     total = (sums + whole).astype(np.float32) * factor + fixed
-    return _clip(np.rint(total).astype(np.int64) + offset, target)
+    return _clip(np.rint(total).astype(np.int64) + OFFSET, target)
 
 
 def _fixed_point(factor: Any) -> tuple[Any, Any]:
@@ -147,5 +146,3 @@ def _multiply(x: Integers, multiplier: Any, exponent: Any, rounding: Rounding) -
 def _clip(levels: Integers, grid: Grid) -> Levels:
     return np.clip(levels, grid.low, grid.high).astype(np.uint8)
 
-
-assert HIGHEST == 255

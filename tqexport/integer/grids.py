@@ -20,9 +20,10 @@ from tqexport.errors import InputError, UsageError
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.layers import FollowsWeightWidth
 
-__all__ = ["HIGHEST", "Grid", "Grids", "attach_grids", "grids_of", "without_grids"]
+__all__ = ["HIGHEST", "OFFSET", "Grid", "Grids", "attach_grids", "grids_of", "without_grids"]
 
 HIGHEST = 255
+OFFSET = 128  # int8 values in files are levels less this
 ATTRIBUTE = "grids"
 
 

@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.errors import ConversionError
 from tqexport.integer.build import integer_model
-from tqexport.integer.grids import Grid
+from tqexport.integer.grids import OFFSET, Grid
 from tqexport.integer.halves import halves_of, three_columns
 from tqexport.integer.model import (
     Add,
@@ -29,7 +29,7 @@ from tqexport.integer.model import (
     Window,
 )
 from tqexport.integer.naming import INPUT
-from tqexport.integer.tflite_graph import OFFSET, TFLiteGraph, activation_of, same_padding
+from tqexport.integer.tflite_graph import TFLiteGraph, activation_of, same_padding
 from tqexport.onnx_export import metadata
 from tqexport.onnx_file import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 from tqexport.tflite.file import METADATA_NAME

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.integer.grids import HIGHEST, Grid
+from tqexport.integer.grids import HIGHEST, OFFSET, Grid
 from tqexport.tflite.flatbuffer import FlatModel
 from tqexport.tflite.flatbuffer_writing import write
 
-__all__ = ["OFFSET", "TFLiteGraph", "same_padding"]
+__all__ = ["TFLiteGraph", "activation_of", "same_padding"]
 
-OFFSET = 128  # int8 values are the levels of a grid less this
+
 
 
 class TFLiteGraph:
