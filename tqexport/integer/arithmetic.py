@@ -145,4 +145,3 @@ def _multiply(x: Integers, multiplier: Any, exponent: Any, rounding: Rounding) -
 
 def _clip(levels: Integers, grid: Grid) -> Levels:
     return np.clip(levels, grid.low, grid.high).astype(np.uint8)
-

@@ -2,13 +2,14 @@
 
 At 8 bits the weights are odd integers from -255 to 255. Each is ``first + second + third`` with ``first = weight / 2``,
 cut towards zero, ``second`` the rest, up to 127 in size, and ``third`` what is still missing, -1 or 1: only for weights
-of -255 and 255. So a convolution with the input's channels twice, and those from the first to the last channel that has
-such a weight once more, against ``[first, second, third]`` is exact in int8 and int32. A range of channels, as devices
-cut ranges and gather nothing.
+of -255 and 255. So a convolution with the input's channels twice, and those channels that have such a weight once more,
+against ``[first, second, third]`` is exact in int8 and int32. They are read in few ranges, as devices cut ranges and
+gather nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from tqexport.integer.weights import LARGEST
 
 __all__ = ["Halves", "halves_of", "three_columns"]
 
+_MOST_RANGES = 4
+
 
 @dataclass(frozen=True)
 class Halves:
@@ -28,11 +31,11 @@ class Halves:
     Attributes:
         weight: int8 (out, in, *kernel): input channels twice and once more, with groups as they were; for a layer
             of several groups (out, in / groups, *kernel, 3), a last spatial axis that runs over three copies.
-        extra: The input channels that are read a third time; empty for a layer of several groups.
+        extra: The ranges of input channels that are read a third time; empty for a layer of several groups.
     """
 
     weight: npt.NDArray[np.int8]
-    extra: range
+    extra: tuple[range, ...]
 
 
 def halves_of(layer: Convolution) -> Halves:
@@ -42,10 +45,22 @@ def halves_of(layer: Convolution) -> Halves:
     """
     first, second, third = parts(layer.weight)
     if layer.groups > 1:
-        return Halves(np.stack([first, second, third], -1).astype(np.int8), range(0))
-    needed = np.flatnonzero(np.moveaxis(third, 1, 0).reshape(third.shape[1], -1).any(1))
-    extra = range(int(needed[0]), int(needed[-1]) + 1) if len(needed) else range(0)
-    return Halves(np.concatenate([first, second, third[:, extra.start : extra.stop]], 1).astype(np.int8), extra)
+        return Halves(np.stack([first, second, third], -1).astype(np.int8), ())
+    extra = _ranges(np.flatnonzero(np.moveaxis(third, 1, 0).reshape(third.shape[1], -1).any(1)).tolist())
+    pieces = [first, second, *(third[:, run.start : run.stop] for run in extra)]
+    return Halves(np.concatenate(pieces, 1).astype(np.int8), extra)
+
+
+def _ranges(channels: list[int]) -> tuple[range, ...]:
+    """A few ranges that cover some channels, with as little else as possible."""
+    runs = [range(channel, channel + 1) for channel in channels]
+    while len(runs) > 1:
+        gaps = [after.start - before.stop for before, after in itertools.pairwise(runs)]
+        closest = gaps.index(min(gaps))
+        if min(gaps) > 0 and len(runs) <= _MOST_RANGES:
+            break
+        runs[closest : closest + 2] = [range(runs[closest].start, runs[closest + 1].stop)]
+    return tuple(runs)
 
 
 def parts(weight: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], ...]:

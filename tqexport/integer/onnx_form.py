@@ -28,7 +28,7 @@ from tqexport.integer.model import (
 )
 from tqexport.integer.naming import INPUT
 from tqexport.integer.onnx_nodes import GraphBuilder
-from tqexport.integer.weights import LARGEST
+from tqexport.integer.weights import LARGEST, Codes
 from tqexport.onnx_export import metadata
 from tqexport.onnx_file import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 from tqexport.trunc_model import TruncModel
@@ -163,7 +163,8 @@ class _Writer:
 
     def _convolution(self, layer: Convolution) -> None:
         g, source, window, groups = self._graph, layer.inputs[0], layer.window, layer.groups
-        read, levels, extra = self._floats[source], source + LEVELS, range(0)
+        read, levels = self._floats[source], source + LEVELS
+        extra: tuple[range, ...] = ()
         if layer.wide:
             extra = halves_of(layer).extra
             read, levels = self._copies(layer, source, extra)
@@ -195,7 +196,7 @@ class _Writer:
         kind = "Gemm" if window is None else "Conv"
         self._store(layer.output, g.node(kind, [read, weight, bias], f"{layer.output}:float", **attributes))
 
-    def _weight(self, layer: Convolution, extra: range) -> str:
+    def _weight(self, layer: Convolution, extra: Sequence[range]) -> str:
         """int8, the shape that the layer multiplies with."""
         name, g, codes = f"{layer.name}.weight", self._graph, layer.codes
         if self._folded:
@@ -210,6 +211,8 @@ class _Writer:
         else:
             stored, shift = g.constant(f"{name}.codes", codes.codes), g.constant(f"{name}.shift", np.uint8(codes.shift))
             shifted = g.node("BitShift", [stored, shift], f"{name}.shifted", direction="RIGHT")
+            if self._fused:
+                return self._by_quantizing(layer, codes, shifted)
             whole = g.node("Cast", [shifted], f"{name}.whole", to=_INT32)
             doubled = g.node("Add", [whole, whole], f"{name}.doubled")
             odd = g.node("Sub", [doubled, g.constant(f"{name}.highest", np.int32(codes.highest))], f"{name}.odd")
@@ -228,10 +231,23 @@ class _Writer:
         if layer.groups > 1:
             return self._in_columns(layer, [first, second, third])
         pieces = [first, second]
-        if extra:
-            pieces.append(self._channels(third, f"{name}.extra_third", extra))
+        pieces += [self._channels(third, f"{name}.third{run.start}", run) for run in extra]
         joined = g.node("Concat", pieces, f"{name}.joined", axis=1)
         return g.node("Cast", [joined], f"{name}.integers", to=_INT8)
+
+    def _by_quantizing(self, layer: Convolution, codes: Codes, shifted: str) -> str:
+        """``factor * (2 u - M_b)`` as a dequantisation and a quantisation: exact, and faster where it is not folded.
+
+        The first multiplies by ``2 factor``, the second adds its zero point ``-factor M_b``; both are whole numbers.
+        """
+        g, name, channels = self._graph, f"{layer.name}.weight", len(layer.signs)
+        factors = layer.signs.astype(np.int32) * codes.multiplier
+        zeros = g.constant(f"constant/bytes{channels}", np.zeros(channels, np.uint8))
+        steps = g.constant(f"{name}.steps", (2 * factors).astype(np.float32))
+        lowest = g.constant(f"{name}.lowest", (-factors * codes.highest).astype(np.int8))
+        ones = g.constant(f"constant/ones{channels}", np.ones(channels, np.float32))
+        scaled = g.node("DequantizeLinear", [shifted, steps, zeros], f"{name}.scaled", axis=0)
+        return g.node("QuantizeLinear", [scaled, ones, lowest], f"{name}.integers", axis=0)
 
     def _channels(self, source: str, name: str, channels: range) -> str:
         """A range of axis 1."""
@@ -249,16 +265,15 @@ class _Writer:
         flat = g.node("Reshape", [joined, g.constant(f"{name}.shape", np.array(shape, np.int64))], f"{name}.flat")
         return g.node("Cast", [flat], f"{name}.integers", to=_INT8)
 
-    def _copies(self, layer: Convolution, source: str, extra: range) -> tuple[str, str]:
+    def _copies(self, layer: Convolution, source: str, extra: Sequence[range]) -> tuple[str, str]:
         """What a wide layer reads instead of its input: the floats, and their levels."""
         g, levels, grid = self._graph, source + LEVELS, self._network.grids[source]
         stem = f"{layer.name}/copies"
         if layer.groups == 1:
+            everything = range(self._network.shapes[source][0])
             pieces = [levels, levels]
-            if extra and len(extra) == self._network.shapes[source][0]:
-                pieces.append(levels)
-            elif extra:
-                pieces.append(self._channels(levels, f"{stem}.extra", extra))
+            for run in extra:
+                pieces.append(levels if run == everything else self._channels(levels, f"{stem}.{run.start}", run))
             copies = g.node("Concat", pieces, stem + LEVELS, axis=1)
         else:
             shape = self._network.shapes[source]

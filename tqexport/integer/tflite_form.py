@@ -163,16 +163,16 @@ class _Writer:
             columns = [*shape[:-2], 3 * shape[-2], shape[-1]]
             return self._reshaped(thrice, f"{layer.name}/columns", columns, grid), three_columns(layer.name, window)
         pieces = [read, read]
-        extra = halves_of(layer).extra
-        if extra and len(extra) == shape[-1]:
-            pieces.append(read)
-        elif extra:
-            size = [*shape[:-1], len(extra)]
-            begin = [*[0] * (len(shape) - 1), extra.start]
-            cut = graph.value(f"{layer.name}/extra", size, grid)
+        for run in halves_of(layer).extra:
+            if run == range(shape[-1]):
+                pieces.append(read)
+                continue
+            size, begin = [*shape[:-1], len(run)], [*[0] * (len(shape) - 1), run.start]
+            cut = graph.value(f"{layer.name}/channels{run.start}", size, grid)
             ends = [graph.integers(*begin), graph.integers(*size)]
             pieces.append(graph.operator("SLICE", [read, *ends], cut, schema.SliceOptionsT()))
-        joined = graph.value(f"{layer.name}/copies", [*shape[:-1], 2 * shape[-1] + len(extra)], grid)
+        channels = sum(graph.shape(piece)[-1] for piece in pieces)
+        joined = graph.value(f"{layer.name}/copies", [*shape[:-1], channels], grid)
         self._concat(pieces, joined, len(shape) - 1)
         return joined, window
 

@@ -16,8 +16,6 @@ from tqexport.tflite.flatbuffer_writing import write
 __all__ = ["TFLiteGraph", "activation_of", "same_padding"]
 
 
-
-
 class TFLiteGraph:
     """Tensors and operators in the order they are added; tensors are named by their index."""
 
