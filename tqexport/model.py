@@ -39,6 +39,7 @@ class CheckpointInfo:
         batch_norm_key: Whether the BatchNorm of the weight width or of the activation width is live.
         normalization: How raw input becomes network input, if known.
         class_names: Names of the outputs, if known.
+        grids: Values that have an 8-bit grid of their own, see :mod:`tqexport.integer`; empty before calibration.
     """
 
     architecture: str
@@ -50,6 +51,7 @@ class CheckpointInfo:
     batch_norm_key: BatchNormKey = "weight"
     normalization: Normalization | None = None
     class_names: tuple[str, ...] = ()
+    grids: tuple[str, ...] = ()
 
     def activation_width(self, bits: int) -> int:
         """The activation width that goes with weight width ``bits``."""

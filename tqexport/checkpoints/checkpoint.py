@@ -15,6 +15,7 @@ from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
 from tqexport.errors import InputError, TqExportError, UsageError
 from tqexport.files import atomic_path, sha256_of
+from tqexport.integer.grids import attach_grids
 from tqexport.model import CheckpointInfo, Normalization, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
 from tqexport.training.layers import switchable_batch_norms
@@ -126,6 +127,7 @@ def _native_info(content: Mapping[str, Any], options: ReadOptions) -> Checkpoint
         batch_norm_key=content["batch_norm_key"],
         normalization=normalization and Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
         class_names=tuple(map(str, content["class_names"])),
+        grids=tuple(map(str, content.get("grids", ()))),  # files of version 0.1 say nothing of grids
     )
 
 
@@ -140,6 +142,8 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     try:
         with torch.device(device):
             module = factory(**info.arguments)
+            if info.grids:
+                attach_grids(module, info.grids, info.widths)
     except TqExportError:
         raise
     except Exception as error:  # a factory may be the user's own code: whatever it raises is about this file

@@ -1,0 +1,208 @@
+"""Latency of the integer files against today's float files and onnxruntime's own static quantisation, one thread.
+
+python benchmarks/integer.py --network resnet20x5    ratios of paired runs; nothing but the ratios means anything
+
+Weights are random, as latency does not depend on them. onnxruntime's static quantisation (QDQ, uint8 activations, int8
+weights per channel, min-max) gets the same network with plain weights and ReLUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from tqexport import CheckpointInfo, TruncModel
+from tqexport.integer.build import integer_model
+from tqexport.integer.calibration import calibrate
+from tqexport.integer.grids import OFFSET
+from tqexport.integer.onnx_form import integer_onnx
+from tqexport.integer.onnx_switching import switchable_integer_onnx
+from tqexport.integer.tflite_form import integer_tflite
+from tqexport.layers import ActivationQuantizer, quantized_layers, switchable_batch_norms
+from tqexport.networks.registry import find_factory
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.litert import open_interpreter
+
+Run = Callable[[], object]
+Inputs = npt.NDArray[np.float32]
+
+NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "resnet20x5": ("resnet20q", {"expansion": 5}, (3, 32, 32)),
+    "resnet50": ("resnet50q", {}, (3, 224, 224)),
+    "resnet8": ("resnet8", {}, (3, 32, 32)),
+    "mobilenet": ("mobilenet", {}, (3, 96, 96)),
+    "ds_cnn": ("ds_cnn", {}, (1, 49, 10)),
+    "autoencoder": ("autoencoder", {}, (640,)),
+}
+WIDTHS = (2, 4, 7, 8)
+SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A file open in its runtime."""
+
+    name: str
+    run: Run
+
+
+def onnx_peer(name: str, content: bytes, x: Inputs, **more: Any) -> Peer:
+    """An ONNX file in onnxruntime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return Peer(name, lambda: session.run(None, {"input": x, **more}))
+
+
+def tflite_peer(name: str, content: bytes, x: npt.NDArray[np.int8]) -> Peer:
+    """A TFLite file in LiteRT with XNNPACK."""
+    interpreter = open_interpreter(content)
+    index = interpreter.get_input_details()[0]["index"]
+
+    def run() -> None:
+        interpreter.set_tensor(index, x)
+        interpreter.invoke()
+
+    return Peer(name, run)
+
+
+def network(name: str) -> TruncModel:
+    """A network of random weights whose BatchNorms leave values between 0 and 1.
+
+    The weights have the bell shape of trained ones: at 8 bits the number of the largest weights matters.
+    """
+    architecture, arguments, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    module = find_factory(architecture)(**arguments, widths=WIDTHS)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.weight.uniform_(0.2, 0.5)
+                part.bias.uniform_(0.2, 0.6)
+            elif isinstance(part, (nn.modules.conv._ConvNd, nn.Linear)):
+                part.weight.normal_(0, 0.05)
+    return TruncModel(module.eval(), CheckpointInfo(architecture, arguments, shape, WIDTHS))
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, inputs: Inputs) -> None:
+        self._batches = iter([{"input": inputs[i : i + 1]} for i in range(len(inputs))])
+
+    def get_next(self) -> dict[str, Inputs] | None:
+        return next(self._batches, None)
+
+
+def statically_quantized(model: TruncModel, inputs: Inputs, folder: Path) -> tuple[bytes, bytes]:
+    """The plain float network, and what onnxruntime's static quantisation makes of it."""
+    with model.at_width(8) as reference:
+        import copy
+
+        memo: dict[int, Any] = {}
+        for layer in quantized_layers(reference).values():
+            plain = copy.deepcopy(layer)
+            plain.__class__ = type(layer).__mro__[2]
+            memo[id(layer)] = plain
+        for norm in switchable_batch_norms(reference).values():
+            memo[id(norm)] = copy.deepcopy(norm.current)
+        for part in reference.modules():
+            if isinstance(part, ActivationQuantizer):
+                memo[id(part)] = nn.ReLU()
+        plain_network = copy.deepcopy(reference, memo).eval()
+    path, prepared, quantized = (folder / f"{name}.onnx" for name in ("float", "prepared", "static"))
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(
+        plain_network, (torch.from_numpy(inputs[:2]),), dynamo=True, input_names=["input"], dynamic_shapes=shapes
+    )
+    assert program is not None
+    program.save(path)
+    quant_pre_process(str(path), str(prepared))
+    quantize_static(
+        str(prepared),
+        str(quantized),
+        _Reader(inputs),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return path.read_bytes(), quantized.read_bytes()
+
+
+def seconds(run: Run, least: float) -> float:
+    """Seconds per run, over as many runs as take ``least`` seconds."""
+    count, start = 0, time.perf_counter()
+    while (now := time.perf_counter() - start) < least or count < 2:
+        run()
+        count += 1
+    return now / count
+
+
+def ratios(peers: list[Peer], rounds: int, least: float) -> dict[str, list[float]]:
+    """Seconds per run of every peer in each round; a round measures them one after the other."""
+    for peer in peers:
+        seconds(peer.run, least / 2)
+    found: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            found[peer.name].append(seconds(peer.run, least))
+    return found
+
+
+@click.command()
+@click.option("--network", "name", type=click.Choice(list(NETWORKS)), default="resnet20x5", show_default=True)
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--least", default=0.15, show_default=True, help="Seconds that each measurement takes at least.")
+def main(name: str, rounds: int, least: float) -> None:
+    """Print milliseconds and ratios."""
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model = network(name)
+    inputs = np.random.default_rng(0).random((SAMPLES, *model.info.input_shape), np.float32)
+    calibrated = calibrate(model, inputs)
+    x = inputs[:1]
+    with tempfile.TemporaryDirectory() as folder:
+        plain, static = statically_quantized(model, inputs, Path(folder))
+    peers = [onnx_peer("float network", plain, x), onnx_peer("onnxruntime static int8", static, x)]
+    peers += [onnx_peer("exact, 4 bits", next(content for _, content in export_onnx(model, (4,))), x)]
+    peers += [onnx_peer(f"integer, {bits} bits", integer_onnx(calibrated, bits), x) for bits in WIDTHS]
+    switchable = switchable_integer_onnx(calibrated, [bits for bits in WIDTHS if bits < 8])
+    peers.append(onnx_peer("integer, run-time at 4 bits", switchable, x, bits=np.array(4, np.uint8)))
+    for bits in (4, 8):
+        levels = integer_model(calibrated, bits).run(x)["input"].astype(np.int16) - OFFSET
+        levels = np.ascontiguousarray(np.moveaxis(levels, 1, -1) if levels.ndim > 2 else levels)
+        peers.append(
+            tflite_peer(f"LiteRT integer, {bits} bits", integer_tflite(calibrated, bits), levels.astype(np.int8))
+        )
+    times = ratios(peers, rounds, least)
+    table = Table("", "ms", "to exact", "to static int8", title=f"{name}, one thread, median of {rounds} rounds")
+    for peer, measured in times.items():
+        against = [
+            statistics.median(a / b for a, b in zip(measured, times[other], strict=True))
+            for other in ("exact, 4 bits", "onnxruntime static int8")
+        ]
+        table.add_row(peer, f"{1000 * statistics.median(measured):.2f}", *(f"{ratio:.2f}" for ratio in against))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Grids from samples: what turns a trained network into one that can run in integers alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tqexport.errors import InputError, UsageError
+from tqexport.integer.biases import round_biases
+from tqexport.integer.capture import capture_calls
+from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_values
+from tqexport.integer.grids import HIGHEST, Grid, attach_grids, grids_of, without_grids
+from tqexport.integer.naming import INPUT, NamedCalls
+from tqexport.integer.plan import Plan, plan_of
+from tqexport.integer.weights import is_float_layer, round_to_int8
+from tqexport.model import TruncModel
+
+__all__ = ["FEWEST_SAMPLES", "calibrate"]
+
+FEWEST_SAMPLES = 16
+_BATCH = 64
+_MOST_VALUES = 1 << 21  # of each value, evenly chosen
+
+
+def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: RangeEstimator = "min-max") -> TruncModel:
+    """Give a network the grids that integers need, at every width it has.
+
+    The float layers' weights are rounded to int8 per output channel, once for all widths. Every value that no
+    activation quantiser rounds gets a grid of 256 levels per width, from what it is on the samples. Biases of
+    BatchNorms are moved to whole multiples of what an integer sum counts in, see :mod:`tqexport.integer.biases`.
+
+    Args:
+        model: The trained network; it is not changed. Grids that it has already are found again.
+        inputs: float32 (N, *input_shape), normalised as the network wants them; as many as show what values occur.
+        estimator: ``min-max``, ``percentile`` or ``mse``, see :func:`tqexport.integer.estimators.grid_of_values`.
+
+    Returns:
+        A network that rounds to its grids when it runs, in evaluation mode. Save it with ``save_checkpoint``.
+
+    Raises:
+        UsageError: There is no such estimator.
+        InputError: The samples are too few, of another shape, NaN, or constant in a channel; or a value of the network
+            is NaN or the same number on all of them.
+        ConversionError: An operation has no integer form.
+    """
+    if estimator not in ESTIMATORS:
+        raise UsageError(f"there is no estimator {estimator!r}; choose {', '.join(ESTIMATORS)}")
+    _check_samples(inputs, model.info.input_shape)
+    with without_grids(model.module):
+        module = copy.deepcopy(model.module)
+    found = grids_of(module)
+    if found is not None:
+        found.enabled = False
+    for name, layer in module.named_modules():
+        if is_float_layer(layer):
+            round_to_int8(name, layer)
+    plain = TruncModel(module, model.info)
+    plans: dict[int, Plan] = {}
+    grids: dict[int, Mapping[str, Grid]] = {}
+    for bits in model.info.widths:
+        with plain.at_width(bits) as network:
+            plans[bits] = plan_of(capture_calls(network, model.info.input_shape))
+            grids[bits] = _grids_at(network, plans[bits], inputs, estimator)
+    # Widths with float activations may need grids where others have an activation quantiser.
+    names = tuple(dict.fromkeys(name for plan in plans.values() for name in plan.grids))
+    if found is not None:
+        del module._modules["grids"]
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
+    if len({plan.grids for plan in plans.values()}) > 1:
+        raise InputError("the network has quantised activations at some widths and floats at others; keep one kind")
+    table = attach_grids(module, names, model.info.widths)
+    for bits in model.info.widths:
+        table.set(bits, grids[bits])
+    calibrated = TruncModel(module.eval(), replace(model.info, grids=names))
+    for bits in model.info.widths:
+        round_biases(calibrated, bits)
+    return calibrated
+
+
+def _check_samples(inputs: Any, input_shape: tuple[int, ...]) -> None:
+    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float32 or inputs.shape[1:] != input_shape:
+        shape = getattr(inputs, "shape", ())
+        raise InputError(f"the samples are {tuple(shape)}, the network takes float32 (N, {str(input_shape)[1:]}")
+    if len(inputs) < FEWEST_SAMPLES:
+        raise InputError(f"{len(inputs)} samples are too few to calibrate on; give at least {FEWEST_SAMPLES}")
+    if not np.isfinite(inputs).all():
+        raise InputError("the samples hold NaN or infinite numbers; leave those out")
+    if inputs.ndim > 2:
+        lowest, highest = (f(inputs, axis=(0, *range(2, inputs.ndim))) for f in (np.min, np.max))
+        if constant := np.flatnonzero(lowest == highest).tolist():
+            raise InputError(f"channel {constant[0]} of the samples is the same number everywhere; give real samples")
+
+
+def _grids_at(
+    network: nn.Module, plan: Plan, inputs: npt.NDArray[np.float32], estimator: RangeEstimator
+) -> dict[str, Grid]:
+    """The grids of a network at its current width."""
+    seen: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in plan.grids if name not in plan.fixed}
+    batches = -(-len(inputs) // _BATCH)
+
+    def look(name: str, value: Tensor) -> None:
+        if name in seen:
+            flat = value.detach().numpy().ravel()
+            seen[name].append(flat[:: max(1, flat.size * batches // _MOST_VALUES)].copy())
+
+    with torch.no_grad():
+        for start in range(0, len(inputs), _BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(inputs[start : start + _BATCH]))
+            look(INPUT, batch)
+            with _Observer(network, look):
+                network(batch)
+    grids = {name: grid_of_values(name, np.concatenate(parts), estimator) for name, parts in seen.items()}
+    return grids | {name: Grid(float(np.float32(1 / HIGHEST))) for name in plan.fixed}
+
+
+class _Observer(NamedCalls):
+    """Shows every named value of a running network to a function."""
+
+    def __init__(self, root: nn.Module, look: Callable[[str, Tensor], None]) -> None:
+        super().__init__(root)
+        self._look = look
+
+    def on_module(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG002
+        if isinstance(output, Tensor):
+            self._look(name, output)
+        return output
+
+    def on_function(self, name: str, function: Any, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ARG002
+        self._look(name, output)
+        return output

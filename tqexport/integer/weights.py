@@ -1,0 +1,128 @@
+"""The integers that stand for a layer's weights.
+
+A quantised layer's weights at ``b`` bits are ``E / M_b`` times the odd integers ``2 u_b - M_b``, symmetric around zero.
+Up to 7 bits they fit int8, also multiplied by ``floor(127 / M_b)``, which keeps the resolution of biases. At 8 bits
+they need nine bits, so that a layer has to read its input more than once, see :mod:`tqexport.integer.halves`.
+
+A float layer's weights are int8 per output channel after calibration: ``max|w| / 127`` times whole numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from tqexport.errors import ConversionError, InputError
+from tqexport.layer_kinds import kind_of
+from tqexport.training.quantizers import quantized_weights
+from tqexport.truncation import Scheme, check_weight, max_code, store
+
+__all__ = ["LARGEST", "Codes", "IntegerWeight", "integer_weight", "is_float_layer", "round_to_int8"]
+
+LARGEST = 127  # TFLite's int8 weights leave -128 out
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Where integer weights come from: ``multiplier * (2 * (codes >> shift) - highest)``.
+
+    Attributes:
+        codes: uint8, the shape of the weight, as in the checkpoint.
+        shift: 0 to 7.
+        highest: ``M_b``.
+        multiplier: ``floor(127 / M_b)``, or 1 at 8 bits.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    shift: int
+    highest: int
+    multiplier: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether the integers need nine bits."""
+        return self.highest > LARGEST
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """Weights as integers times scales.
+
+    Attributes:
+        values: int16 (out, in, ...): -127 to 127, or odd numbers from -255 to 255.
+        scale: float64 (out,), positive.
+        codes: Where the integers come from; None for a float layer.
+    """
+
+    values: npt.NDArray[np.int16]
+    scale: npt.NDArray[np.float64]
+    codes: Codes | None = None
+
+
+def is_float_layer(module: nn.Module) -> bool:
+    """Whether a module is a convolution or linear layer that tqexport leaves in float."""
+    return kind_of(module) is not None and not quantized_weights(module)
+
+
+def round_to_int8(name: str, layer: nn.Module) -> None:
+    """Round a float layer's weight in place to int8 per output channel; its scale is ``max|w| / 127``.
+
+    Raises:
+        InputError: The weight holds NaN, or nothing but zeros.
+    """
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    check_weight(name, weight)
+    with torch.no_grad():
+        scale = _channel_scales(weight.detach().double().numpy())
+        wide = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        rounded = np.rint(weight.detach().double().numpy() / wide) * wide
+        weight.copy_(torch.from_numpy(rounded))
+
+
+def integer_weight(name: str, layer: nn.Module, bits: int) -> IntegerWeight:
+    """The weights of a layer at a width.
+
+    Args:
+        name: The layer's, for messages.
+        layer: A quantised layer, or a float one after calibration.
+        bits: The weight width.
+
+    Raises:
+        ConversionError: The layer is corrected for bias, which moves its weights off the symmetric grid.
+        InputError: A float layer's weight is not int8.
+    """
+    quantized = quantized_weights(layer).get("weight")
+    if quantized is not None:
+        return _quantized(name, quantized.original.detach(), bits, quantized.scheme)
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    values = weight.detach().double().numpy()
+    scale = _channel_scales(values)
+    quotient = values / scale.reshape(-1, *[1] * (values.ndim - 1))
+    whole = np.rint(quotient)
+    if np.abs(quotient - whole).max() > 1e-3:
+        raise InputError(f"the weights of {name} are floats; tqexport calibrate takes them to int8")
+    return IntegerWeight(whole.astype(np.int16), scale)
+
+
+def _quantized(name: str, weight: torch.Tensor, bits: int, scheme: Scheme) -> IntegerWeight:
+    if scheme.bias_correction:
+        raise ConversionError(f"{name} is corrected for bias, so its levels are not symmetric; use --kernel exact")
+    stored = store(weight, bits, scheme)
+    highest = max_code(bits)
+    multiplier = max(1, LARGEST // highest)
+    codes = Codes(stored.codes.numpy(), stored.shift, highest, multiplier)
+    levels = 2 * (codes.codes >> np.uint8(codes.shift)).astype(np.int16) - highest
+    scale = stored.affine.scale / 2 / multiplier
+    return IntegerWeight(levels * np.int16(multiplier), np.full(len(levels), scale), codes)
+
+
+def _channel_scales(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``max|w| / 127`` per output channel; 1 where a channel is all zeros."""
+    largest = np.abs(weight.reshape(len(weight), -1)).max(1)
+    return np.where(largest > 0, largest / LARGEST, 1.0)
