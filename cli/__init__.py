@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from . import convert, gap, inspect, onnx, tflite, truncate, verify
+from . import calibrate, convert, gap, inspect, onnx, tflite, truncate, verify
 from .common import run_and_exit
 
 __all__ = ["cli", "main"]
@@ -36,6 +36,7 @@ for command in (
     truncate.command,
     inspect.command,
     gap.command,
+    calibrate.command,
     convert.command,
 ):
     cli.add_command(command)
