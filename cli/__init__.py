@@ -8,7 +8,7 @@ import click
 
 from tqexport.backends import BACKENDS
 
-from . import convert, gap, inspect, truncate, verify
+from . import calibrate, convert, gap, inspect, truncate, verify
 from .common import run_and_exit
 from .export import export_command
 
@@ -38,6 +38,7 @@ for command in (
     truncate.command,
     inspect.command,
     gap.command,
+    calibrate.command,
     convert.command,
 ):
     cli.add_command(command)

@@ -255,7 +255,7 @@ class _Writer:
     def _channels(self, source: str, name: str, channels: range) -> str:
         """A range of axis 1."""
         ends = (channels.start, channels.stop, 1)
-        inputs = [self._graph.constant(f"constant/{end}", np.array([end], np.int64)) for end in ends]
+        inputs = [self._graph.constant(f"constant/index{end}", np.array([end], np.int64)) for end in ends]
         return self._graph.node("Slice", [source, *inputs], name)
 
     def _in_columns(self, layer: Convolution, pieces: list[str]) -> str:

@@ -1,7 +1,7 @@
 """One ONNX file of integers for every width up to 7 bits, switched by the input ``bits``.
 
 The fixed files of these widths share one graph and differ in small initializers, which the run-time file takes from
-tables as :mod:`tqexport.backends.onnx.runtime_file` describes. At 8 bits layers read their input twice, which is another graph: that
+tables as ``backends/onnx/runtime_file.py`` describes. At 8 bits layers read their input twice, which is another graph: that
 width is a file of its own.
 """
 

@@ -1,0 +1,108 @@
+"""``tqexport calibrate``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tqexport.checkpoints.options import ReadOptions
+
+from .common import Output, checkpoint_options, output_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tqexport.integer.price import WidthPrice
+
+_HELD_OUT = 4  # one sample in so many is for the table, not for the grids
+
+
+@click.command("calibrate")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Samples to find grids from, as tqexport verify takes them; three of four are for the grids, the rest for the "
+    "table.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The checkpoint to write. Default: CHECKPOINT's name with -int.",
+)
+@click.option(
+    "--estimator",
+    type=click.Choice(["min-max", "percentile", "mse"]),
+    default="min-max",
+    show_default=True,
+    help="How a grid follows from the values seen: all of them, all but 0.01 %% at either end, or the range of the "
+    "least squared error.",
+)
+@checkpoint_options
+@output_options
+def command(
+    checkpoint: Path,
+    data: Path,
+    target: Path | None,
+    estimator: str,
+    options: ReadOptions,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Give CHECKPOINT the grids that integers need, and write it as a checkpoint of its own.
+
+    Every value that no activation quantiser rounds gets 256 levels at every width, and the float layers' weights become
+    int8. PyTorch then runs the integer network, and --kernel integer exports it. The table says what that costs.
+    """
+    output = Output(as_json=as_json, verbose=verbose)
+    with output.step(f"Reading {checkpoint}"):
+        from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+        from tqexport.integer.calibration import calibrate
+        from tqexport.integer.price import price_of_grids
+        from tqexport.verification.run import load_samples
+
+        model = load_checkpoint(checkpoint, options)
+        samples = load_samples(data, model)
+    held_out = [i for i in range(len(samples.inputs)) if i % _HELD_OUT == 0]
+    chosen = [i for i in range(len(samples.inputs)) if i % _HELD_OUT]
+    with output.step(f"Finding grids at {len(model.info.widths)} widths"):
+        calibrated = calibrate(model, samples.inputs[chosen], estimator)  # type: ignore[arg-type]
+    with output.step("Comparing"):
+        labels = samples.labels[held_out] if samples.labels is not None else None
+        prices = price_of_grids(model, calibrated, samples.inputs[held_out], labels)
+    path = target or checkpoint.with_name(f"{checkpoint.stem}-int{checkpoint.suffix}")
+    save_checkpoint(path, calibrated.module, calibrated.info)
+    output.say(f"{len(calibrated.info.grids)} values got grids from {len(chosen)} samples, {estimator}")
+    output.say(_table(prices, len(held_out)))
+    output.say(f"{path}  {path.stat().st_size:,} bytes")
+    output.document(
+        {
+            "checkpoint": str(path),
+            "source": str(checkpoint),
+            "source_sha256": model.sha256,
+            "estimator": estimator,
+            "samples": {"grids": len(chosen), "table": len(held_out)},
+            "grids": list(calibrated.info.grids),
+            "widths": [asdict(price) for price in prices],
+        }
+    )
+
+
+def _table(prices: list[WidthPrice], count: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    labelled = prices[0].before is not None
+    table = Table("bits", box=box.SIMPLE, caption=f"on {count} other samples", caption_justify="left")
+    for column in (*(("accuracy\nbefore", "after") if labelled else ()), "top-1\nagrees", "output\nerror"):
+        table.add_column(column, justify="right")
+    for price in prices:
+        met = [f"{100 * share:.1f} %" for share in (price.before, price.after) if share is not None]
+        table.add_row(str(price.bits), *met, f"{100 * price.agreement:.1f} %", f"{100 * price.error:.1f} %")
+    return table

@@ -1,0 +1,74 @@
+"""Running integer files in every runtime, on levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tqexport.integer.arithmetic import Rounding
+from tqexport.integer.grids import OFFSET
+from tqexport.integer.model import IntegerModel
+from tqexport.integer.naming import INPUT
+from tqexport.integer.onnx_form import LEVELS
+from tqexport.ort import open_session
+from tqexport.backends.tflite.litert import open_interpreter
+from tqexport.verification.runtimes import to_channels_first, to_channels_last
+
+__all__ = ["TFLITE_ROUNDINGS", "differing_operations", "levels_of_onnx", "optimised_operators", "run_tflite_levels"]
+
+TFLITE_ROUNDINGS: tuple[Rounding, ...] = ("xnnpack", "litert", "tflm")
+
+
+def run_tflite_levels(content: bytes, levels: Any, rounding: Rounding) -> Any:
+    """The output levels (N, ...) of an int8 file, one sample after the other."""
+    samples = np.ascontiguousarray(to_channels_last(levels.astype(np.int16) - OFFSET).astype(np.int8))
+    outputs = []
+    if rounding == "tflm":
+        runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime", reason="tflite-micro is not installed")
+        micro = runtime.Interpreter.from_bytes(content, arena_size=4_000_000)
+        for sample in samples:
+            micro.set_input(sample[None], 0)
+            micro.invoke()
+            outputs.append(micro.get_output(0))
+    else:
+        interpreter = open_interpreter(content, xnnpack=rounding == "xnnpack")
+        source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+        for sample in samples:
+            interpreter.set_tensor(source, sample[None])
+            interpreter.invoke()
+            outputs.append(interpreter.get_tensor(result))
+    found = np.concatenate(outputs).astype(np.int16) + OFFSET
+    return to_channels_first(found).astype(np.uint8)
+
+
+def levels_of_onnx(content: bytes, inputs: Any, names: list[str]) -> dict[str, Any]:
+    """The levels of some values of an ONNX file, as onnxruntime computes them with its optimisations."""
+    model = onnx.load_from_string(content)
+    outputs = [helper.make_tensor_value_info(name + LEVELS, TensorProto.UINT8, None) for name in names]
+    model.graph.output.extend(outputs)
+    session = open_session(model.SerializeToString())
+    return dict(zip(names, session.run([name + LEVELS for name in names], {INPUT: inputs}), strict=True))
+
+
+def optimised_operators(content: bytes, folder: Any) -> list[str]:
+    """The operators that onnxruntime runs."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+def differing_operations(network: IntegerModel, values: dict[str, Any], rounding: Rounding) -> list[str]:
+    """The operations whose output is another than the integer model's, given the same input."""
+    return [
+        operation.output
+        for operation in network.operations
+        if not np.array_equal(network.compute(operation, values, rounding), values[operation.output])
+    ]

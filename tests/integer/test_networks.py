@@ -1,0 +1,138 @@
+"""Other networks than the fixture: every kind of layer, in every runtime, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from networks import randomize_
+from runs import TFLITE_ROUNDINGS, run_tflite_levels
+from torch import Tensor, nn
+
+from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.errors import ConversionError
+from tqexport.integer.build import integer_model
+from tqexport.integer.calibration import calibrate
+from tqexport.integer.model import Convolution
+from tqexport.integer.naming import INPUT
+from tqexport.integer.onnx_form import integer_onnx
+from tqexport.integer.tflite_form import integer_tflite
+from tqexport.layers import Clamp
+from tqexport.networks.registry import ARCHITECTURES
+from tqexport.ort import open_session
+from tqexport.truncation import Scheme
+
+WIDTHS = (1, 2, 4, 8)
+
+
+class Branches(nn.Module):
+    """Concatenation, dilation and groups, a maximum with padding, an average over windows, and a flatten of space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()
+        self.second = nn.Conv2d(8, 8, 3, padding=(2, 1), dilation=(2, 1), groups=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.maximum = nn.MaxPool2d(3, stride=1, padding=1)
+        self.average = nn.AvgPool2d(2, padding=1)
+        self.third, self.norm3 = nn.Conv2d(16, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12)
+        self.drop, self.last = nn.Dropout(), nn.Linear(12 * 9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        y = self.act(self.norm(self.second(x)))
+        z = self.average(torch.cat([self.maximum(y), x], 1))
+        return self.last(self.drop(self.act(self.norm3(self.third(z)))).flatten(1))
+
+
+class OneAxis(nn.Module):
+    """Convolutions over one axis, depthwise too, and a sum that nothing rounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv1d(4, 8, 5, padding=2), nn.ReLU()
+        self.second, self.norm = nn.Conv1d(8, 8, 3, stride=2, padding=1, groups=8), nn.BatchNorm1d(8)
+        self.third, self.norm3, self.last = nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.second(self.act(self.first(x)))))
+        x = x + self.norm3(self.third(x))
+        return self.last(x.mean(2))
+
+
+CASES = {
+    "autoencoder": (lambda: ARCHITECTURES["autoencoder"](size=32, hidden=16, widths=WIDTHS), (32,)),
+    "ds_cnn": (lambda: ARCHITECTURES["ds_cnn"](width=8, widths=WIDTHS), (1, 49, 10)),
+    "mobilenet": (lambda: ARCHITECTURES["mobilenet"](width=4, widths=WIDTHS), (3, 32, 32)),
+    "resnet8": (lambda: ARCHITECTURES["resnet8"](width=4, widths=WIDTHS, quantize_all=True), (3, 16, 16)),
+    "resnet20q": (lambda: ARCHITECTURES["resnet20q"](widths=WIDTHS), (3, 16, 16)),
+    "resnet50q": (lambda: ARCHITECTURES["resnet50q"](planes=2, widths=WIDTHS, num_classes=4), (3, 32, 32)),
+    "svhnq": (lambda: ARCHITECTURES["svhnq"](expansion=1, widths=WIDTHS), (3, 40, 40)),
+    "preresnet18q": (lambda: ARCHITECTURES["preresnet18q"](planes=2, widths=WIDTHS, num_classes=4), (3, 193, 193)),
+    "branches": (lambda: prepare(Branches(), WIDTHS), (3, 8, 8)),
+    "one axis": (lambda: prepare(OneAxis(), WIDTHS), (4, 16)),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def network(request):
+    make, shape = CASES[request.param]
+    model = TruncModel(randomize_(make(), 1), CheckpointInfo(request.param, {}, shape, WIDTHS))
+    inputs = np.random.default_rng(0).normal(size=(16, *shape)).astype(np.float32)
+    return calibrate(model, inputs), inputs
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_every_runtime_equals_the_integer_model(network, bits):
+    model, inputs = network
+    integers = integer_model(model, bits)
+    (found,) = open_session(integer_onnx(model, bits)).run(None, {INPUT: inputs})
+    assert np.array_equal(found, integers.to_floats(integers.output, integers.run(inputs)[integers.output]))
+    content = integer_tflite(model, bits)
+    for rounding in TFLITE_ROUNDINGS:
+        values = integers.run(inputs[:3], rounding)
+        assert np.array_equal(run_tflite_levels(content, values[INPUT], rounding), values[integers.output]), rounding
+
+
+def model_of(module: nn.Module, shape: tuple[int, ...], scheme: Scheme = Scheme()) -> TruncModel:
+    info = CheckpointInfo("test", {}, shape, (2, 8), scheme)
+    model = TruncModel(randomize_(prepare(module, (2, 8), scheme=scheme), 0), info)
+    return calibrate(model, np.random.default_rng(0).normal(size=(32, *shape)).astype(np.float32))
+
+
+def three_convolutions(**middle) -> nn.Module:
+    first, last = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 1)
+    return nn.Sequential(first, nn.ReLU(), nn.Conv2d(4, 4, 3, **middle), nn.BatchNorm2d(4), nn.ReLU(), last)
+
+
+def test_a_gain_of_zero_leaves_the_bias():
+    module = three_convolutions()
+    model = TruncModel(randomize_(prepare(module, (2, 8)), 0), CheckpointInfo("test", {}, (2, 8, 8), (2, 8)))
+    with torch.no_grad():
+        for norm in model.module[3].bn_dict.values():
+            norm.weight[1] = 0
+            norm.weight[2] = 1e-12
+    inputs = np.random.default_rng(0).normal(size=(32, 2, 8, 8)).astype(np.float32)
+    model = calibrate(model, inputs)
+    for bits in (2, 8):
+        network = integer_model(model, bits)
+        (layer,) = (each for each in network.operations if isinstance(each, Convolution) and each.name == "2")
+        assert layer.signs[1] == layer.signs[2] == 0
+        (found,) = open_session(integer_onnx(model, bits)).run(None, {INPUT: inputs})
+        assert np.array_equal(found, network.to_floats(network.output, network.run(inputs)[network.output]))
+
+
+def test_a_clamp_has_the_grid_of_its_range():
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), Clamp(), nn.Conv2d(4, 2, 1))
+    grid = integer_model(model_of(module, (2, 8, 8)), 2).grids["3"]
+    assert (grid.scale, grid.zero_point) == (pytest.approx(1 / 255), 0)
+
+
+def test_a_layer_corrected_for_bias_is_refused_by_name():
+    with pytest.raises(ConversionError, match="2 is corrected for bias"):
+        model_of(three_convolutions(), (2, 8, 8), Scheme(bias_correction=True))
+
+
+def test_reflected_padding_is_refused_by_name():
+    with pytest.raises(ConversionError, match="2 pads with reflect"):
+        model_of(three_convolutions(padding=1, padding_mode="reflect"), (2, 8, 8))
