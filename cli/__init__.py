@@ -39,6 +39,7 @@ for command in (
     inspect.command,
     gap.command,
     calibrate.command,
+    calibrate.command,
     convert.command,
 ):
     cli.add_command(command)

@@ -65,7 +65,7 @@ def command(
         from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
         from tqexport.integer.calibration import calibrate
         from tqexport.integer.price import price_of_grids
-        from tqexport.verification.run import load_samples
+        from tqexport.verification.samples import load_samples
 
         model = load_checkpoint(checkpoint, options)
         samples = load_samples(data, model)

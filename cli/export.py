@@ -11,6 +11,7 @@ import click
 
 from tqexport.backends.base import EXACT, Backend
 from tqexport.checkpoints.options import ReadOptions
+from tqexport.integer.names import INTEGER
 
 from .common import Output, Widths, checkpoint_options, output_options, say_artifact, widths_option
 
@@ -28,7 +29,7 @@ def export_command(backend: Backend) -> click.Command:
         options: ReadOptions,
         as_json: bool,
         verbose: bool,
-        kernel: str = EXACT,
+        kernel: str | None = None,
     ) -> None:
         if truncatable and widths is not None and widths.run_time:
             raise click.UsageError("A file made with --bits runtime can always be truncated; leave --truncatable out.")
@@ -37,6 +38,7 @@ def export_command(backend: Backend) -> click.Command:
             from tqexport.artifacts.project import open_project
 
             project = open_project(source, folder, options, output.step)
+        kernel = kernel or project.default_kernel
         if widths is not None and widths.run_time:
             exported = iter([project.export_runtime(backend.name, kernel)])
         else:
@@ -72,7 +74,9 @@ def _options(backend: Backend) -> list[Callable[[Any], Any]]:
         help_text = " ".join(f"{kernel}: {text}." for kernel, text in backend.kernels.items())
         options.append(
             click.option(
-                "--kernel", type=click.Choice(list(backend.kernels)), default=EXACT, show_default=True, help=help_text
+                "--kernel",
+                type=click.Choice(list(backend.kernels)),
+                help=f"{help_text} Default: {INTEGER} for a checkpoint with grids, else {EXACT}.",
             )
         )
     truncatable = "Keep the tables of all other widths in each file, so that tqexport truncate can make their files."

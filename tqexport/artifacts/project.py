@@ -24,7 +24,9 @@ from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError, UsageError
+from tqexport.facts import MultiWidthFacts
 from tqexport.files import ensure_folder, sha256_of, write_bytes
+from tqexport.integer.names import INTEGER
 from tqexport.truncation import check_shiftable
 
 if TYPE_CHECKING:
@@ -59,7 +61,9 @@ class Project:
     manifest: Manifest | None = None
     source: tuple[Path, Manifest] | None = None
     step: Callable[[str], AbstractContextManager[object]] = nullcontext
-    _made: dict[tuple[str, int], bytes] = field(default_factory=dict)  # fixed files made since the project was opened
+    _made: dict[tuple[str, str, int], bytes] = field(
+        default_factory=dict
+    )  # fixed files made since the project was opened
 
     @property
     def name(self) -> str:
@@ -141,9 +145,12 @@ class Project:
         """
         ensure_folder(self.folder)
         check_shiftable(self.widths, self.quantizer)
-        BACKENDS[backend].check_environment()
+        BACKENDS[backend].check_environment(kernel)
+        self._check_kernel(kernel)
         content = BACKENDS[backend].export_runtime(self, kernel)
-        return self._keep(self._artifact(backend, self.widths, content, kernel), content)
+        facts = BACKENDS[backend].facts(content)
+        widths = facts.widths if isinstance(facts, MultiWidthFacts) else self.widths
+        return self._keep(self._artifact(backend, widths, content, kernel), content)
 
     def make(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, made from the checkpoint or from files of another back end; not written.
@@ -153,19 +160,18 @@ class Project:
             ConversionError: The network cannot be exported to this format.
             HostError: A package is missing.
         """
-        missing = [bits for bits in widths if (backend, bits) not in self._made or kernel != EXACT]
+        missing = [bits for bits in widths if (backend, kernel, bits) not in self._made]
         if missing:
-            BACKENDS[backend].check_environment()
-            if BACKENDS[backend].converts is None:
-                self._check_widths(missing)
+            BACKENDS[backend].check_environment(kernel)
+            self._check_kernel(kernel)
+            self._check_widths(missing)
         files = iter(BACKENDS[backend].export(self, missing, kernel) if missing else ())
         for bits in widths:
             if bits not in missing:
-                yield bits, self._made[backend, bits]
+                yield bits, self._made[backend, kernel, bits]
                 continue
             width, content = next(files)
-            if kernel == EXACT:
-                self._made[backend, width] = content
+            self._made[backend, kernel, width] = content
             yield width, content
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -206,6 +212,22 @@ class Project:
         """What an artifact is called: ``NAME-w4.onnx``, or ``NAME.onnx`` where it holds several widths."""
         width = f"-w{widths[0]}" if len(widths) == 1 else ""
         return f"{self.name}{width}{'' if kernel == EXACT else f'-{kernel}'}.{backend}"
+
+    @property
+    def default_kernel(self) -> str:
+        """``integer`` for a network with grids, else ``exact``; without reading it where the manifest tells."""
+        kernels = {artifact.kernel for _, manifest in self.exports() for artifact in manifest.artifacts}
+        if kernels:
+            return INTEGER if INTEGER in kernels else EXACT
+        return INTEGER if self.model.info.grids else EXACT
+
+    def _check_kernel(self, kernel: str) -> None:
+        """Refuse to leave the grids of a calibrated network out of its files."""
+        if kernel != INTEGER and self.default_kernel == INTEGER:
+            raise UsageError(
+                f"{self.checkpoint} was calibrated, so that it computes on the grids of integers; export it with "
+                f"--kernel integer, or the checkpoint that it was made of with --kernel {kernel}"
+            )
 
     def _check_widths(self, widths: Sequence[int]) -> None:
         """Refuse widths that the checkpoint lacks, without reading it where the manifest has them."""

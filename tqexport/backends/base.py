@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tqexport.integer.model import IntegerModel
+    from tqexport.integer.runtime import IntegerRuntime
     from tqexport.model import TruncModel
 
     Array = npt.NDArray[Any]
     Inputs = npt.NDArray[np.float32]
 
-__all__ = ["EXACT", "Backend", "Runner", "RuntimeRun", "Session", "Source", "Stretches", "TensorInfo"]
+__all__ = ["EXACT", "Backend", "Runner", "RuntimeRun", "Session", "Source", "Stretches", "TensorInfo", "median_seconds"]
 
 EXACT = "exact"  # the kernel that every back end has: it computes what PyTorch computes, up to float32 rounding
 
@@ -105,13 +107,18 @@ class Runner(ABC):
 
     def latency(self, sample: Inputs) -> float:
         """Median seconds that one sample (1, ...) takes, after one run to warm up."""
-        self.run_untouched(sample)
-        taken: list[float] = []
-        while len(taken) < _LATENCY_RUNS and sum(taken) < _LATENCY_SECONDS:
-            start = time.perf_counter()
-            self.run_untouched(sample)
-            taken.append(time.perf_counter() - start)
-        return statistics.median(taken)
+        return median_seconds(lambda: self.run_untouched(sample))
+
+
+def median_seconds(run: Callable[[], object]) -> float:
+    """Median wall time of a call in seconds, after one to warm up."""
+    run()
+    taken: list[float] = []
+    while len(taken) < _LATENCY_RUNS and sum(taken) < _LATENCY_SECONDS:
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 class Stretches(Protocol):
@@ -164,7 +171,7 @@ class Backend(ABC):
     verified_by_default: ClassVar[bool] = False
     converts: ClassVar[str | None] = None
 
-    def check_environment(self) -> None:  # noqa: B027 - most back ends need nothing more than what is installed
+    def check_environment(self, kernel: str = EXACT) -> None:  # noqa: B027 - most back ends need nothing more
         """Make sure that what an export needs is there, before any slow work.
 
         Raises:
@@ -241,6 +248,19 @@ class Backend(ABC):
             InputError: It is damaged. (Whether it has the width was asked before, and the result is proved after.)
         """
         raise NotImplementedError(f"{self.title} files hold one width each")
+
+    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:  # noqa: ARG002
+        """A file of the integer kernel in every runtime that is here, ready to be verified.
+
+        Args:
+            content: The file.
+            network: The integer model that it must be.
+            switched: Whether it is a run-time file.
+
+        Raises:
+            InputError: A runtime does not take the file.
+        """
+        return iter(())
 
     # Running files. A format that nothing here can run leaves these as they are; its codes are verified all the same.
 

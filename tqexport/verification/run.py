@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
-from tqexport.backends.base import EXACT, Backend, Runner
+from tqexport.backends.base import EXACT, Backend, Runner, median_seconds
 from tqexport.errors import InputError
+from tqexport.integer.names import INTEGER
 from tqexport.verification.comparison import Comparison, Verdict
-from tqexport.verification.samples import Samples, load_samples, random_samples
+from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 
@@ -74,7 +76,7 @@ def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterato
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
             try:
-                yield _check(project, job, samples)
+                yield from _check(project, job, samples)
             except InputError as error:
                 raise InputError(f"{job.file}: {error}") from error
 
@@ -103,8 +105,32 @@ class _Job:
         return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel)
 
 
-def _check(project: Project, job: _Job, samples: Samples) -> Checked:
-    """Compare one artifact as deployed, and layer by layer."""
+def _check(project: Project, job: _Job, samples: Samples) -> Iterator[Checked]:
+    """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
+    if job.kernel == INTEGER:
+        yield from _check_integers(project, job, samples)
+    else:
+        yield _check_floats(project, job, samples)
+
+
+def _check_integers(project: Project, job: _Job, samples: Samples) -> Iterator[Checked]:
+    """Compare an integer file with the integer model, and that with PyTorch."""
+    from tqexport.integer.build import integer_model
+    from tqexport.verification.integers import IntegerComparison
+
+    network = integer_model(project.model, job.bits)
+    for runtime in job.backend.open_integers(job.content, network, switched=job.run_time):
+        comparison = IntegerComparison(project.model, job.bits, runtime)
+        for inputs, labels in _batches(samples):
+            comparison.add(inputs, labels)
+        latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[:1]))
+        verdict = comparison.verdict()
+        name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
+        yield Checked(job.file, job.bits, name, len(job.content), job.temporary, latency, verdict, verdict)
+
+
+def _check_floats(project: Project, job: _Job, samples: Samples) -> Checked:
+    """Compare a file as deployed, and layer by layer."""
     runner = job.open(deployed=True)
     if runner is None:
         comparison = job.comparison(project)
@@ -130,12 +156,17 @@ def _check(project: Project, job: _Job, samples: Samples) -> Checked:
 
 def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:
     """Run samples and compare, some at a time."""
-    count = samples_at_once(samples.inputs.shape[1:])
-    for start in range(0, len(samples.inputs), count):
-        inputs = samples.inputs[start : start + count]
-        labels = None if samples.labels is None else samples.labels[start : start + count]
+    for inputs, labels in _batches(samples):
         comparison.add(runner.run(inputs), inputs, labels)
     return comparison.verdict()
+
+
+def _batches(samples: Samples) -> Iterator[tuple[Inputs, Labels | None]]:
+    """As many samples at once as memory should bear."""
+    count = samples_at_once(samples.inputs.shape[1:])
+    for start in range(0, len(samples.inputs), count):
+        labels = None if samples.labels is None else samples.labels[start : start + count]
+        yield samples.inputs[start : start + count], labels
 
 
 def samples_at_once(input_shape: Sequence[int]) -> int:
@@ -149,15 +180,16 @@ def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
     for artifact, path in project.artifacts(widths):
         run_time = len(artifact.widths) > 1
         for bits in sorted({*widths} & {*artifact.widths}):
-            if artifact.kernel == EXACT or run_time:
+            if artifact.kernel == project.default_kernel or (run_time and artifact.kernel != INTEGER):
                 there.add((artifact.kind, bits))
             yield _Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
     for bits in widths:
         project.model.check_width(bits)
+    kernel = project.default_kernel
     missing = {name: [bits for bits in widths if (name, bits) not in there] for name in BACKENDS}
     chosen = [name for name in missing if BACKENDS[name].verified_by_default and missing[name]]
     for name in chosen:
-        BACKENDS[name].check_environment()
+        BACKENDS[name].check_environment(kernel)
     for name in chosen:
-        for bits, content in project.make(name, missing[name]):
-            yield _Job(bits, BACKENDS[name], EXACT, project.file_name(name, (bits,)), content, temporary=True)
+        for bits, content in project.make(name, missing[name], kernel):
+            yield _Job(bits, BACKENDS[name], kernel, project.file_name(name, (bits,), kernel), content, temporary=True)

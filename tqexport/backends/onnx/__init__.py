@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
 from tqexport.facts import Facts
+from tqexport.integer.names import INTEGER
 from tqexport.truncation import check_shiftable
+
+if TYPE_CHECKING:
+    from tqexport.integer.model import IntegerModel
+    from tqexport.integer.runtime import IntegerRuntime
 
 __all__ = ["OnnxBackend"]
 
@@ -21,24 +26,36 @@ class OnnxBackend(Backend):
     title = "ONNX"
     layout = LAYOUT
     verified_by_default = True
+    kernels = {  # noqa: RUF012 - annotated in the protocol
+        EXACT: "float kernels over the trained weights",
+        INTEGER: "integer kernels alone, of a checkpoint that tqexport calibrate gave grids",
+    }
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
         "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs."
     )
 
-    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:  # noqa: ARG002
+    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.export import export_onnx
+        from tqexport.backends.onnx.integer_form import integer_onnx
 
-        exported = export_onnx(source.model, tuple(widths))
+        exported: Iterator[tuple[int, bytes]]
+        if kernel == INTEGER:
+            exported = ((bits, integer_onnx(source.model, bits)) for bits in widths)
+        else:
+            exported = export_onnx(source.model, tuple(widths))
         for bits in widths:
             with source.step(f"Exporting {bits} bits to ONNX"):
                 file = next(exported)
             yield file
 
-    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:  # noqa: ARG002
+    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
+        from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
         check_shiftable(source.widths, source.quantizer)
+        if kernel == INTEGER:
+            return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST])
         return merge_onnx(source.fixed_files(self.name, source.widths))
 
     def export_truncatable(self, source: Source, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -69,6 +86,11 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.cutting import cut_onnx
 
         return cut_onnx(content, bits)
+
+    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:
+        from tqexport.backends.onnx.integer_runtime import IntegerOnnxRuntime
+
+        yield IntegerOnnxRuntime(content, network, switched=switched)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.onnx.session import OnnxSession

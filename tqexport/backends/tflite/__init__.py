@@ -6,11 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
+from tqexport.errors import UsageError
 from tqexport.facts import Facts
+from tqexport.integer.names import INTEGER
 from tqexport.truncation import STORED_BITS, check_shiftable
 
 if TYPE_CHECKING:
     import onnx
+
+    from tqexport.integer.model import IntegerModel
+    from tqexport.integer.runtime import IntegerRuntime
 
 __all__ = ["TfliteBackend"]
 
@@ -29,18 +34,28 @@ class TfliteBackend(Backend):
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
         "dynamic": "integer kernels, faster, which round their input",
+        INTEGER: "integers from end to end, of a checkpoint that tqexport calibrate gave grids; int8 in and out",
     }
     verified_by_default = True
     converts = "onnx"
 
-    def check_environment(self) -> None:
+    def check_environment(self, kernel: str = EXACT) -> None:
         from tqexport.backends.tflite.onnx2tf import check_converter
 
-        check_converter()
+        if kernel != INTEGER:  # whose files are written from the integer model
+            check_converter()
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
-        from tqexport.backends.tflite.convert import convert_to_tflite
+        from tqexport.backends.tflite.convert import convert_to_tflite, run_once
+        from tqexport.backends.tflite.integer_form import integer_tflite
 
+        if kernel == INTEGER:
+            for bits in widths:
+                with source.step(f"Writing {bits} bits in integers to TFLite"):
+                    content = integer_tflite(source.model, bits)
+                    run_once(content)
+                yield bits, content
+            return
         models = _onnx_models(source, widths)
         with source.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
             converted = convert_to_tflite(models, kernel)
@@ -49,6 +64,11 @@ class TfliteBackend(Backend):
     def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
         from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 
+        if kernel == INTEGER:
+            raise UsageError(
+                "one TFLite file of integers cannot hold several widths: its kernels want filters that are constants; "
+                "name the widths to export, or use the run-time ONNX file"
+            )
         check_shiftable(source.widths, source.quantizer)
         models = _onnx_models(source, source.widths)
         with source.step(f"Converting {len(models)} widths to one TFLite file"):
@@ -83,6 +103,11 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.cutting import cut_tflite
 
         return cut_tflite(content, bits)
+
+    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:  # noqa: ARG002
+        from tqexport.backends.tflite.integer_runtime import open_integer_runtimes
+
+        return open_integer_runtimes(content, network)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.tflite.session import LiteRTSession

@@ -12,6 +12,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
+from tqexport.backends.onnx.integer_form import integer_facts
+from tqexport.backends.tflite.graph_builder import TFLiteGraph, activation_of, same_padding
 from tqexport.backends.tflite.layout import LAYOUT
 from tqexport.errors import ConversionError
 from tqexport.facts import ArtifactFacts
@@ -31,8 +33,6 @@ from tqexport.integer.model import (
     Window,
 )
 from tqexport.integer.naming import INPUT
-from tqexport.integer.onnx_form import integer_facts
-from tqexport.integer.tflite_graph import TFLiteGraph, activation_of, same_padding
 from tqexport.model import TruncModel
 
 __all__ = ["integer_tflite", "render_tflite"]

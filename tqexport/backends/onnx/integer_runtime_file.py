@@ -1,8 +1,8 @@
 """One ONNX file of integers for every width up to 7 bits, switched by the input ``bits``.
 
 The fixed files of these widths share one graph and differ in small initializers, which the run-time file takes from
-tables as ``backends/onnx/runtime_file.py`` describes. At 8 bits layers read their input twice, which is another graph: that
-width is a file of its own.
+tables as ``backends/onnx/runtime_file.py`` describes. At 8 bits layers read their input twice, which is another graph:
+that width is a file of its own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import onnx
 from onnx import helper
 
+from tqexport.backends.onnx.integer_form import integer_facts, render_onnx
 from tqexport.backends.onnx.runtime_file import SWITCH_PREFIX, merge_onnx
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
-from tqexport.integer.onnx_form import integer_facts, render_onnx
-from tqexport.integer.weights import LARGEST
 from tqexport.model import TruncModel
-from tqexport.truncation import check_shiftable, max_code
+from tqexport.truncation import check_shiftable
 
-__all__ = ["switchable_integer_onnx"]
+__all__ = ["WIDEST", "runtime_integer_onnx"]
 
+WIDEST = 7  # bits of the widest levels that fit int8
 _PIECE = f"{SWITCH_PREFIX}scalar/"
 _SCALARS = {  # which inputs of an operator have no dimension
     "BitShift": (1,),
@@ -33,7 +33,7 @@ _SCALARS = {  # which inputs of an operator have no dimension
 }
 
 
-def switchable_integer_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
+def runtime_integer_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
     """Export a calibrated network to one file of integers that holds several widths.
 
     Args:
@@ -49,7 +49,7 @@ def switchable_integer_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
         ConversionError: An operation has no integer form.
     """
     check_shiftable(widths, model.info.scheme.quantizer)
-    if wide := [bits for bits in widths if max_code(bits) > LARGEST]:
+    if wide := [bits for bits in widths if bits > WIDEST]:
         raise InputError(
             f"{wide[0]} bits need nine-bit integers, which is another graph than that of lower widths; leave it out of "
             "the run-time file and export it as a file of its own"

@@ -15,6 +15,7 @@ import numpy as np
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
+from tqexport.backends.onnx.graph_builder import GraphBuilder
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import HIGHEST, Grid
@@ -30,14 +31,13 @@ from tqexport.integer.model import (
     Requantize,
     Reshape,
 )
+from tqexport.integer.names import INTEGER
 from tqexport.integer.naming import INPUT
-from tqexport.integer.onnx_nodes import GraphBuilder
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
 
 __all__ = ["LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
 
-INTEGER = "integer"  # the kernel's name
 LEVELS = ":levels"  # suffix of a value's uint8 levels in the file
 
 

@@ -1,0 +1,219 @@
+"""Is an integer file the integer network, to the last bit, and is that the PyTorch network?
+
+Two steps, each with the runtime's own values as the input of every layer, so that one difference does not hide the
+next:
+
+* **against the integer model** (:mod:`tqexport.integer.model`) with that runtime's rounding: stored weights and every
+  level that the runtime gives must be equal, and so must the outputs of the untouched file.
+* **against PyTorch**, whose network has the same grids and rounds to them in float32: a level must be equal, or the
+  neighbouring one with PyTorch's value on the boundary between the two; then it is a flip and is counted. How far from
+  a boundary a value may be for that is computed: what float32 rounding explains of PyTorch's value
+  (:mod:`tqexport.verification.rounding`), and what the integer arithmetic rounds itself (:func:`_own_rounding`).
+
+Runtimes that keep no values inside (XNNPACK, TFLite Micro) are compared by their outputs alone; the second step then
+takes the integer model's values, which the outputs were found equal to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tqexport.integer.arithmetic import Rounding
+from tqexport.integer.build import integer_model
+from tqexport.integer.grids import HIGHEST, Grid, without_grids
+from tqexport.integer.model import Add, Average, Convolution, IntegerModel, Operation
+from tqexport.integer.naming import INPUT, NamedCalls
+from tqexport.integer.runtime import IntegerRuntime, Levels
+from tqexport.model import TruncModel
+from tqexport.training.quantizers import ActivationQuantizer
+from tqexport.verification.comparison import Verdict
+from tqexport.verification.rounding import RoundingErrors
+
+__all__ = ["IntegerComparison"]
+
+_RELATIVE = 2.0**-20  # of what is rounded: three float32 factors and their product, or XNNPACK's factors of 21 bits
+
+Array = npt.NDArray[Any]
+
+
+class IntegerComparison:
+    """Compares what a runtime computed of an integer file with the integer model and with PyTorch."""
+
+    def __init__(self, model: TruncModel, bits: int, runtime: IntegerRuntime) -> None:
+        """Start without a sample.
+
+        Args:
+            model: The calibrated network.
+            bits: The width of the file.
+            runtime: The file, open.
+        """
+        self._model, self._bits, self._runtime = model, bits, runtime
+        self._network = integer_model(model, bits)
+        self._problems: dict[str, str] = {}
+        self._levels = self._flips = self._wrong = self._samples = self._agreeing = 0
+        self._flip_bound = 0.0
+        self._right: list[tuple[int, int]] = []
+        for layer in runtime.differing_weights:
+            self._problems[layer] = f"layer {layer}: the weights in the file are not those of the checkpoint"
+
+    def add(self, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]] | None = None) -> None:
+        """Run and compare further samples, float32 (N, *input_shape), and their classes (N,) if known."""
+        network, rounding = self._network, self._runtime.rounding
+        run = self._runtime.run(inputs)
+        if run.values:
+            for operation in network.operations:
+                expected = network.compute(operation, run.values, rounding)
+                self._compare(operation.output, run.values[operation.output], expected)
+        values = network.run(inputs, rounding)
+        self._compare("the outputs", run.outputs, values[network.output])
+        self._against_pytorch(run.values or values)
+
+        with torch.no_grad(), self._model.at_width(self._bits) as reference:
+            floats = reference(torch.from_numpy(inputs)).numpy()
+        classes = network.to_floats(network.output, run.outputs).argmax(1)
+        expected_classes = floats.argmax(1)
+        self._samples += len(inputs)
+        self._agreeing += int((classes == expected_classes).reshape(len(inputs), -1).all(1).sum())
+        if labels is not None:
+            self._right.append((int((classes == labels).sum()), int((expected_classes == labels).sum())))
+
+    def verdict(self) -> Verdict:
+        """What was found in all samples so far."""
+        codes = [layer for layer in self._network.operations if isinstance(layer, Convolution) and layer.codes]
+        samples = max(self._samples, 1)
+        accuracy, reference_accuracy = (
+            (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
+        )
+        differing = set(self._runtime.differing_weights)
+        sizes = {layer.name: layer.codes.codes.size for layer in codes if layer.codes}
+        return Verdict(
+            bits=self._bits,
+            runtime=f"{self._runtime.name} integer",
+            samples=self._samples,
+            codes=sum(sizes.values()),
+            codes_wrong=sum(size for layer, size in sizes.items() if layer in differing),
+            activations=self._levels,
+            flips=self._flips,
+            flip_bound=self._flip_bound,
+            activations_wrong=self._wrong,
+            layers={},
+            output_error=0.0,
+            output_bound=0.0,
+            top1_agreement=self._agreeing / samples,
+            accuracy=accuracy,
+            reference_accuracy=reference_accuracy,
+            diverged=next(iter(self._problems), None),
+            problems=tuple(self._problems.values()),
+        )
+
+    def _compare(self, name: str, levels: Levels, expected: Levels) -> None:
+        """The integer model: every level must be equal."""
+        distance = np.abs(levels.astype(np.int16) - expected)
+        if distance.any():
+            index = tuple(int(i) for i in np.argwhere(distance)[0])
+            self._wrong += int(np.count_nonzero(distance))
+            self._problems.setdefault(
+                name,
+                f"{name}: {np.count_nonzero(distance)} of {distance.size} levels are not those of the integer model "
+                f"given the same input, first at {index}: {levels[index]} where it has {expected[index]}",
+            )
+
+    def _against_pytorch(self, values: Mapping[str, Levels]) -> None:
+        """PyTorch: every level must be equal, or a flip."""
+        given = torch.from_numpy(self._network.to_floats(INPUT, values[INPUT]))
+        with (
+            torch.no_grad(),
+            self._model.at_width(self._bits) as reference,
+            without_grids(reference),
+            RoundingErrors() as errors,
+            _PutIn(reference, self._network, values, errors, self._level),
+        ):
+            reference(errors.exact(given))
+
+    def _level(self, operation: Operation, value: Array, bound: Array, levels: Levels) -> None:
+        """Compare PyTorch's value of an operation, known up to ``bound``, with the runtime's levels."""
+        grid = self._network.grids[operation.output]
+        scaled = value.astype(np.float64) / grid.scale + grid.zero_point
+        expected = np.clip(np.rint(scaled), grid.low, grid.high)
+        allowed = bound / grid.scale + _own_rounding(operation, self._network, self._runtime.rounding, value)
+        near = np.abs(scaled - np.floor(scaled) - 0.5) <= allowed
+        differs = levels != expected
+        wrong = differs & ~(near & (np.abs(levels - expected) <= 1))
+        self._levels += differs.size
+        self._flips += int(differs.sum() - wrong.sum())
+        self._flip_bound = max(self._flip_bound, float(allowed.max()))
+        if wrong.any():
+            index = tuple(int(i) for i in np.argwhere(wrong)[0])
+            self._wrong += int(wrong.sum())
+            self._problems.setdefault(
+                operation.output,
+                f"{operation.output}: {int(wrong.sum())} of {wrong.size} levels differ from PyTorch, first at {index}: "
+                f"{levels[index]} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
+                f"{np.broadcast_to(allowed, scaled.shape)[index]:.1e}), given the same input",
+            )
+
+
+def _own_rounding(operation: Operation, network: IntegerModel, rounding: Rounding, value: Array) -> Array:
+    """How far the integer arithmetic may be from real numbers in front of its last rounding, in levels.
+
+    A share of the result for its factors, float32 or of 21 bits; half a unit of a bias, which is a whole number of
+    them; and where the product is rounded before it is shifted, one unit of the sum.
+    """
+    target, sources = network.grids[operation.output], [network.grids[name] for name in operation.inputs]
+    magnitude = np.abs(value.astype(np.float64)) / target.scale
+    rounded_twice = rounding in ("litert", "tflm")
+    match operation:
+        case Add():
+            return np.asarray(_RELATIVE * sum(HIGHEST * source.scale for source in sources) / target.scale)
+        case Convolution():
+            unit = sources[0].scale * operation.scale.astype(np.float64) / target.scale
+            units = (unit * (1.5 if rounded_twice else 0.5)).reshape(1, -1, *[1] * (value.ndim - 2))
+            return np.asarray(_RELATIVE * magnitude + units)
+        case Average():
+            step = sources[0].scale / target.scale
+            return np.asarray(_RELATIVE * (magnitude + HIGHEST * step) + (step if rounded_twice else 0.0))
+    return np.asarray(_RELATIVE * magnitude + (_unit(sources, target) if rounded_twice else 0.0))
+
+
+def _unit(sources: Sequence[Grid], target: Grid) -> float:
+    """The largest step of an input, in levels of the output; 0 where values pass as they are."""
+    steps = [source.scale / target.scale for source in sources if source.same_levels != target.same_levels]
+    return max(steps, default=0.0)
+
+
+class _PutIn(NamedCalls):
+    """Runs PyTorch's network with a runtime's values in the place of its own, each shown to a function first."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        network: IntegerModel,
+        values: Mapping[str, Levels],
+        errors: RoundingErrors,
+        look: Callable[[Operation, Array, Array, Levels], None],
+    ) -> None:
+        super().__init__(root)
+        self._network, self._values, self._errors, self._look = network, values, errors, look
+        self._operations = {operation.output: operation for operation in network.operations}
+
+    def on_module(self, name: str, module: nn.Module, args: Sequence[Any], output: Any) -> Any:
+        # A quantiser rounds what comes in; of everything else the grid rounds what comes out.
+        return self._replaced(name, args[0] if isinstance(module, ActivationQuantizer) else output, output)
+
+    def on_function(self, name: str, function: Any, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ARG002
+        return self._replaced(name, output, output)
+
+    def _replaced(self, name: str, value: Any, output: Any) -> Any:
+        operation = self._operations.get(name)
+        if operation is None or not isinstance(value, Tensor):
+            return output
+        levels = self._values[name].reshape(value.shape)
+        self._look(operation, value.numpy(), self._errors.bound(value).numpy(), levels)
+        floats = self._network.to_floats(name, levels)
+        return self._errors.exact(torch.from_numpy(floats))
