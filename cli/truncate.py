@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tqexport.backends.base import EXACT
+
 from .common import Output, Widths, output_options, widths_option
 
 
@@ -34,7 +36,7 @@ def command(artifact: Path, widths: Widths, folder: Path | None, as_json: bool, 
     written = []
     for bits in widths.resolve([bits for bits in held.widths if bits != held.own] or held.widths):
         content = held.truncate(bits)
-        target = folder / _name(artifact, held.own, bits)
+        target = folder / _name(artifact, held.own, held.facts_at(bits).kernel, bits)
         if target.is_file() and target.read_bytes() != content:
             raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
         write_bytes(target, content)
@@ -43,8 +45,8 @@ def command(artifact: Path, widths: Widths, folder: Path | None, as_json: bool, 
     output.document({"artifact": str(artifact), "written": written})
 
 
-def _name(artifact: Path, own: int | None, bits: int) -> str:
+def _name(artifact: Path, own: int | None, kernel: str | None, bits: int) -> str:
     """What a direct export of the width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
-    kernel = "-dynamic" if artifact.stem.endswith("-dynamic") else ""
-    stem = artifact.stem.removesuffix(kernel).removesuffix(f"-w{own}")
-    return f"{stem}-w{bits}{kernel}{artifact.suffix}"
+    suffix = "" if kernel in (None, EXACT) else f"-{kernel}"
+    stem = artifact.stem.removesuffix(suffix).removesuffix(f"-w{own}")
+    return f"{stem}-w{bits}{suffix}{artifact.suffix}"

@@ -20,6 +20,7 @@ from tqexport.backends import open_runner
 from tqexport.backends.base import EXACT, Runner, RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError
 from tqexport.facts import ArtifactFacts
+from tqexport.integer.names import INTEGER
 from tqexport.truncation import codes_of_integers, max_code
 from tqexport.verification.codes import aligned
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE, wilson_interval
@@ -142,6 +143,11 @@ def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[ArtifactAtWid
         if wanted not in computes:
             have = ", ".join(map(str, computes))
             raise UsageError(f"{artifact.name} computes with {have} bits, so it cannot be compared at {wanted}")
+        if artifact.facts_at(wanted).kernel == INTEGER:
+            raise UsageError(
+                f"{artifact.name} computes in integers, whose reference is the calibrated checkpoint; compare it with "
+                "that: tqexport verify FOLDER"
+            )
     first, second = (ArtifactAtWidth(artifact, wanted) for artifact in artifacts)
     return first, second
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.onnx.file import BITS_NAME, parse, read_facts, write_facts
-from tqexport.backends.onnx.runtime_file import PLACES, SWITCH_PREFIX, table_names
+from tqexport.backends.onnx.runtime_file import PLACES, SCALAR_PREFIX, SWITCH_PREFIX, table_names
 from tqexport.backends.onnx.truncatable import put_row
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED, MultiWidthFacts
@@ -59,7 +59,8 @@ def _take_row(graph: onnx.GraphProto, places: Mapping[str, Any], row: int) -> No
         values = np.split(numpy_helper.to_array(constants[table])[row], np.cumsum(lengths)[:-1])
         for number, value in enumerate(values):
             shaped = value.reshape(()) if number < where["scalars"] else value
-            pieces[where["positions"][number]] = numpy_helper.from_array(shaped, splits[split][number])
+            name = splits[split][number].removeprefix(SCALAR_PREFIX)
+            pieces[where["positions"][number]] = numpy_helper.from_array(shaped, name)
     for position in sorted(pieces):
         initializers.insert(position, pieces[position])
     nodes = [node for node in graph.node if not _belongs_to_switch(node)]

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from tqexport.backends.onnx.integer_form import integer_facts, render_onnx
-from tqexport.backends.onnx.runtime_file import SWITCH_PREFIX, merge_onnx
+from tqexport.backends.onnx.runtime_file import SCALAR_PREFIX, merge_onnx
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
 from tqexport.model import TruncModel
@@ -22,7 +22,6 @@ from tqexport.truncation import check_shiftable
 __all__ = ["WIDEST", "runtime_integer_onnx"]
 
 WIDEST = 7  # bits of the widest levels that fit int8
-_PIECE = f"{SWITCH_PREFIX}scalar/"
 _SCALARS = {  # which inputs of an operator have no dimension
     "BitShift": (1,),
     "Clip": (1, 2),
@@ -77,8 +76,8 @@ def _with_scalars(content: bytes) -> bytes:
         if node.op_type == "Split":
             for position, name in enumerate(node.output):
                 if name in scalars:
-                    node.output[position] = _PIECE + name
-                    nodes.append(helper.make_node("Squeeze", [_PIECE + name], [name], name))
+                    node.output[position] = SCALAR_PREFIX + name
+                    nodes.append(helper.make_node("Squeeze", [SCALAR_PREFIX + name], [name], name))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     result: bytes = model.SerializeToString(deterministic=True)

@@ -32,6 +32,7 @@ from tqexport.truncation import STORED_BITS, check_shiftable
 __all__ = ["FixedFile", "check_mergeable", "described", "fixed_files", "merge_onnx", "table_names"]
 
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
+SCALAR_PREFIX = f"{SWITCH_PREFIX}scalar/"  # of the names of pieces that lose their only dimension
 _ROW = f"{SWITCH_PREFIX}row"
 PLACES = "table_places"  # the fact that says, per table: positions of its pieces among the initializers, scalars
 
