@@ -9,9 +9,9 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from conftest import DIGITS, DIGITS_DATA
+from tqexport.cli import cli
 
 from tqexport import load_checkpoint
-from tqexport.cli import cli
 from tqexport.integer.onnx_form import integer_onnx
 from tqexport.integer.price import price_of_grids
 from tqexport.integer.tflite_form import integer_tflite
