@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,3 +50,17 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(exported_once: Path, tmp_path: Path) -> Path:
     """A folder with ``ckpt.pt`` and ``out/``, every width as ONNX and TFLite; the test may damage it."""
     return Path(shutil.copytree(exported_once, tmp_path / "exported"))
+
+
+@pytest.fixture(scope="session")
+def calibrated(digits: TruncModel, digits_samples: Samples) -> TruncModel:
+    """The digits network with grids, found from other samples than ``held_out``."""
+    from tqexport.integer.calibration import calibrate
+
+    return calibrate(digits, digits_samples.inputs[:200])
+
+
+@pytest.fixture(scope="session")
+def held_out(digits_samples: Samples) -> np.ndarray:
+    """Samples that the grids were not found from."""
+    return digits_samples.inputs[200:]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from tqexport.integer.arithmetic import Rounding
 from tqexport.integer.grids import OFFSET
@@ -28,7 +28,9 @@ def run_tflite_levels(content: bytes, levels: Any, rounding: Rounding) -> Any:
     samples = np.ascontiguousarray(to_channels_last(levels.astype(np.int16) - OFFSET).astype(np.int8))
     outputs = []
     if rounding == "tflm":
-        runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime", reason="tflite-micro is not installed")
+        runtime = pytest.importorskip(
+            "tflite_micro.python.tflite_micro.runtime", reason="tflite-micro is not installed"
+        )
         micro = runtime.Interpreter.from_bytes(content, arena_size=4_000_000)
         for sample in samples:
             micro.set_input(sample[None], 0)
@@ -45,10 +47,11 @@ def run_tflite_levels(content: bytes, levels: Any, rounding: Rounding) -> Any:
     return to_channels_first(found).astype(np.uint8)
 
 
-def levels_of_onnx(content: bytes, inputs: Any, names: list[str]) -> dict[str, Any]:
+def levels_of_onnx(content: bytes, inputs: Any, names: list[str], dtype: Any = np.uint8) -> dict[str, Any]:
     """The levels of some values of an ONNX file, as onnxruntime computes them with its optimisations."""
     model = onnx.load_from_string(content)
-    outputs = [helper.make_tensor_value_info(name + LEVELS, TensorProto.UINT8, None) for name in names]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    outputs = [helper.make_tensor_value_info(name + LEVELS, kind, None) for name in names]
     model.graph.output.extend(outputs)
     session = open_session(model.SerializeToString())
     return dict(zip(names, session.run([name + LEVELS for name in names], {INPUT: inputs}), strict=True))

@@ -41,7 +41,9 @@ def test_grids_cost_at_most_a_point_of_accuracy(digits, digits_samples, estimato
     calibrated = calibrate(digits, digits_samples.inputs[:200], estimator)
     inputs, labels = digits_samples.inputs[200:], digits_samples.labels[200:]
     for bits in (2, 4, 8):
-        before, after = (float((logits(model, bits, inputs).argmax(1) == labels).mean()) for model in (digits, calibrated))
+        before, after = (
+            float((logits(model, bits, inputs).argmax(1) == labels).mean()) for model in (digits, calibrated)
+        )
         assert after >= before - 0.01
 
 
@@ -118,7 +120,7 @@ def test_an_unknown_estimator_is_refused(digits, held_out):
 
 
 def test_a_network_without_grids_names_the_first_value_that_lacks_one(digits):
-    with pytest.raises(InputError, match="input has no grid.*tqexport calibrate"):
+    with pytest.raises(InputError, match=r"input has no grid.*tqexport calibrate"):
         integer_model(digits, 4)
 
 

@@ -9,6 +9,7 @@ from runs import TFLITE_ROUNDINGS, differing_operations, levels_of_onnx, optimis
 
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
+from tqexport.integer.calibration import calibrate
 from tqexport.integer.naming import INPUT
 from tqexport.integer.onnx_form import integer_onnx
 from tqexport.integer.onnx_switching import switchable_integer_onnx
@@ -30,6 +31,29 @@ def test_onnxruntime_equals_the_integer_model(calibrated, held_out, bits, folded
     content = integer_onnx(calibrated, bits, folded=folded)
     (found,) = open_session(content).run(None, {INPUT: held_out})
     assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 7])
+def test_symmetric_int8_is_the_integer_model(digits, held_out, bits):
+    symmetric = calibrate(digits, held_out, symmetric=True)
+    network = integer_model(symmetric, bits)
+    content = integer_onnx(symmetric, bits, activations="int8")
+    zero_points = [t for t in onnx.load_from_string(content).graph.initializer if t.name.endswith(":zero_point")]
+    assert {(tensor.data_type, tensor.raw_data) for tensor in zero_points} == {(onnx.TensorProto.INT8, b"\0")}
+    # onnxruntime's CPU computes this form in floats, so a product near a half may round the other way.
+    names = [operation.output for operation in network.operations]
+    values = {INPUT: network.run(held_out)[INPUT]}
+    for name, levels in levels_of_onnx(content, held_out, names, np.int8).items():
+        values[name] = (levels.astype(int) + network.grids[name].zero_point).astype(np.uint8)
+    for operation in network.operations:
+        distance = np.abs(network.compute(operation, values, "real").astype(int) - values[operation.output])
+        assert distance.max() <= 1
+        assert np.count_nonzero(distance) <= 1e-3 * distance.size
+
+
+def test_grids_with_zero_points_are_no_symmetric_int8(calibrated):
+    with pytest.raises(InputError, match="input has levels that int8 without a zero point does not hold"):
+        integer_onnx(calibrated, 4, activations="int8")
 
 
 @pytest.mark.parametrize("bits", [1, 5, 8])

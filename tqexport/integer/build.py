@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ class _Builder:
         if step.keeps_levels:
             return self._grids[step.inputs[0]]
         if step.grid is not None:
-            return self._named[step.grid]
+            named = self._named[step.grid]
+            # What a ReLU or a clamp gives is never negative, wherever the grid has its zero.
+            return replace(named, low=named.zero_point) if step.rounding is not None else named
         assert step.rounding is not None
         highest = max_code(int(getattr(step.rounding.module, "bits")))  # noqa: B009 - modules are typed without it
         return Grid(float(np.float32(1 / highest)), high=highest)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqexport.errors import InputError, UsageError
 from tqexport.integer.biases import round_biases
 from tqexport.integer.capture import capture_calls
-from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_values
-from tqexport.integer.grids import HIGHEST, Grid, attach_grids, grids_of, without_grids
+from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_range, grid_of_values
+from tqexport.integer.grids import Grid, attach_grids, grids_of, without_grids
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.integer.plan import Plan, plan_of
 from tqexport.integer.weights import is_float_layer, round_to_int8
@@ -29,7 +29,13 @@ _BATCH = 64
 _MOST_VALUES = 1 << 21  # of each value, evenly chosen
 
 
-def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: RangeEstimator = "min-max") -> TruncModel:
+def calibrate(
+    model: TruncModel,
+    inputs: npt.NDArray[np.float32],
+    estimator: RangeEstimator = "min-max",
+    *,
+    symmetric: bool = False,
+) -> TruncModel:
     """Give a network the grids that integers need, at every width it has.
 
     The float layers' weights are rounded to int8 per output channel, once for all widths. Every value that no
@@ -40,6 +46,8 @@ def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: Ran
         model: The trained network; it is not changed. Grids that it has already are found again.
         inputs: float32 (N, *input_shape), normalised as the network wants them; as many as show what values occur.
         estimator: ``min-max``, ``percentile`` or ``mse``, see :func:`tqexport.integer.estimators.grid_of_values`.
+        symmetric: Put zero on the middle level of every grid, for devices whose int8 has no zero point; values that are
+            never negative lose one bit so.
 
     Returns:
         A network that rounds to its grids when it runs, in evaluation mode. Save it with ``save_checkpoint``.
@@ -67,7 +75,7 @@ def calibrate(model: TruncModel, inputs: npt.NDArray[np.float32], estimator: Ran
     for bits in model.info.widths:
         with plain.at_width(bits) as network:
             plans[bits] = plan_of(capture_calls(network, model.info.input_shape))
-            grids[bits] = _grids_at(network, plans[bits], inputs, estimator)
+            grids[bits] = _grids_at(network, plans[bits], inputs, estimator, symmetric)
     # Widths with float activations may need grids where others have an activation quantiser.
     names = tuple(dict.fromkeys(name for plan in plans.values() for name in plan.grids))
     if found is not None:
@@ -100,7 +108,7 @@ def _check_samples(inputs: Any, input_shape: tuple[int, ...]) -> None:
 
 
 def _grids_at(
-    network: nn.Module, plan: Plan, inputs: npt.NDArray[np.float32], estimator: RangeEstimator
+    network: nn.Module, plan: Plan, inputs: npt.NDArray[np.float32], estimator: RangeEstimator, symmetric: bool
 ) -> dict[str, Grid]:
     """The grids of a network at its current width."""
     seen: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in plan.grids if name not in plan.fixed}
@@ -117,8 +125,11 @@ def _grids_at(
             look(INPUT, batch)
             with _Observer(network, look):
                 network(batch)
-    grids = {name: grid_of_values(name, np.concatenate(parts), estimator) for name, parts in seen.items()}
-    return grids | {name: Grid(float(np.float32(1 / HIGHEST))) for name in plan.fixed}
+    grids = {
+        name: grid_of_values(name, np.concatenate(parts), estimator, symmetric=symmetric)
+        for name, parts in seen.items()
+    }
+    return grids | {name: grid_of_range(0.0, 1.0, symmetric=symmetric) for name in plan.fixed}
 
 
 class _Observer(NamedCalls):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError
-from tqexport.integer.grids import HIGHEST, Grid
+from tqexport.integer.grids import HIGHEST, OFFSET, Grid
 
 __all__ = ["ESTIMATORS", "RangeEstimator", "grid_of_range", "grid_of_values"]
 
@@ -53,20 +53,23 @@ ESTIMATORS: Mapping[RangeEstimator, Callable[[Values], Range]] = {
 }
 
 
-def grid_of_range(low: float, high: float) -> Grid:
-    """The grid of 256 levels that covers a range, with zero on a level.
+def grid_of_range(low: float, high: float, *, symmetric: bool = False) -> Grid:
+    """The grid of 256 levels that covers a range, with zero on a level; on the middle one if ``symmetric``.
 
     Raises:
         InputError: The range is empty.
     """
     low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        reach = max(-low, high)
+        low, high = -reach * OFFSET / (OFFSET - 1), reach
     scale = float(np.float32((high - low) / HIGHEST))
     if not np.isfinite(scale) or scale <= 0:
         raise InputError(f"the values from {low} to {high} leave no room for a grid")
     return Grid(scale, int(np.clip(np.rint(-low / scale), 0, HIGHEST)))
 
 
-def grid_of_values(name: str, values: Values, estimator: RangeEstimator) -> Grid:
+def grid_of_values(name: str, values: Values, estimator: RangeEstimator, *, symmetric: bool = False) -> Grid:
     """The grid for what a value of the network was seen to be.
 
     Args:
@@ -74,6 +77,7 @@ def grid_of_values(name: str, values: Values, estimator: RangeEstimator) -> Grid
         values: float32, flat, at least one.
         estimator: ``min-max`` covers all of them; ``percentile`` all but 0.01 % at either end; ``mse`` looks for the
             range of the smallest mean squared error.
+        symmetric: Put zero on the middle level.
 
     Raises:
         InputError: The values are NaN or infinite, or all the same.
@@ -85,4 +89,4 @@ def grid_of_values(name: str, values: Values, estimator: RangeEstimator) -> Grid
     low, high = ESTIMATORS[estimator](values)
     if low >= high or (low == 0 == high):
         low, high = _min_max(values)  # all but a few are the same number
-    return grid_of_range(low, high)
+    return grid_of_range(low, high, symmetric=symmetric)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
 from tqexport.backends.onnx.graph_builder import GraphBuilder
+from tqexport.errors import InputError
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import HIGHEST, Grid
@@ -36,18 +37,23 @@ from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
 
-__all__ = ["LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
+__all__ = ["Activations", "LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
+
+Activations = Literal["uint8", "int8"]
 
 LEVELS = ":levels"  # suffix of a value's uint8 levels in the file
 
 
-def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False) -> bytes:
+def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False, activations: Activations = "uint8") -> bytes:
     """Export a calibrated network at a width to integers.
 
     Args:
         model: See :func:`tqexport.integer.calibration.calibrate`.
         bits: The weight width.
         folded: Write the int8 weights themselves instead of codes and shift, for compilers that fold nothing.
+        activations: ``uint8``, which is fast on the CPU, or ``int8`` without zero points, which TensorRT wants; it
+            needs a network that was calibrated ``symmetric`` and activations of 7 bits at most. onnxruntime's CPU
+            computes such a file in floats.
 
     Returns:
         The serialised, checked ONNX file: float32 in and out, everything between in integers.
@@ -56,7 +62,7 @@ def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False) -> bytes
         InputError: The checkpoint lacks the width, or a value has no grid.
         ConversionError: An operation has no integer form.
     """
-    return render_onnx(integer_model(model, bits), integer_facts(model, bits), folded=folded)
+    return render_onnx(integer_model(model, bits), integer_facts(model, bits), folded=folded, activations=activations)
 
 
 def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT) -> ArtifactFacts:
@@ -64,7 +70,14 @@ def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT) -> Artifac
     return replace(facts_of_model(model, bits, layout), kernel=INTEGER)
 
 
-def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, folded: bool = False, fused: bool = False) -> bytes:
+def render_onnx(
+    network: IntegerModel,
+    facts: ArtifactFacts,
+    *,
+    folded: bool = False,
+    fused: bool = False,
+    activations: Activations = "uint8",
+) -> bytes:
     """The file of an integer model.
 
     Args:
@@ -72,8 +85,14 @@ def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, folded: bool = F
         facts: What the file says of itself.
         folded: See :func:`integer_onnx`.
         fused: Write convolutions as QLinearConv, which onnxruntime does not make of scales that are no constants.
+        activations: See :func:`integer_onnx`.
+
+    Raises:
+        InputError: A value has a zero point where int8 was asked for.
     """
-    writer = _Writer(network, folded, fused)
+    if activations == "int8":
+        _check_symmetric(network)
+    writer = _Writer(network, folded, fused, np.int8 if activations == "int8" else np.uint8)
     for operation in network.operations:
         writer.add(operation)
     return writer.finish(facts)
@@ -82,8 +101,10 @@ def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, folded: bool = F
 class _Writer:
     """Writes values as pairs: ``NAME:levels`` in uint8 and ``NAME`` in float."""
 
-    def __init__(self, network: IntegerModel, folded: bool, fused: bool) -> None:
-        self._network, self._folded, self._fused = network, folded, fused
+    def __init__(
+        self, network: IntegerModel, folded: bool, fused: bool, levels: type[np.int8] | type[np.uint8]
+    ) -> None:
+        self._network, self._folded, self._fused, self._levels = network, folded, fused, levels
         self._graph = GraphBuilder()
         self._graph.input(INPUT_NAME, ("batch", *network.shapes[INPUT]))
         self._floats: dict[str, str] = {}
@@ -147,8 +168,9 @@ class _Writer:
 
     def _limit(self, name: str, levels: str, grid: Grid) -> None:
         if levels != name + LEVELS:
-            low = self._graph.constant(f"{name}:low", np.uint8(grid.low))
-            high = self._graph.constant(f"{name}:high", np.uint8(grid.high))
+            zero = grid.zero_point if self._levels is np.int8 else 0
+            low = self._graph.constant(f"{name}:low", self._levels(grid.low - zero))
+            high = self._graph.constant(f"{name}:high", self._levels(grid.high - zero))
             levels = self._graph.node("Clip", [levels, low, high], name + LEVELS)
         self._read(name, levels, grid)
 
@@ -157,7 +179,8 @@ class _Writer:
 
     def _grid(self, name: str, grid: Grid) -> tuple[str, str]:
         scale = self._graph.constant(f"{name}:scale", np.float32(grid.scale))
-        return scale, self._graph.constant(f"{name}:zero_point", np.uint8(grid.zero_point))
+        zero = 0 if self._levels is np.int8 else grid.zero_point
+        return scale, self._graph.constant(f"{name}:zero_point", self._levels(zero))
 
     def _reshape(self, output: str, levels: str) -> None:
         target = np.array([-1, *self._network.shapes[output]], np.int64)
@@ -291,6 +314,15 @@ class _Writer:
 
 
 _INT32, _INT8 = 6, 3  # TensorProto.INT32 and INT8
+
+
+def _check_symmetric(network: IntegerModel) -> None:
+    for name, grid in network.grids.items():
+        if grid.high - grid.zero_point > LARGEST:
+            raise InputError(
+                f"{name} has levels that int8 without a zero point does not hold; calibrate with symmetric grids, and "
+                "choose activations of at most 7 bits"
+            )
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:

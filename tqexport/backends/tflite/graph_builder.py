@@ -98,4 +98,6 @@ def activation_of(grid: Grid) -> int:
         return int(schema.ActivationFunctionType.NONE)
     if grid.low == 0 and grid.zero_point == 0 and round(1 / grid.scale) == grid.high:
         return int(schema.ActivationFunctionType.RELU_N1_TO_1)
+    if grid.low == grid.zero_point and grid.high == HIGHEST:
+        return int(schema.ActivationFunctionType.RELU)
     raise ValueError(f"no activation of TFLite clamps to {grid}")
