@@ -40,8 +40,8 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     shutil.copy(DIGITS, folder / "ckpt.pt")
     project = open_project(folder / "ckpt.pt", folder / "out", ReadOptions())
-    list(project.export_onnx(range(1, 9)))
-    list(project.export_tflite(range(1, 9)))
+    list(project.export("onnx", range(1, 9)))
+    list(project.export("tflite", range(1, 9)))
     return folder
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tqexport.backends import open_runner
 
+from tqexport.backends import open_runner
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.verification.comparison import compare
 

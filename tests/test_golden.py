@@ -12,7 +12,7 @@ from test_cli import run
 
 from tqexport import ReadOptions
 from tqexport.artifacts.project import open_project
-from tqexport.artifacts.truncate import artifact_widths, truncate_file
+from tqexport.artifacts.truncate import open_artifact, truncate_file
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())
@@ -33,13 +33,13 @@ def svhnq(tmp_path_factory):
         return open_project(folder / "svhnq.pt", folder / name, ReadOptions())
 
     plain = project("svhnq")
-    list(plain.export_onnx(WIDTHS))
-    plain.export_run_time_onnx()
+    list(plain.export("onnx", WIDTHS))
+    plain.export_runtime("onnx")
     for kernel in ("exact", "dynamic"):
-        list(plain.export_tflite(WIDTHS, kernel))
-    plain.export_run_time_tflite()
-    project("svhnq-dynamic").export_run_time_tflite("dynamic")
-    list(project("svhnq-truncatable").export_onnx((8,), truncatable=True))
+        list(plain.export("tflite", WIDTHS, kernel))
+    plain.export_runtime("tflite")
+    project("svhnq-dynamic").export_runtime("tflite", "dynamic")
+    list(project("svhnq-truncatable").export("onnx", (8,), truncatable=True))
     return folder
 
 
@@ -65,7 +65,7 @@ def test_folders_of_version_0_1_verify(tmp_path, folder):
 
 @pytest.mark.parametrize("name", ["v0.1/svhnq.onnx", "v0.1/svhnq.tflite", "v0.1-truncatable/svhnq-w8.onnx"])
 def test_files_of_version_0_1_truncate_to_the_files_of_then(name):
-    held = artifact_widths(DATA / name)
+    held = open_artifact(DATA / name)
     assert held.widths == WIDTHS
     for bits in WIDTHS:
         kind = name.rpartition(".")[2]

@@ -11,15 +11,16 @@ import pytest
 import torch
 from networks import float_weight, randomize_
 from onnx import numpy_helper
-from tqexport.backends import run_file
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.backends import run_file
 from tqexport.backends.onnx import export
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.onnx.file import coded_weights, read_metadata, read_onnx
+from tqexport.backends.onnx.file import coded_weights, read_facts, read_onnx
 from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.errors import ConversionError, InputError
+from tqexport.facts import facts_of_model
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, normalize
 
@@ -72,12 +73,7 @@ def test_the_same_network_gives_the_same_bytes_whatever_else_is_exported(digits,
 
 def test_a_file_says_what_it_is_and_nothing_of_this_machine(digits, files):
     model = onnx.load_from_string(files[4])
-    facts = read_metadata(model)
-    assert facts["width"] == facts["activation_width"] == 4
-    assert facts["quantizer"] == "truncquant"
-    assert facts["checkpoint_sha256"] == digits.sha256
-    assert facts["class_names"] == list("0123456789")
-    assert facts["normalization"]["mean"] == pytest.approx(digits.info.normalization.mean)
+    assert read_facts(model) == facts_of_model(digits, 4, "channels first")
     assert model.opset_import[0].version == 20
     assert model.ir_version == 10
     for local in (os.getcwd(), getpass.getuser() + "/", "site-packages", ".py", "pkg.torch"):

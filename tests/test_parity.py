@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from tqexport.backends import open_runner, run_file
 
+from tqexport.backends import open_runner, run_file
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.verification.comparison import compare
@@ -19,7 +19,7 @@ def content_of(folder, kind, bits):
 
 
 def verdict(digits, samples, kind, bits, content, count=64):
-    run = (run_onnx if kind == "onnx" else run_tflite)(content, samples.inputs[:count])
+    run = run_file(content, samples.inputs[:count])
     return compare(digits, bits, run, samples.inputs[:count], samples.labels[:count])
 
 

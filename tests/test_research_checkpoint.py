@@ -15,12 +15,12 @@ import onnx
 import pytest
 import torch
 from networks import randomize_
-from tqexport.backends import run_file
 
 from tqexport import ReadOptions, load_checkpoint
 from tqexport.analysis.inspection import inspect_model
+from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.onnx.file import read_metadata
+from tqexport.backends.onnx.file import read_facts
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.errors import InputError, UsageError
 from tqexport.networks.research_models import preresnet18q, resnet20q, resnet50q, svhnq
@@ -83,9 +83,9 @@ def test_options_describe_what_the_file_does_not(tmp_path):
         assert network.bn.bits == 4
         assert network.layers[0].conv0.bits == 2
         assert network.layers[0].act0.bits == 4
-    facts = read_metadata(onnx.load_from_string(dict(export_onnx(model, (2,)))[2]))
-    assert (facts["quantizer"], facts["bias_correction"]) == ("dorefa", True)
-    assert (facts["width"], facts["activation_width"], facts["batch_norm_width"]) == (2, 4, 4)
+    facts = read_facts(onnx.load_from_string(dict(export_onnx(model, (2,)))[2]))
+    assert (facts.scheme.quantizer, facts.scheme.bias_correction) == ("dorefa", True)
+    assert (facts.width, facts.activation_width, facts.batch_norm_width) == (2, 4, 4)
     assert [load_checkpoint(path, ReadOptions(act_bits=(1, 2, 4, 32))).info.activation_width(b) for b in (1, 8)] == [
         1,
         32,

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from tqexport.backends import run_file
 
+from tqexport.backends import run_file
 from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.errors import InputError
 from tqexport.runtime import SwitchableModel

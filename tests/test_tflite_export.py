@@ -8,19 +8,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from networks import randomize_
-from tqexport.backends import run_file
 from torch import nn
-from tqexport.backends.tflite.codes import integer_codes, put_codes_back, stored_integers
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.file import coded_weights
-from tqexport.backends.tflite import export
-from tqexport.backends.tflite.convert import METADATA_NAME, convert_to_tflite
+from tqexport.backends.tflite import convert as conversion
+from tqexport.backends.tflite.convert import convert_to_tflite
+from tqexport.backends.tflite.encode import put_codes_back
+from tqexport.backends.tflite.file import METADATA_NAME
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.integers import stored_integers
+from tqexport.backends.tflite.provenance import guess_origins
 from tqexport.errors import ConversionError, InputError
-from tqexport.truncation import max_code
+from tqexport.truncation import integer_codes, max_code
 from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
@@ -67,7 +71,7 @@ def test_a_file_describes_itself(digits, exported_once):
     facts = json.loads(FlatModel(content).metadata(METADATA_NAME))
     assert (facts["width"], facts["quantizer"], facts["layout"]) == (4, "truncquant", "channels last")
     assert facts["checkpoint_sha256"] == digits.sha256
-    signature = open_interpreter(content).get_signature_list()["serving_default"]
+    signature = Interpreter(model_content=content).get_signature_list()["serving_default"]
     assert signature == {"inputs": ["input"], "outputs": ["output"]}
 
 
@@ -155,8 +159,8 @@ def test_fully_connected_networks():
 def conversions(monkeypatch):
     """Counts the networks that go through onnx2tf."""
     counts = []
-    original = export._run_onnx2tf
-    monkeypatch.setattr(export, "_run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
+    original = conversion.run_onnx2tf
+    monkeypatch.setattr(conversion, "run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
     return counts
 
 
@@ -190,8 +194,9 @@ def test_parameters_that_the_converter_combines(monkeypatch):
 
 def test_a_layer_whose_codes_are_not_found_is_named(exported_once):
     flat = FlatModel(tflite(exported_once, 4))  # holds integers, so no float filter matches
+    weights = coded_weights(onnx.load(exported_once / "out" / "ckpt-w4.onnx"))
     with pytest.raises(ConversionError, match=r"weights of layer layers.0.conv0 are not recognisable.*8 of 8"):
-        put_codes_back(flat, coded_weights(onnx.load(exported_once / "out" / "ckpt-w4.onnx")))
+        put_codes_back(flat, weights, guess_origins(flat, weights), "exact")
 
 
 class Ending(nn.Module):

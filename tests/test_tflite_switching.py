@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from networks import randomize_
-from tqexport.backends import run_file
 from test_tflite_export import Layers
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.file import subgraph_of, unpack
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
@@ -43,7 +44,7 @@ def buffers(content):
 
 
 def test_a_signature_per_width_over_one_copy_of_the_codes(digits, switchable):
-    signatures = open_interpreter(switchable).get_signature_list()
+    signatures = Interpreter(model_content=switchable).get_signature_list()
     assert signatures == {f"w{bits}": {"inputs": ["input"], "outputs": ["output"]} for bits in WIDTHS}
     stored = buffers(switchable)
     for weight in quantized_weights(digits.module).values():
