@@ -7,9 +7,11 @@ width. So one capture serves every width: another width is another set of buffer
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tqexport.errors import InputError
 from tqexport.model import TruncModel
@@ -17,7 +19,7 @@ from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
 from tqexport.truncation import FLOAT_BITS, StoredWeight, max_code, store
 
-__all__ = ["StoredParameter", "deploy", "deployed_values", "quantizer_values", "stored_weights"]
+__all__ = ["StoredParameter", "buffers_in_file_order", "deploy", "deployed_values", "stored_weights"]
 
 
 # Custom operators, so that export sees one node where it would otherwise see an emulation of it.
@@ -129,13 +131,20 @@ def deployed_values(deployed: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in deployed.state_dict().items() if value.numel()}
 
 
-def quantizer_values(deployed: nn.Module) -> list[str]:
-    """Names of the values that belong to the quantisers of a deployed network, in definition order."""
-    quantizers = [
-        name for name, module in deployed.named_modules() if isinstance(module, (StoredParameter, StoredActivation))
-    ]
-    prefixes = tuple(f"{plain_name(name)}.".removeprefix(".") for name in quantizers)
-    return [name for name in deployed_values(deployed) if name.startswith(prefixes)]
+def buffers_in_file_order(deployed: nn.Module) -> list[str]:
+    """Names of the buffers of a deployed network as files have them: in each module, what is quantised comes last."""
+    return [plain_name(name) for name in _buffers(deployed, "")]
+
+
+def _buffers(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Names of the buffers of a module and its parts; quantised layers and activations come after their siblings."""
+    yield from (prefix + name for name, _ in module.named_buffers(recurse=False))
+    for name, part in sorted(module.named_children(), key=lambda child: _is_quantized(child[1])):
+        yield from _buffers(part, f"{prefix}{name}.")
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, StoredActivation) or parametrize.is_parametrized(module)
 
 
 def _check_padding(weight: QuantizedWeight) -> None:

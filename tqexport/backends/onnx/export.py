@@ -24,7 +24,7 @@ from torch import nn
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, OUTPUT_NAME, write_facts
-from tqexport.deploy import deploy, deployed_values, quantizer_values
+from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.model import TruncModel
@@ -115,7 +115,7 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
             "wrap it in a module that returns one"
         )
     named = set(deployed_values(deployed))
-    _put_initializers_in_order(graph_model.graph, quantizer_values(deployed))
+    _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed))
     _simplify(graph_model, named)
     _name_after_modules(graph_model, named)
     passes.ClearMetadataAndDocStringPass()(graph_model)
@@ -205,13 +205,13 @@ def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _put_initializers_in_order(graph: ir.Graph, of_quantizers: Sequence[str]) -> None:
-    """Name initializers as checkpoints do; float parameters come first, then the quantisers' values by definition."""
+def _put_initializers_in_order(graph: ir.Graph, buffers: Sequence[str]) -> None:
+    """Name initializers as checkpoints do; float parameters come first, then buffers in the order given."""
     initializers = list(graph.initializers.values())
     graph.initializers.clear()
     for initializer in initializers:
         initializer.name = plain_name(str(initializer.name))
-    place = {name: position for position, name in enumerate(of_quantizers)}
+    place = {name: position for position, name in enumerate(buffers)}
     for initializer in sorted(initializers, key=lambda initializer: place.get(str(initializer.name), -1)):
         graph.initializers.add(initializer)
 
