@@ -86,9 +86,24 @@ class Session(ABC):
 
 
 class Runner(ABC):
-    """One artifact at one width, open in its runtime on one thread, with a look inside; arrays are channels first."""
+    """One artifact at one width, open in its runtime on one thread for verification; arrays are channels first.
 
-    @abstractmethod
+    Attributes:
+        runtime: Name of the runtime, for people.
+    """
+
+    runtime: ClassVar[str]
+
+    def __init__(self, activations: Sequence[str], values: Sequence[str], *, deployed: bool) -> None:
+        """Say what :meth:`run_traced` gives.
+
+        Args:
+            activations: Names of the activations, ``<module>/Round``.
+            values: Names of what else is kept, such as the outputs of layers.
+            deployed: See :meth:`Backend.open_runner`.
+        """
+        self._activations, self._values, self._deployed = activations, values, deployed
+
     def run(self, inputs: Inputs) -> RuntimeRun:
         """Run samples.
 
@@ -97,6 +112,20 @@ class Runner(ABC):
 
         Raises:
             InputError: The runtime does not run the file on them.
+        """
+        codes, (outputs, *inside) = self.run_traced(inputs)
+        activations = dict(zip(self._activations, inside, strict=False))
+        values = dict(zip(self._values, inside[len(self._activations) :], strict=True))
+        # Without optimisations, keeping values does not change what is computed.
+        untouched = self.run_untouched(inputs) if self._deployed else outputs
+        return RuntimeRun(self.runtime, codes, activations, values, outputs, untouched)
+
+    @abstractmethod
+    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
+        """Run a copy of the file whose inner values are outputs.
+
+        Returns:
+            The codes as in :class:`RuntimeRun`; and the outputs, the activations and the values kept, each (N, ...).
         """
 
     @abstractmethod
@@ -131,10 +160,6 @@ class Source(Protocol):
     @property
     def widths(self) -> tuple[int, ...]:
         """Every width that the checkpoint has, ascending."""
-
-    @property
-    def quantizer(self) -> str:
-        """How its weights were quantised, known without loading it where its files are there."""
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Fixed files of another back end, as they were exported or made now."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
 from tqexport.facts import Facts
-from tqexport.truncation import check_shiftable
 
 __all__ = ["OnnxBackend"]
 
@@ -38,13 +37,11 @@ class OnnxBackend(Backend):
     def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:  # noqa: ARG002
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
-        check_shiftable(source.widths, source.quantizer)
         return merge_onnx(source.fixed_files(self.name, source.widths))
 
     def export_truncatable(self, source: Source, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.truncatable import truncatable_onnx
 
-        check_shiftable(source.widths, source.quantizer)
         return truncatable_onnx(source.fixed_files(self.name, source.widths), widths)
 
     def recognises(self, content: bytes) -> bool:

@@ -6,6 +6,7 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "coded_weights",
     "describe",
     "parse",
+    "rebuild",
     "read_facts",
     "read_onnx",
     "shifted_codes",
@@ -115,6 +117,13 @@ def describe(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[Tens
         return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim))
 
     return tuple(map(info, model.graph.input)), tuple(map(info, model.graph.output))
+
+
+def rebuild(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
+    """Give a graph other nodes and initializers, which may be some of those that it has."""
+    for field, values in ((graph.node, list(nodes)), (graph.initializer, list(initializers))):
+        del field[:]
+        field.extend(values)
 
 
 def read_facts(model: onnx.ModelProto) -> Facts:

@@ -19,17 +19,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tqexport.backends.onnx.file import BITS_NAME, read_facts, write_facts
+from tqexport.backends.onnx.file import BITS_NAME, read_facts, rebuild, write_facts
 from tqexport.errors import ConversionError, InputError
 from tqexport.facts import ArtifactFacts, MultiWidthFacts
 from tqexport.truncation import STORED_BITS, check_shiftable
 
-__all__ = ["FixedFile", "check_mergeable", "described", "fixed_files", "merge_onnx", "table_names"]
+__all__ = ["FixedFile", "check_mergeable", "facts_of_files", "fixed_files", "merge_onnx", "table_names"]
 
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
 _ROW = f"{SWITCH_PREFIX}row"
@@ -88,9 +89,8 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
     _check_names(model.graph)
     tables = _tables(model.graph, [part.values for part in parts.values()])
     _add_switch(model.graph, tables, parts)
-    by_width, digests = described(parts)
     places = {table.dtype: {"scalars": table.scalars, "positions": table.positions} for table in tables}
-    write_facts(model, MultiWidthFacts(by_width, digests, tables={PLACES: places}))
+    write_facts(model, facts_of_files(parts, {PLACES: places}))
     merged: bytes = model.SerializeToString(deterministic=True)
     onnx.checker.check_model(merged, full_check=True)
     return merged
@@ -122,9 +122,12 @@ def check_mergeable(parts: Mapping[int, FixedFile]) -> None:
     check_shiftable(tuple(parts), quantizers.pop() if quantizers else "truncquant")
 
 
-def described(parts: Mapping[int, FixedFile]) -> tuple[dict[int, ArtifactFacts], dict[int, str]]:
-    """By width, what the fixed files say of themselves, and their hashes."""
-    return {bits: part.facts for bits, part in parts.items()}, {bits: part.sha256 for bits, part in parts.items()}
+def facts_of_files(
+    parts: Mapping[int, FixedFile], tables: Mapping[str, Any], own: int | None = None
+) -> MultiWidthFacts:
+    """What a file made of fixed files says of itself; see :class:`tqexport.facts.MultiWidthFacts`."""
+    by_width = {bits: part.facts for bits, part in parts.items()}
+    return MultiWidthFacts(by_width, {bits: part.sha256 for bits, part in parts.items()}, own, tables)
 
 
 def table_names(dtype: str) -> tuple[str, str, str]:
@@ -134,13 +137,14 @@ def table_names(dtype: str) -> tuple[str, str, str]:
 
 
 def _take_apart(content: bytes, first: FixedFile | None) -> FixedFile:
+    """Separate the values of a fixed file from its graph; values equal to those of ``first`` are shared with it."""
     model = onnx.load_from_string(content)
     facts = read_facts(model)
     if not isinstance(facts, ArtifactFacts):
         raise InputError("holds several widths already")
     values: dict[str, bytes] = {}
     for tensor in model.graph.initializer:
-        # Values that do not differ are kept once, whatever the number of widths.
+        # What does not differ is one object in memory, whatever the number of widths.
         known = first.values.get(tensor.name, b"") if first else b""
         values[tensor.name] = known if known == tensor.raw_data else tensor.raw_data
         tensor.ClearField("raw_data")
@@ -167,8 +171,7 @@ def _tables(graph: onnx.GraphProto, values: Sequence[Mapping[str, bytes]]) -> li
     for dtype, placed in sorted(differing.items()):
         positions, tensors = zip(*sorted(placed, key=lambda item: (len(item[1].dims), item[0])), strict=True)
         tables.append(_Table(dtype, positions, tensors))
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    rebuild(graph, graph.node, kept)
     return tables
 
 
@@ -198,14 +201,12 @@ def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping
         constants.append(numpy_helper.from_array(lengths, sizes))
         nodes.append(helper.make_node("Gather", [name, _ROW], [row], row, axis=0))
         nodes.append(helper.make_node("Split", [row, sizes], pieces, f"{row}/Split", axis=0))
-    nodes += graph.node
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(constants)
+    rebuild(graph, (*nodes, *graph.node), (*graph.initializer, *constants))
     graph.input.append(helper.make_tensor_value_info(BITS_NAME, TensorProto.UINT8, []))
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse a network that uses a name which the run-time file needs."""
     taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     taken.update(name for node in graph.node for name in node.output)
     if clashes := sorted(name for name in taken if name == BITS_NAME or name.startswith(SWITCH_PREFIX)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
 from tqexport.facts import Facts
-from tqexport.truncation import STORED_BITS, check_shiftable
+from tqexport.truncation import STORED_BITS
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +49,6 @@ class TfliteBackend(Backend):
     def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
         from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 
-        check_shiftable(source.widths, source.quantizer)
         models = _onnx_models(source, source.widths)
         with source.step(f"Converting {len(models)} widths to one TFLite file"):
             return convert_to_runtime_tflite(models, kernel)[0]

@@ -9,7 +9,7 @@ parameters beyond recognition, so that there is no template, the gain is worked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,33 +83,20 @@ def guess_origins(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[Filte
     """
     expected = {weight.name: weight.dequantized() for weight in weights}
     origins: list[FilterOrigin] = []
-    for index, name in filters(flat).items():
+    for index, operator in filters(flat).items():
         value = flat.constant(index)
         if value is None or value.dtype != np.float32:
             continue
-        gains = _gains(value, name, expected)
-        if gains:
-            weight, gain = next(iter(gains.items()))
-            origins.append(FilterOrigin(index, name, weight, gain))
+        layout = FILTER_OPERATORS[operator]
+        for name, weight in expected.items():
+            if weight.size != value.size:
+                continue
+            candidate = layout.from_torch(weight, value.shape).transpose(layout.axes)
+            gain = _gain(value.transpose(layout.axes), candidate)
+            if gain is not None:
+                origins.append(FilterOrigin(index, operator, name, gain))
+                break
     return origins
-
-
-def _gains(
-    value: Array, operator: str, expected: Mapping[str, npt.NDArray[np.float64]]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """By name, the weights that a filter may be, with the gain."""
-    layout = FILTER_OPERATORS[operator]
-    channels_first = value.transpose(layout.axes)
-    from_torch = [layout.torch_axes.index(axis) for axis in layout.axes]
-    gains = {}
-    for name, weight in expected.items():
-        if weight.size != value.size:
-            continue
-        torch_shape = [value.shape[axis] for axis in layout.torch_axes]
-        gain = _gain(channels_first, weight.reshape(torch_shape).transpose(from_torch))
-        if gain is not None:
-            gains[name] = gain
-    return gains
 
 
 def _gain(filter_: Array, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:

@@ -106,11 +106,9 @@ def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = E
 
 def _empty() -> Any:
     """A file without a network."""
-    merged = schema.ModelT()
-    merged.version, merged.description = 3, DESCRIPTION
-    merged.buffers = [schema.BufferT()]
-    merged.subgraphs, merged.operatorCodes, merged.signatureDefs = [], [], []
-    return merged
+    return schema.ModelT(
+        3, description=DESCRIPTION, buffers=[schema.BufferT()], subgraphs=[], operatorCodes=[], signatureDefs=[]
+    )
 
 
 def _add_width(
@@ -147,15 +145,12 @@ def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
 def _shift_at_run_time(flat: FlatModel, origin: FilterOrigin, weight: CodedWeight) -> None:
     """Compute a filter from codes, shift, scale and offset, where the converter wrote it as float32."""
     layout = FILTER_OPERATORS[origin.operator]
-    shape = [int(n) for n in flat.tensor(origin.filter).shape]
-    torch_shape = [shape[axis] for axis in layout.torch_axes]
-    codes = weight.codes.reshape(torch_shape).transpose(np.argsort(layout.torch_axes))
-    channels = np.ones(len(shape), np.int64)
-    channels[layout.channel_axis] = -1
+    shape = flat.shape(origin.filter)
+    codes = layout.from_torch(weight.codes, shape)
     gain = origin.total_gain(shape[layout.channel_axis])
 
     def per_channel(value: float) -> npt.NDArray[np.float32]:
-        return (gain * value).astype(np.float32).reshape(channels)
+        return layout.per_channel((gain * value).astype(np.float32))
 
     stored = flat.add_constant(f"{weight.name}.codes", np.ascontiguousarray(codes))
     shift = flat.add_constant(f"{weight.name}.shift", np.array([weight.shift], np.uint8))
@@ -165,9 +160,7 @@ def _shift_at_run_time(flat: FlatModel, origin: FilterOrigin, weight: CodedWeigh
     scaled = flat.add_tensor(f"{weight.name}.scaled", shape)
     offset = flat.add_constant(f"{weight.name}.offset", per_channel(weight.offset))
     flat.tensor(origin.filter).name, flat.tensor(origin.filter).buffer = weight.name, 0
-
-    cast = schema.CastOptionsT()
-    cast.inDataType, cast.outDataType = schema.TensorType.UINT8, schema.TensorType.FLOAT32
+    cast = schema.CastOptionsT(schema.TensorType.UINT8, schema.TensorType.FLOAT32)
     flat.graph.operators[:0] = [
         flat.operator("RIGHT_SHIFT", [stored, shift], shifted),
         flat.operator("CAST", [shifted], number, cast),
