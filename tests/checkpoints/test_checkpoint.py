@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import DIGITS
+from places import DIGITS
 
 from tqexport import CheckpointInfo, Normalization, ReadOptions, Scheme, load_checkpoint, prepare, save_checkpoint
 from tqexport.errors import InputError, UsageError

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import run
 from networks import float_weight, randomize_
 from onnx import numpy_helper
-from test_cli import run
 from torch import nn
 
 from tqexport import (

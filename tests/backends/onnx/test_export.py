@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import float_weight, randomize_
+from networks import float_weight, model_of, randomize_
 from onnx import numpy_helper
+from places import artifact
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
@@ -26,8 +27,8 @@ from tqexport.truncation import direct_codes, normalize
 
 
 @pytest.fixture(scope="module")
-def files(digits) -> dict[int, bytes]:
-    return dict(export_onnx(digits, tuple(range(1, 9))))
+def files(exported_once) -> dict[int, bytes]:
+    return {bits: artifact(exported_once, "onnx", bits) for bits in range(1, 9)}
 
 
 def test_every_quantised_layer_is_uint8_codes_and_a_bitshift(digits, files):
@@ -121,7 +122,7 @@ class Odd(nn.Module):
 def test_any_module_that_torch_can_capture(scheme, activation_bits):
     torch.manual_seed(0)
     network = randomize_(prepare(Odd(), (1, 3, 8), scheme=scheme), 1)
-    model = TruncModel(network, CheckpointInfo("odd", {}, (3, 9, 5), (1, 3, 8), scheme, activation_bits))
+    model = model_of(network, (3, 9, 5), (1, 3, 8), scheme, activation_bits)
     x = torch.rand(5, 3, 9, 5)
     for bits, content in export_onnx(model, (1, 3, 8)):
         with torch.no_grad(), model.at_width(bits) as reference:
