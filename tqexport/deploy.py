@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, about
 from tqexport.model import TruncModel
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
@@ -85,10 +85,8 @@ def stored_weights(model: TruncModel, bits: int) -> dict[str, StoredWeight]:
     """
     stored: dict[str, StoredWeight] = {}
     for name, weight in quantized_weights(model.module).items():
-        try:
+        with about(f"layer {weight.layer}:"):
             stored[name] = store(weight.original.detach(), bits, weight.scheme)
-        except InputError as error:
-            raise InputError(f"layer {weight.layer}: {error}") from error
     return stored
 
 
@@ -148,7 +146,7 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _check_padding(weight: QuantizedWeight) -> None:
-    """Refuse padding that would put something between the codes' layer and its input."""
+    """Refuse padding other than zeros, which would need an operator of its own in front of the layer."""
     mode = getattr(weight.module, "padding_mode", "zeros")
     if mode != "zeros":
         raise InputError(f"layer {weight.layer}: padding mode {mode!r} is not supported; use zeros")

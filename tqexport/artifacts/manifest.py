@@ -109,8 +109,8 @@ def read_manifest(folder: Path) -> Manifest:
         artifacts = tuple(_artifact(entry) for entry in content.pop("artifacts"))
         for key in ("widths", "input_shape"):
             content[key] = tuple(int(value) for value in content[key])
-        said = {field.name: content.pop(field.name) for field in fields(Scheme) if field.name in content}
-        return Manifest(**content, scheme=Scheme(**said), artifacts=artifacts)
+        scheme = {field.name: content.pop(field.name) for field in fields(Scheme) if field.name in content}
+        return Manifest(**content, scheme=Scheme(**scheme), artifacts=artifacts)
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
 
@@ -137,6 +137,7 @@ def relative_to(path: Path, folder: Path) -> str:
 
 
 def _artifact(entry: dict[str, Any]) -> Artifact:
+    """An artifact from its entry in ``tqexport.json``."""
     for key in ("inputs", "outputs"):
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
     entry["widths"] = tuple(int(bits) for bits in entry["widths"])

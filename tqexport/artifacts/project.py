@@ -12,14 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqexport.artifacts.manifest import (
-    FILE_NAME,
-    Artifact,
-    Manifest,
-    check_artifact,
-    read_manifest,
-    relative_to,
-)
+from tqexport.artifacts.manifest import FILE_NAME, Artifact, Manifest, check_artifact, read_manifest, relative_to
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT
 from tqexport.checkpoints.options import ReadOptions
@@ -160,13 +153,10 @@ class Project:
                 self._check_widths(missing)
         files = iter(BACKENDS[backend].export(self, missing, kernel) if missing else ())
         for bits in widths:
-            if bits not in missing:
-                yield bits, self._made[backend, bits]
-                continue
-            width, content = next(files)
+            content = next(files)[1] if bits in missing else self._made[backend, bits]
             if kernel == EXACT:
-                self._made[backend, width] = content
-            yield width, content
+                self._made[backend, bits] = content
+            yield bits, content
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, as it was exported, or made now where it was not."""
@@ -269,17 +259,17 @@ def open_project(
     if replace(options, model=None).given():
         raise UsageError(f"{source} records how its checkpoint is read; give such options with a checkpoint instead")
     if recorded.model != options.model:  # a folder from elsewhere must not choose what is imported
-        said = (
+        advice = (
             f"was exported with --model {recorded.model}; if you trust it, add it here too"
             if recorded.model
             else "was exported without --model; leave it out"
         )
-        raise UsageError(f"{source} {said}")
+        raise UsageError(f"{source} {advice}")
     checkpoint = Path(os.path.relpath(source / manifest.checkpoint))
     if output is None or output.resolve() == source.resolve():
         return Project(checkpoint, source, recorded, manifest, step=step)
-    there = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, recorded)
-    return Project(checkpoint, output, recorded, there, source=(source, manifest), step=step)
+    written = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, recorded)
+    return Project(checkpoint, output, recorded, written, source=(source, manifest), step=step)
 
 
 def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptions) -> Manifest | None:

@@ -17,15 +17,7 @@ from tqexport.training.layers import SwitchableBatchNorm2d, TruncConv2d
 from tqexport.training.quantizers import ActivationQuantizer, Clamp
 from tqexport.truncation import FLOAT_BITS
 
-__all__ = [
-    "RESEARCH_ARCHITECTURES",
-    "Variant",
-    "preresnet18q",
-    "recognize",
-    "resnet20q",
-    "resnet50q",
-    "svhnq",
-]
+__all__ = ["RESEARCH_ARCHITECTURES", "Variant", "preresnet18q", "recognize", "resnet20q", "resnet50q", "svhnq"]
 
 Variant = Literal["any-precision", "switchable", "shared-bn"]
 Widths = Sequence[int] | None

@@ -223,8 +223,8 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
         raise UsageError("BatchNorm calibration needs at least one batch")
     norms = switchable_batch_norms(model)
     for name, norm in norms.items():
-        if there := sorted({*widths} & {*norm.widths}):
-            raise UsageError(f"{name} has a BatchNorm for {', '.join(map(str, there))} bits already")
+        if known := sorted({*widths} & {*norm.widths}):
+            raise UsageError(f"{name} has a BatchNorm for {', '.join(map(str, known))} bits already")
     trained = {name: norm.widths for name, norm in norms.items()}
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from tqexport.artifacts.truncate import OpenArtifact, open_artifact
 from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT, Runner, RuntimeRun, Stretches
-from tqexport.errors import InputError, UsageError
+from tqexport.backends.base import EXACT, RuntimeRun, Stretches
+from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.truncation import codes_of_integers, max_code
-from tqexport.verification.codes import aligned
+from tqexport.verification.codes import aligned, first_index
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
 from tqexport.verification.samples import Samples, noise, read_samples
@@ -155,7 +155,10 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
         InputError: A runtime does not take its file.
     """
     inputs = samples.inputs
-    runners = [_runner(side) for side in pair]
+    runners = []
+    for side in pair:
+        with about(side.artifact.name):
+            runners.append(open_runner(side.artifact.content, side.chosen_width))
     runs = [runner.run(inputs) for runner in runners]
     problems: dict[str, str] = {}
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
@@ -176,7 +179,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
         wrong += int(apart.sum())
         flips += int((differs & ~apart).sum())
         if apart.any():
-            layer, index = name.split("/")[0], tuple(int(i) for i in np.argwhere(apart)[0])
+            layer, index = name.split("/")[0], first_index(apart)
             problems.setdefault(
                 layer,
                 f"activation {layer}: {int(apart.sum())} of {apart.size} differ, first at {index}: "
@@ -208,14 +211,6 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     )
 
 
-def _runner(side: ArtifactAtWidth) -> Runner:
-    """An artifact in its runtime."""
-    try:
-        return open_runner(side.artifact.content, side.chosen_width)
-    except InputError as error:
-        raise InputError(f"{side.artifact.name} {error}") from error
-
-
 def _stretches(side: ArtifactAtWidth, activations: Sequence[str]) -> Stretches:
     """An artifact that runs from one activation quantiser to the next."""
     stretches = side.artifact.backend.open_stretches(side.artifact.content, side.chosen_width, activations)
@@ -232,6 +227,7 @@ def _input_shape(side: ArtifactAtWidth) -> tuple[int, ...]:
 
 
 def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:
+    """What is reported of one of the two."""
     accuracy = None if samples.labels is None else float((run.outputs.argmax(1) == samples.labels).mean())
     interval = None if accuracy is None else wilson_interval(accuracy, len(samples.inputs))
     return Side(side.artifact.name, run.runtime, len(side.artifact.content), latency, accuracy, interval)
@@ -253,6 +249,7 @@ def _shaped(levels: dict[str, Array], run: RuntimeRun) -> dict[str, Array]:
 
 
 def _error(outputs: Array, other: Array) -> float:
+    """Largest difference of the outputs, as a share of the largest one; infinite where their shapes differ."""
     if outputs.shape != other.shape:
         return float("inf")
     return float(np.abs(outputs - other).max()) / max(float(np.abs(outputs).max()), 1e-30)
@@ -275,10 +272,8 @@ def _compare_codes(runs: list[RuntimeRun], bits: int, problems: dict[str, str]) 
             problems[layer] = f"layer {layer} has codes of shapes {one.shape} and {other.shape}"
         elif differing.any():
             wrong += int(differing.sum())
-            index = tuple(int(i) for i in np.argwhere(differing)[0])
-            problems[layer] = (
-                f"layer {layer}: {int(differing.sum())} of {differing.size} codes differ, first at {index}"
-            )
+            share = f"{int(differing.sum())} of {differing.size}"
+            problems[layer] = f"layer {layer}: {share} codes differ, first at {first_index(differing)}"
     return total, wrong
 
 

@@ -9,7 +9,7 @@ from math import prod
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend, Runner
-from tqexport.errors import InputError
+from tqexport.errors import about
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.samples import Samples, load_samples, random_samples
 
@@ -73,10 +73,9 @@ def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterato
     jobs = sorted(_jobs(project, widths), key=_Job.place)
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
-            try:
-                yield _check(project, job, samples)
-            except InputError as error:
-                raise InputError(f"{job.file}: {error}") from error
+            with about(f"{job.file}:"):
+                checked = _check(project, job, samples)
+            yield checked
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from tqexport.layer_kinds import kind_of
 from tqexport.training.layers import SwitchableBatchNorm
 from tqexport.training.quantizers import ActivationQuantizer
 from tqexport.truncation import FLOAT_BITS, max_code
+from tqexport.verification.codes import first_index
 from tqexport.verification.rounding import RoundingErrors
 
 __all__ = ["LayerError", "Trace", "count_calls"]
@@ -108,10 +109,9 @@ class Trace:
         """Which samples of the last run have an activation within float rounding of a boundary, (N,)."""
         return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
 
-    @contextmanager
-    def _hooks(self, network: nn.Module, run: RuntimeRun, errors: RoundingErrors) -> Iterator[None]:
-        """Within the block the activation quantisers and layers of ``network`` give the runtime's values."""
-        handles = []
+    def _hooks(self, network: nn.Module, run: RuntimeRun, errors: RoundingErrors) -> ExitStack:
+        """Until the result is closed, the activation quantisers and layers of ``network`` give the runtime's values."""
+        hooks = ExitStack()
         candidates = _Candidates(run.values)
         for name, module in network.named_modules():
             quantizer = isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
@@ -134,12 +134,8 @@ class Trace:
                         errors.mark(output, name)
                 return None if value is None else errors.exact(torch.from_numpy(value))
 
-            handles.append(module.register_forward_hook(hook))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            hooks.enter_context(module.register_forward_hook(hook))
+        return hooks
 
     def _layer(self, name: str, output: Tensor, errors: RoundingErrors, candidates: _Candidates) -> Array | None:
         """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
@@ -190,7 +186,7 @@ class Trace:
         if self.tolerance:  # the next level, or a small share of the range, is what integer kernels may be off
             wrong &= np.abs(levels - expected) > max(1.0, self.tolerance * steps)
         if wrong.any():
-            index = tuple(int(i) for i in np.argwhere(wrong)[0])
+            index = first_index(wrong)
             self._report(
                 _from(among, name),
                 f"activation {name}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: level "
@@ -210,6 +206,7 @@ def _from(among: Sequence[str], name: str) -> str:
 
 
 def _where(among: Sequence[str]) -> str:
+    """The end of a sentence on a difference: which layers it may come from."""
     return f"; it comes from {' or '.join(among)}" if among else ""
 
 
@@ -220,18 +217,14 @@ def count_calls(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, i
     def hook(_module: nn.Module, _args: Any, _output: Any, name: str) -> None:
         calls[name] = calls.get(name, 0) + 1
 
-    handles = [
-        module.register_forward_hook(functools.partial(hook, name=name)) for name, module in network.named_modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_hook(functools.partial(hook, name=name)))
         return network(inputs), calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Candidates:
-    """The values that a runtime gave, to be found by name or by content."""
+    """The values that a runtime gave, looked up by name or by content."""
 
     def __init__(self, values: Mapping[str, Array]) -> None:
         self._values = values

@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.base import TensorInfo
-from tqexport.errors import InputError
+from tqexport.errors import InputError, about
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
 from tqexport.truncation import STORED_BITS
 
@@ -86,10 +86,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; export it again with tqexport onnx")
-    try:
+    with about(str(path)):
         return parse(path.read_bytes())
-    except InputError as error:
-        raise InputError(f"{path} {error}") from error
 
 
 def parse(content: bytes) -> onnx.ModelProto:

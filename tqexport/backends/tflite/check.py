@@ -23,7 +23,7 @@ from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
-from tqexport.errors import ConversionError, InputError
+from tqexport.errors import ConversionError, about
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 __all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
@@ -133,10 +133,9 @@ def _run_tflite(flat: FlatModel, x: Array) -> dict[str, Array]:
     rounded = [int(operator.outputs[0]) for operator in flat.graph.operators if flat.operator_name(operator) == "ROUND"]
     flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounded], np.int32), None
     try:
-        session = LiteRTSession(flat.pack())
-        return dict(zip(session.output_names, session.run_sample(np.ascontiguousarray(x)), strict=True))
-    except InputError as error:
-        raise ConversionError(f"LiteRT does not run what onnx2tf wrote: {error}") from error
+        with about("LiteRT does not run what onnx2tf wrote:", ConversionError):
+            session = LiteRTSession(flat.pack())
+            return dict(zip(session.output_names, session.run_sample(np.ascontiguousarray(x)), strict=True))
     finally:
         flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
 

@@ -32,7 +32,7 @@ from tqexport.backends.tflite.template import (
     parameters,
     with_fingerprints,
 )
-from tqexport.errors import ConversionError, InputError
+from tqexport.errors import ConversionError, InputError, about
 from tqexport.facts import ArtifactFacts
 
 __all__ = ["FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
@@ -161,10 +161,8 @@ def run_once(content: bytes, bits: int | None = None) -> None:
     """
     where = "" if bits is None else f" at {bits} bits"
     for xnnpack in (True, False):
-        try:
+        with about(f"LiteRT does not run the converted file{where}:", ConversionError):
             outputs = LiteRTSession(content, bits=bits, xnnpack=xnnpack).run_zeros()
-        except InputError as error:
-            raise ConversionError(f"LiteRT does not run the converted file{where}: {error}") from error
         if not all(np.isfinite(output).all() for output in outputs):
             raise ConversionError(f"the converted file gives NaN or infinity{where} on an input of zeros")
 

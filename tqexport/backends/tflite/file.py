@@ -27,7 +27,6 @@ __all__ = [
     "WEIGHTS",
     "describe",
     "finish_fixed",
-    "graph_of",
     "make_signature",
     "signature_of",
     "single_graph",
@@ -150,16 +149,10 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactF
         flat = FlatModel(content)
     except ConversionError as error:
         raise InputError(str(error)) from error
-    described = flat.metadata(METADATA_NAME)
-    said = decode(json.loads(described)) if described else None
+    record = flat.metadata(METADATA_NAME)
+    own = decode(json.loads(record)) if record else None
     # A file that version 0.1 made with --truncatable holds facts of several widths, and computes with its own.
-    return flat, said.by_width[said.own or said.widths[-1]] if isinstance(said, MultiWidthFacts) else said
-
-
-def graph_of(model: Any, bits: int) -> Any:
-    """The subgraph of a width in a run-time file; the schema's object."""
-    signature = next(one for one in model.signatureDefs if _text(one.signatureKey) == signature_of(bits))
-    return model.subgraphs[signature.subgraphIndex]
+    return flat, own.by_width[own.own or own.widths[-1]] if isinstance(own, MultiWidthFacts) else own
 
 
 def subgraph_of(model: Any, bits: int) -> FlatModel:
@@ -170,7 +163,8 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
         bits: A width that it has.
     """
     alone = copy.copy(model)
-    graph = copy.copy(graph_of(model, bits))
+    signature = next(entry for entry in model.signatureDefs if _text(entry.signatureKey) == signature_of(bits))
+    graph = copy.copy(model.subgraphs[signature.subgraphIndex])
     graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
     alone.subgraphs = [graph]
     alone.metadata = None

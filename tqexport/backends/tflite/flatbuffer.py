@@ -153,7 +153,7 @@ class FlatModel:
         self.graph.operators[position:position] = operators
 
     def set_metadata(self, entries: dict[str, bytes]) -> None:
-        """Replace the file's metadata."""
+        """Replace the metadata of the file."""
         self.model.metadata = [schema.MetadataT(name, self.add_buffer(content)) for name, content in entries.items()]
         self.model.metadataBuffer = None
 
