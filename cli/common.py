@@ -26,15 +26,8 @@ __all__ = ["Output", "Widths", "checkpoint_options", "output_options", "plural_b
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
-_PACKAGES = {  # by the name that is imported
-    "ai_edge_litert": "ai-edge-litert",
-    "onnx": "onnx",
-    "onnx2tf": "onnx2tf",
-    "onnxruntime": "onnxruntime",
-    "onnxscript": "onnxscript",
-    "tensorflow": "tensorflow",
-    "torch": "torch",
-}
+# Packages that may be missing; imported by the same name, with an underscore for the hyphen.
+_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "tensorflow", "torch")
 
 
 @dataclass(frozen=True)
@@ -263,9 +256,10 @@ def _explain(error: Exception, *, verbose: bool) -> tuple[str, int]:
         error.show()
         return error.format_message(), error.exit_code
     advice = ""
+    package = (error.name or "").partition(".")[0].replace("_", "-") if isinstance(error, ImportError) else ""
     if isinstance(error, TqExportError):
         text, exit_code = str(error), error.exit_code
-    elif isinstance(error, ImportError) and (package := _PACKAGES.get((error.name or "").partition(".")[0])):
+    elif package in _PACKAGES:
         text = f"this machine lacks {package}, or it does not load ({error}): pip install {package}"
         exit_code = HostError.exit_code
     else:  # a bug must not look like a failed parity check, which is exit code 1

@@ -7,18 +7,28 @@ per fact, TFLite as one JSON document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, UsageError
 from tqexport.model import Normalization
-from tqexport.truncation import WIDTHS, Scheme
+from tqexport.truncation import WIDTHS, Scheme, check_shiftable
 
 if TYPE_CHECKING:
     from tqexport.model import TruncModel
 
-__all__ = ["DAMAGED", "TEXT_FACTS", "ArtifactFacts", "Facts", "MultiWidthFacts", "decode", "encode", "facts_of_model"]
+__all__ = [
+    "DAMAGED",
+    "TEXT_FACTS",
+    "ArtifactFacts",
+    "Facts",
+    "MultiWidthFacts",
+    "check_mergeable",
+    "decode",
+    "encode",
+    "facts_of_model",
+]
 
 DAMAGED = "was changed or damaged since its export; export it again"
 TEXT_FACTS = frozenset({"architecture", "checkpoint_sha256", "quantizer", "layout"})  # plain text, not JSON, in ONNX
@@ -103,6 +113,12 @@ def facts_of_model(model: TruncModel, bits: int, layout: str) -> ArtifactFacts:
     )
 
 
+def check_mergeable(fixed: Iterable[ArtifactFacts]) -> None:
+    """Refuse fixed files that no one file can hold; see :func:`tqexport.truncation.check_shiftable`."""
+    quantizers = {facts.width: facts.scheme.quantizer for facts in fixed}
+    check_shiftable(tuple(quantizers), next(iter(quantizers.values()), "truncquant"))
+
+
 def encode(facts: Facts) -> dict[str, Any]:
     """Facts as plain values by key, which JSON can hold; a format's tables as they are."""
     if isinstance(facts, ArtifactFacts):
@@ -158,7 +174,7 @@ def _facts(record: Mapping[str, Any]) -> ArtifactFacts:
         needed = _READERS.keys() - _OPTIONAL
         values = {key: read(present[key]) for key, read in _READERS.items() if key in needed | present.keys()}
         return ArtifactFacts(scheme=scheme, **values)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise InputError(DAMAGED) from error
 
 

@@ -75,10 +75,6 @@ class Manifest:
         """The fixed artifact of a kind, width and kernel, if it was exported."""
         return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel) == (kind, (width,), kernel)), None)
 
-    def run_time(self) -> tuple[Artifact, ...]:
-        """The artifacts that hold several widths."""
-        return tuple(artifact for artifact in self.artifacts if len(artifact.widths) > 1)
-
     def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
         """This manifest with artifacts added, or replaced where the file is the same."""
         merged = {artifact.file: artifact for artifact in (*self.artifacts, *added)}

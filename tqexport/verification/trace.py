@@ -114,19 +114,12 @@ class Trace:
         hooks = ExitStack()
         candidates = _Candidates(run.values)
         for name, module in network.named_modules():
-            quantizer = isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
-            if not quantizer and (not _is_layer(name, module) or self.tolerance):
+            if not _quantizes(module) and (not _is_layer(name, module) or self.tolerance):
                 continue
 
-            def hook(
-                module: nn.Module,
-                args: tuple[Tensor, ...],
-                output: Tensor,
-                name: str = name,
-                quantizer: bool = quantizer,
-            ) -> Tensor | None:
+            def hook(module: nn.Module, args: Any, output: Tensor, name: str = name) -> Tensor | None:
                 self._calls[name] = self._calls.get(name, 0) + 1
-                if quantizer:
+                if _quantizes(module):
                     value = self._levels(name, module, args[0], errors, run.activations)
                 else:
                     value = self._layer(name, output, errors, candidates)
@@ -248,6 +241,10 @@ class _Candidates:
             ).all():
                 return value
         return None
+
+
+def _quantizes(module: nn.Module) -> bool:
+    return isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
 
 
 def _is_layer(name: str, module: nn.Module) -> bool:

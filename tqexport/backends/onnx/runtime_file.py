@@ -27,10 +27,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tqexport.backends.onnx.file import BITS_NAME, read_facts, rebuild, write_facts
 from tqexport.errors import ConversionError, InputError
-from tqexport.facts import ArtifactFacts, MultiWidthFacts
-from tqexport.truncation import STORED_BITS, check_shiftable
+from tqexport.facts import ArtifactFacts, MultiWidthFacts, check_mergeable
+from tqexport.truncation import STORED_BITS
 
-__all__ = ["FixedFile", "check_mergeable", "facts_of_files", "fixed_files", "merge_onnx", "table_names"]
+__all__ = ["FixedFile", "facts_of_files", "fixed_files", "merge_onnx", "table_names"]
 
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
 _ROW = f"{SWITCH_PREFIX}row"
@@ -84,7 +84,6 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
         ConversionError: A name in the network is one that the run-time file needs.
     """
     parts = dict(sorted(fixed_files(files).items()))
-    check_mergeable(parts)
     model = onnx.ModelProto.FromString(next(iter(parts.values())).skeleton)
     _check_names(model.graph)
     tables = _tables(model.graph, [part.values for part in parts.values()])
@@ -103,7 +102,8 @@ def fixed_files(files: Iterable[tuple[int, bytes]]) -> dict[int, FixedFile]:
         files: See :func:`merge_onnx`.
 
     Raises:
-        InputError: They do not share one graph.
+        UsageError: Fewer than two widths.
+        InputError: They do not share one graph, or their codes may not be shifted.
     """
     parts: dict[int, FixedFile] = {}
     first: FixedFile | None = None
@@ -113,13 +113,8 @@ def fixed_files(files: Iterable[tuple[int, bytes]]) -> dict[int, FixedFile]:
         if part.skeleton != first.skeleton:
             raise InputError(_different_graphs(first, part))
         parts[bits] = part
+    check_mergeable(part.facts for part in parts.values())
     return parts
-
-
-def check_mergeable(parts: Mapping[int, FixedFile]) -> None:
-    """Refuse widths that no one file can hold; see :func:`tqexport.truncation.check_shiftable`."""
-    quantizers = {part.facts.scheme.quantizer for part in parts.values()}
-    check_shiftable(tuple(parts), quantizers.pop() if quantizers else "truncquant")
 
 
 def facts_of_files(

@@ -56,7 +56,7 @@ def finish_fixed(flat: FlatModel, facts: ArtifactFacts) -> bytes:
     """
     # The converter leaves the signature out where TensorFlow cannot save the function first.
     flat.model.signatureDefs = [make_signature(flat.graph, _FIXED_SIGNATURE, 0)]
-    flat.set_metadata(_entries(facts))
+    describe(flat.model, facts)
     flat.model.description = DESCRIPTION
     return flat.pack()
 
@@ -124,7 +124,7 @@ def signature_of(bits: int) -> str:
 
 def describe(model: Any, facts: Facts) -> None:
     """Make facts the metadata of the schema's model object."""
-    model.metadata = []
+    model.metadata, model.metadataBuffer = [], None
     for name, content in _entries(facts).items():
         model.metadata.append(schema.MetadataT(name, len(model.buffers)))
         model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
@@ -150,9 +150,11 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactF
     except ConversionError as error:
         raise InputError(str(error)) from error
     record = flat.metadata(METADATA_NAME)
-    own = decode(json.loads(record)) if record else None
+    described = decode(json.loads(record)) if record else None
     # A file that version 0.1 made with --truncatable holds facts of several widths, and computes with its own.
-    return flat, own.by_width[own.own or own.widths[-1]] if isinstance(own, MultiWidthFacts) else own
+    if isinstance(described, MultiWidthFacts):
+        return flat, described.by_width[described.own or described.widths[-1]]
+    return flat, described
 
 
 def subgraph_of(model: Any, bits: int) -> FlatModel:

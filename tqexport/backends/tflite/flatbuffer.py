@@ -152,11 +152,6 @@ class FlatModel:
         position = self._position(anchor) + 1
         self.graph.operators[position:position] = operators
 
-    def set_metadata(self, entries: dict[str, bytes]) -> None:
-        """Replace the metadata of the file."""
-        self.model.metadata = [schema.MetadataT(name, self.add_buffer(content)) for name, content in entries.items()]
-        self.model.metadataBuffer = None
-
     def metadata(self, name: str) -> bytes | None:
         """One metadata entry, or None."""
         for entry in self.model.metadata or []:

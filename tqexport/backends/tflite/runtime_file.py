@@ -43,9 +43,8 @@ from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.backends.tflite.float_layers import store_filters_once
 from tqexport.backends.tflite.provenance import FilterOrigin
 from tqexport.backends.tflite.template import parameters
-from tqexport.facts import ArtifactFacts, MultiWidthFacts
+from tqexport.facts import ArtifactFacts, MultiWidthFacts, check_mergeable
 from tqexport.layer_kinds import FILTER_OPERATORS
-from tqexport.truncation import check_shiftable
 
 __all__ = ["convert_to_runtime_tflite"]
 
@@ -86,8 +85,7 @@ def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = E
         ConversionError: As :func:`tqexport.backends.tflite.convert.convert_to_tflite`.
     """
     networks = list(float_networks(models))
-    quantizers = {network.facts.scheme.quantizer for network in networks}
-    check_shiftable([network.facts.width for network in networks], quantizers.pop() if quantizers else "truncquant")
+    check_mergeable(network.facts for network in networks)
     values = {network.facts.width: parameters(model) for network, model in zip(networks, models, strict=True)}
     merged = _empty()
     # The widest first: it is what runs where nobody names a signature.
