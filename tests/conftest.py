@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -29,7 +28,6 @@ torch.set_num_threads(1)
 def same_random_numbers() -> None:
     """Every test draws the same numbers, alone or in any order."""
     torch.manual_seed(0)
-    np.random.seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
