@@ -105,6 +105,7 @@ def _storage_line(inspection: Inspection) -> str:
 
 
 def _truncation_line(inspection: Inspection, info: CheckpointInfo) -> str:
+    """Whether the codes can be shifted to lower widths."""
     if inspection.truncatable:
         return "The codes can be truncated: shifting them gives exactly the weights trained at every width."
     changed = inspection.changed

@@ -128,7 +128,7 @@ class Project:
 
         Raises:
             UsageError: The format has no such file.
-            InputError: The network cannot switch its width.
+            InputError: The codes of the network cannot be shifted, or its widths do not share one graph.
             ConversionError: It cannot be exported to this format.
             HostError: The folder cannot be written, or a package is missing.
         """
@@ -218,6 +218,7 @@ class Project:
         return artifact
 
     def _new_manifest(self) -> Manifest:
+        """A manifest of this checkpoint without an artifact."""
         info = self.model.info
         return Manifest(
             checkpoint=relative_to(self.checkpoint, self.folder),

@@ -1,4 +1,4 @@
-"""One ONNX file for every width, switched while it runs by a scalar input ``bits``.
+"""The run-time file in ONNX: every width in one file, chosen as it runs by a scalar input ``bits``.
 
 The fixed files of one network differ in nothing but the values of small initializers (shift, scale, activation levels,
 BatchNorm) and in metadata. The run-time file is such a file in which those values are the rows of a table, one row per
@@ -171,7 +171,7 @@ def _tables(graph: onnx.GraphProto, values: Sequence[Mapping[str, bytes]]) -> li
 
 
 def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping[int, FixedFile]) -> None:
-    """Put the input ``bits``, its way to a row, and the tables in front of the graph."""
+    """Put in front of the graph the input ``bits``, the operators that choose the row of a width, and the tables."""
     rows = np.arange(len(parts), dtype=np.int64)
     row_of_width = np.full(STORED_BITS + 1, len(parts), np.int64)
     row_of_width[list(parts)] = rows

@@ -104,7 +104,7 @@ class _Subgraphs(Sequence[Any]):
         if index not in self._unpacked:
             try:
                 self._unpacked[index] = schema.SubGraphT.InitFromObj(self._reader.Subgraphs(index))
-            except Exception as error:  # as in unpack
+            except Exception as error:  # damage shows as any exception, as in unpack()
                 raise InputError(_NO_FILE) from error
         return self._unpacked[index]
 

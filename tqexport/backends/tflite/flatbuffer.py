@@ -1,4 +1,4 @@
-"""Editing TFLite files: a thin hand on the flatbuffer schema's object API.
+"""Editing TFLite files: a thin layer over the flatbuffer schema's object API.
 
 Knows tensors, buffers and operators; nothing of quantisation.
 """

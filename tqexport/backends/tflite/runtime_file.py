@@ -1,4 +1,4 @@
-"""One TFLite file for every width: a signature per width, and one copy of the codes.
+"""The run-time file in TFLite: a signature per width, and one copy of the codes.
 
 TFLite has no gather over whole networks, but a file may hold several subgraphs, and any number of tensors may read one
 buffer. So ``w1`` to ``w8`` are subgraphs of their own, with their own scales, BatchNorm values and activation levels,
