@@ -42,33 +42,6 @@ class Widths:
         return self.listed or tuple(available)
 
 
-class _WidthsType(click.ParamType[Widths]):
-    """What ``--bits`` takes: widths and ranges of widths, ``all``, or ``runtime`` where a command exports."""
-
-    name = "widths"
-
-    def __init__(self, run_time: bool) -> None:
-        self.run_time = run_time
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Widths:
-        if isinstance(value, Widths):
-            return value
-        if value.strip().lower() == "all":
-            return Widths()
-        if value.strip().lower() == "runtime":
-            if not self.run_time:
-                self.fail("runtime is for exporting; name widths, or all.", param, ctx)
-            return Widths(run_time=True)
-        widths: set[int] = set()
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-            if not 1 <= first <= last <= 8:
-                self.fail(f"{value!r} is no list of widths from 1 to 8; write 8, 2,4,8, 1-8 or all.", param, ctx)
-            widths.update(range(first, last + 1))
-        return Widths(tuple(sorted(widths)))
-
-
 def widths_option(help_default: str, default: str | None = None, *, run_time: bool = False) -> Callable[[Any], Any]:
     """``--bits``, which says at which widths a command works.
 
@@ -77,34 +50,50 @@ def widths_option(help_default: str, default: str | None = None, *, run_time: bo
         default: The default as a user would write it; None lets the command choose.
         run_time: Whether ``runtime`` is allowed, which asks for one file with every width.
     """
+
+    def widths(_context: click.Context, _option: click.Parameter, text: str | None) -> Widths | None:
+        """Read widths and ranges of widths, ``all`` or ``runtime``."""
+        if text is None or text.strip().lower() == "all":
+            return None if text is None else Widths()
+        if text.strip().lower() == "runtime":
+            if not run_time:
+                raise click.BadParameter("runtime is for exporting; name widths, or all.")
+            return Widths(run_time=True)
+        listed: set[int] = set()
+        for part in text.split(","):
+            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+            if not 1 <= first <= last <= 8:
+                raise click.BadParameter(f"{text!r} is no list of widths from 1 to 8; write 8, 2,4,8, 1-8 or all.")
+            listed.update(range(first, last + 1))
+        return Widths(tuple(sorted(listed)))
+
     or_runtime = ", or runtime for one file with every width" if run_time else ""
     return click.option(
         "--bits",
         "widths",
-        type=_WidthsType(run_time),
+        callback=widths,
         default=default,
         metavar="WIDTHS",
         help=f"Widths: 8, 2,4,8, 1-8 or all{or_runtime}. Default: {help_default}.",
     )
 
 
-class _IntegersType(click.ParamType[tuple[int, ...]]):
-    name = "integers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"\d+(,\d+)*", value) or "0" in value.split(","):
-            self.fail(f"{value!r} is no list of positive whole numbers; write e.g. 3,32,32.", param, ctx)
-        return tuple(map(int, value.split(",")))
+def _integers(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Read positive whole numbers that commas separate."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", text) or "0" in text.split(","):
+        raise click.BadParameter(f"{text!r} is no list of positive whole numbers; write e.g. 3,32,32.")
+    return tuple(map(int, text.split(",")))
 
 
-class _ActivationBitsType(_IntegersType):
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        widths = super().convert(value, param, ctx)
-        if not {*widths} <= {*range(1, 9), 32}:
-            self.fail(f"{value!r}: activation widths are 1 to 8, or 32 for float.", param, ctx)
-        return widths
+def _activation_widths(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Read activation widths, which may also be 32."""
+    widths = _integers(context, option, text)
+    if not {*(widths or ())} <= {*range(1, 9), 32}:
+        raise click.BadParameter(f"{text!r}: activation widths are 1 to 8, or 32 for float.")
+    return widths
 
 
 _CHECKPOINT_OPTIONS = (
@@ -122,7 +111,7 @@ _CHECKPOINT_OPTIONS = (
     ),
     click.option(
         "--act-bits",
-        type=_ActivationBitsType(),
+        callback=_activation_widths,
         metavar="WIDTHS",
         help="Activation widths: one for all, or one per width; 32 is float. Default: as the weights.",
     ),
@@ -131,7 +120,7 @@ _CHECKPOINT_OPTIONS = (
         type=click.Choice(["weight", "activation"]),
         help="Which width chooses the BatchNorm. Default: weight.",
     ),
-    click.option("--input-shape", type=_IntegersType(), metavar="C,H,W", help="Shape of one sample."),
+    click.option("--input-shape", callback=_integers, metavar="C,H,W", help="Shape of one sample."),
 )
 
 

@@ -120,8 +120,7 @@ class Project:
         ensure_folder(self.folder)
         for bits, content in files:
             others = tuple(other for other in self.widths if other != bits) if truncatable else ()
-            artifact = self._artifact(backend, (bits,), content, kernel)
-            yield self._keep(replace(artifact, truncatable_to=others), content)
+            yield self._keep(backend, (bits,), content, kernel, others)
 
     def export_runtime(self, backend: str, kernel: str = EXACT) -> Artifact:
         """Write the one file that holds every width of the checkpoint, and enter it into the manifest.
@@ -136,7 +135,7 @@ class Project:
         check_shiftable(self.widths, self.quantizer)
         BACKENDS[backend].check_environment()
         content = BACKENDS[backend].export_runtime(self, kernel)
-        return self._keep(self._artifact(backend, self.widths, content, kernel), content)
+        return self._keep(backend, self.widths, content, kernel)
 
     def make(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, made from the checkpoint or from files of another back end; not written.
@@ -203,16 +202,14 @@ class Project:
             if bits not in self.widths:
                 self.model.check_width(bits)
 
-    def _artifact(self, backend: str, widths: tuple[int, ...], content: bytes, kernel: str) -> Artifact:
-        """The manifest's entry of a file."""
-        inputs, outputs = BACKENDS[backend].describe(content)
+    def _keep(
+        self, backend: str, widths: tuple[int, ...], content: bytes, kernel: str, others: tuple[int, ...] = ()
+    ) -> Artifact:
+        """Write a file from which ``others`` can be cut, and enter it into the manifest."""
         file, sha256 = self.file_name(backend, widths, kernel), hashlib.sha256(content).hexdigest()
-        layout = BACKENDS[backend].layout
-        return Artifact(file, backend, widths, layout, sha256, len(content), inputs, outputs, kernel)
-
-    def _keep(self, artifact: Artifact, content: bytes) -> Artifact:
-        """Write a file and enter it into the manifest."""
-        write_bytes(self.folder / artifact.file, content)
+        ends, layout = BACKENDS[backend].describe(content), BACKENDS[backend].layout
+        artifact = Artifact(file, backend, widths, layout, sha256, len(content), *ends, kernel, others)
+        write_bytes(self.folder / file, content)
         self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])
         self.manifest.write(self.folder)
         return artifact

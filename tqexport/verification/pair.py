@@ -35,12 +35,7 @@ _SPREAD = 4.0  # a stretch may hold a shortcut and a BatchNorm that enlarges wha
 
 @dataclass(frozen=True)
 class ArtifactAtWidth:
-    """An artifact, and the width that it is compared at.
-
-    Attributes:
-        artifact: The artifact.
-        bits: The width.
-    """
+    """An artifact, and the width that it is compared at."""
 
     artifact: OpenArtifact
     bits: int

@@ -71,6 +71,7 @@ class Trace:
     _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     _calls: dict[str, int] = field(default_factory=dict)  # so far in this run
     _calls_in_all: Mapping[str, int] = field(default_factory=dict)
+    _errors: RoundingErrors = field(default_factory=RoundingErrors)  # of this run
 
     def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor, calls: Mapping[str, int]) -> Array | None:
         """Run samples through.
@@ -85,7 +86,8 @@ class Trace:
             What rounding explains of each output, or None where their shape is wrong.
         """
         self._near, self._calls, self._calls_in_all = [], {}, calls
-        with RoundingErrors() as errors, self._hooks(network, run, errors):
+        self._errors = RoundingErrors()
+        with self._errors as errors, self._hooks(network, run):
             outputs = network(errors.exact(inputs))
         given: Array = outputs.numpy()
         bound: Array = errors.bound(outputs).numpy()
@@ -109,7 +111,7 @@ class Trace:
         """Which samples of the last run have an activation within float rounding of a boundary, (N,)."""
         return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
 
-    def _hooks(self, network: nn.Module, run: RuntimeRun, errors: RoundingErrors) -> ExitStack:
+    def _hooks(self, network: nn.Module, run: RuntimeRun) -> ExitStack:
         """Until the result is closed, the activation quantisers and layers of ``network`` give the runtime's values."""
         hooks = ExitStack()
         candidates = _Candidates(run.values)
@@ -120,20 +122,20 @@ class Trace:
             def hook(module: nn.Module, args: Any, output: Tensor, name: str = name) -> Tensor | None:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 if _quantizes(module):
-                    value = self._levels(name, module, args[0], errors, run.activations)
+                    value = self._levels(name, module, args[0], run.activations)
                 else:
-                    value = self._layer(name, output, errors, candidates)
+                    value = self._layer(name, output, candidates)
                     if value is None:
-                        errors.mark(output, name)
-                return None if value is None else errors.exact(torch.from_numpy(value))
+                        self._errors.mark(output, name)
+                return None if value is None else self._errors.exact(torch.from_numpy(value))
 
             hooks.enter_context(module.register_forward_hook(hook))
         return hooks
 
-    def _layer(self, name: str, output: Tensor, errors: RoundingErrors, candidates: _Candidates) -> Array | None:
+    def _layer(self, name: str, output: Tensor, candidates: _Candidates) -> Array | None:
         """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
         expected: Array = output.numpy()
-        bound: Array = errors.bound(output).numpy()
+        bound: Array = self._errors.bound(output).numpy()
         # Of a module that is called several times, the file has one value by that name: of which call is not known.
         once = self._calls_in_all[name] == 1
         value = candidates.named(name, expected.shape) if once else None
@@ -145,17 +147,14 @@ class Trace:
         error = LayerError(float(difference.max()) / largest, float(bound.max()) / largest)
         self.layers[name] = _worse(self.layers.get(name, error), error)
         if not (difference <= bound).all():
-            self._report(
-                name, f"layer {name} is off by {_furthest(value, expected, bound)}{_where(errors.layers(output))}"
-            )
+            where = _where(self._errors.layers(output))
+            self._report(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
         return value
 
-    def _levels(
-        self, name: str, module: nn.Module, input: Tensor, errors: RoundingErrors, activations: Mapping[str, Array]
-    ) -> Array | None:
+    def _levels(self, name: str, module: nn.Module, input: Tensor, activations: Mapping[str, Array]) -> Array | None:
         """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
         assert isinstance(module, ActivationQuantizer)
-        value, among = input.numpy(), errors.layers(input)
+        value, among = input.numpy(), self._errors.layers(input)
         steps = max_code(module.bits)
         key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
         levels = activations.get(key)
@@ -166,7 +165,7 @@ class Trace:
         levels = levels.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
         scaled = value.clip(0, 1).astype(np.float64) * steps
         expected = np.rint(value.clip(0, 1) * np.float32(steps))
-        rounding = errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
+        rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
