@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
@@ -69,14 +66,3 @@ def test_a_batch_of_another_shape_or_a_damaged_file_is_refused(runtime_files, ex
         onnx.helper.set_model_props(foreign, {key: value})
         with pytest.raises(InputError, match=message):
             SwitchableModel(foreign.SerializeToString())
-
-
-def test_an_application_loads_one_runtime_and_no_framework(runtime_files):
-    program = (
-        "import sys, numpy; from tqexport.runtime import SwitchableModel\n"
-        "model = SwitchableModel(sys.argv[1], 2); model.run(numpy.zeros(eval(sys.argv[2]), numpy.float32))\n"
-        "print(*sorted({'torch', 'tensorflow', 'onnxscript', 'onnx2tf', 'onnxruntime', 'ai_edge_litert'} "
-        "& set(sys.modules)))"
-    )
-    arguments = [sys.executable, "-c", program, str(runtime_files / "ckpt.onnx"), "(1, 1, 8, 8)"]
-    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split() == ["onnxruntime"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -210,19 +207,6 @@ def test_truncation_gives_the_bytes_of_a_direct_export(files, runtime_onnx, tmp_
     path = tmp_path / "net.onnx"
     path.write_bytes(runtime_onnx)
     assert truncate_file(path, bits) == truncate_file(runtime_onnx, bits) == files[bits]
-
-
-def test_truncation_needs_neither_torch_nor_a_runtime(files, runtime_onnx, tmp_path):
-    (tmp_path / "net.onnx").write_bytes(runtime_onnx)
-    program = (
-        "import sys, pathlib; from tqexport.artifacts.truncate import truncate_file\n"
-        "pathlib.Path('w3.onnx').write_bytes(truncate_file(pathlib.Path('net.onnx'), 3))\n"
-        "print(*sorted({'torch', 'tensorflow', 'onnxruntime', 'onnxscript', 'onnx2tf', 'ai_edge_litert.interpreter'} "
-        "& set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-    assert (tmp_path / "w3.onnx").read_bytes() == files[3]
 
 
 def test_a_file_of_one_width_is_refused_with_the_way_out(files, tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
@@ -105,22 +102,6 @@ def test_every_width_answers_as_its_fixed_file(exported_once, runtime_tflite, di
     for wrong in (x, np.zeros((0, 1, 8, 8))):
         with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), channels last, not \(1, 8, 8\)"):
             model.run(wrong)
-
-
-def test_truncating_and_running_load_no_framework(runtime_tflite, exported_once, tmp_path):
-    (tmp_path / "net.tflite").write_bytes(runtime_tflite)
-    program = (
-        "import sys, pathlib, numpy; from tqexport.artifacts.truncate import truncate_file\n"
-        "heavy = {'torch', 'tensorflow', 'onnxscript', 'onnx2tf', 'onnxruntime', 'ai_edge_litert.interpreter'}\n"
-        "pathlib.Path('w3.tflite').write_bytes(truncate_file(pathlib.Path('net.tflite'), 3))\n"
-        "print(*sorted(heavy & set(sys.modules)))\n"
-        "from tqexport.runtime import SwitchableModel\n"
-        "SwitchableModel('net.tflite', 2).run(numpy.zeros((1, 8, 8, 1), numpy.float32))\n"
-        "print(*sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "\nai_edge_litert.interpreter\n"
-    assert (tmp_path / "w3.tflite").read_bytes() == fixed(exported_once, 3)
 
 
 # Networks of every layer kind, with negative BatchNorm gains
