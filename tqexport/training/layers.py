@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -71,13 +71,10 @@ class SwitchableBatchNorm(FollowsWidth):
         Raises:
             InputError: The current width has none.
         """
-        try:
-            norm = self.bn_dict[str(self.bits)]
-        except KeyError:
+        if str(self.bits) not in self.bn_dict:
             known = ", ".join(map(str, self.widths))
-            raise InputError(f"there is no BatchNorm for {self.bits} bits; this network has {known}") from None
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        return norm
+            raise InputError(f"there is no BatchNorm for {self.bits} bits; this network has {known}")
+        return cast(nn.modules.batchnorm._BatchNorm, self.bn_dict[str(self.bits)])
 
     def forward(self, input: Tensor) -> Tensor:
         result: Tensor = self.current(input)

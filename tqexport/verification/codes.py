@@ -53,7 +53,7 @@ def compare_codes(
         expected: What the checkpoint gives.
         bits: The width of the artifact.
         codes: What the artifact has; see :class:`tqexport.backends.base.RuntimeRun`.
-        problems: Gets a sentence for each layer that differs.
+        problems: Gets a sentence for each layer that differs, by layer.
 
     Returns:
         Number of codes compared, and of those that differ.

@@ -57,7 +57,7 @@ class Trace:
         flip_bound: The furthest from a boundary that any activation might be for a flip, in steps.
         layers: The layers whose output the runtime gave, by module name.
         output: Of the outputs.
-        problems: A sentence on each layer that differs, by layer, in the order they were met.
+        problems: By layer, a sentence on each that differs, in the order they were met; the first of several batches.
     """
 
     tolerance: float = 0.0
@@ -101,7 +101,7 @@ class Trace:
         allowed = np.full_like(given, self.tolerance * largest) if self.tolerance else bound
         if not (difference <= allowed).all():
             among = errors.layers(outputs)
-            self._report(
+            self.problems.setdefault(
                 _from(among, "the outputs"),
                 f"the outputs are off by {_furthest(computed, given, allowed)}{_where(among)}",
             )
@@ -148,7 +148,7 @@ class Trace:
         self.layers[name] = _worse(self.layers.get(name, error), error)
         if not (difference <= bound).all():
             where = _where(self._errors.layers(output))
-            self._report(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
+            self.problems.setdefault(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
         return value
 
     def _levels(self, name: str, module: nn.Module, input: Tensor, activations: Mapping[str, Array]) -> Array | None:
@@ -160,7 +160,7 @@ class Trace:
         levels = activations.get(key)
         if levels is None or _without_ones(levels.shape) != _without_ones(value.shape):
             where = "is not in the file" if levels is None else f"has shape {levels.shape}, not {value.shape}"
-            self._report(name, f"activation {key} {where}")
+            self.problems.setdefault(name, f"activation {key} {where}")
             return None
         levels = levels.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
         scaled = value.clip(0, 1).astype(np.float64) * steps
@@ -179,7 +179,7 @@ class Trace:
             wrong &= np.abs(levels - expected) > max(1.0, self.tolerance * steps)
         if wrong.any():
             index = first_index(wrong)
-            self._report(
+            self.problems.setdefault(
                 _from(among, name),
                 f"activation {name}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: level "
                 f"{levels[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
@@ -187,9 +187,6 @@ class Trace:
             )
         quantized: Array = levels / np.float32(steps)
         return quantized
-
-    def _report(self, layer: str, problem: str) -> None:
-        self.problems.setdefault(layer, problem)  # of several batches the first
 
 
 def _from(among: Sequence[str], name: str) -> str:

@@ -162,11 +162,10 @@ def run_once(content: bytes, bits: int | None = None) -> None:
 def _check_operators(flat: FlatModel) -> None:
     """Refuse a file with an operator that plain TFLite does not have."""
     for operator in flat.graph.operators:
-        name = flat.operator_name(operator)
-        code = flat.model.operatorCodes[operator.opcodeIndex]
-        if name == "CUSTOM" or code.customCode:
-            custom = code.customCode.decode() if code.customCode else name
-            raise ConversionError(f"the network needs the operator {custom}, which plain TFLite does not have")
+        custom = flat.model.operatorCodes[operator.opcodeIndex].customCode
+        if custom or flat.operator_name(operator) == "CUSTOM":
+            name = custom.decode() if custom else "CUSTOM"
+            raise ConversionError(f"the network needs the operator {name}, which plain TFLite does not have")
 
 
 def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:

@@ -105,10 +105,9 @@ def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
             shape = (1, -1, *[1] * (ranks[source] - 2))
             added[f"{output}/gain"] = gain.reshape(shape).astype(np.float32)
             added[f"{output}/shift"] = shift.reshape(shape).astype(np.float32)
-            kept.append(onnx.helper.make_node("Mul", [source, f"{output}/gain"], [f"{output}/scaled"], f"{output}/Mul"))
-            kept.append(
-                onnx.helper.make_node("Add", [f"{output}/scaled", f"{output}/shift"], [output], f"{output}/Add")
-            )
+            scaled = f"{output}/scaled"
+            kept.append(onnx.helper.make_node("Mul", [source, f"{output}/gain"], [scaled], f"{output}/Mul"))
+            kept.append(onnx.helper.make_node("Add", [scaled, f"{output}/shift"], [output], f"{output}/Add"))
     used = {name for node in kept for name in node.input}
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
     initializers += [numpy_helper.from_array(value, name) for name, value in added.items()]

@@ -101,20 +101,10 @@ def guess_origins(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[Filte
 
 def _gain(filter_: Array, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
     """``gain`` with ``filter_ == gain[:, None] * weight`` up to float32 rounding, or None if there is none."""
-    rows, reference = filter_.reshape(len(filter_), -1), weight.reshape(len(weight), -1)
-    if not _fits(rows[:1], reference[:1]):  # most candidates end here
-        return None
-    return _ratio(rows, reference) if _fits(rows, reference) else None
-
-
-def _ratio(rows: Array, reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The gain of each row by least squares."""
-    squares: npt.NDArray[np.float64] = (reference**2).sum(1)
-    products: npt.NDArray[np.float64] = (rows * reference).sum(1)
-    return products / squares
-
-
-def _fits(rows: Array, reference: npt.NDArray[np.float64]) -> bool:
-    """Whether each row is a multiple of its reference, up to rounding."""
-    error = np.abs(rows - _ratio(rows, reference)[:, None] * reference).max(1)
-    return bool((error <= _FIT * np.abs(rows).max(1)).all())
+    gain = None
+    for channels in (1, len(filter_)):  # most candidates do not fit in the first channel
+        rows, reference = filter_[:channels].reshape(channels, -1), weight[:channels].reshape(channels, -1)
+        gain = (rows * reference).sum(1) / (reference**2).sum(1)  # least squares
+        if not (np.abs(rows - gain[:, None] * reference).max(1) <= _FIT * np.abs(rows).max(1)).all():
+            return None
+    return gain
