@@ -24,6 +24,7 @@ from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.file import read_facts
 from tqexport.errors import InputError, UsageError
 from tqexport.networks.research_models import resnet20q
+from tqexport.training.quantizers import quantized_weights
 
 
 def small():
@@ -71,7 +72,7 @@ def test_options_describe_what_the_file_does_not(tmp_path):
     assert model.info.input_shape == (3, 48, 40)
     with model.at_width(2) as network:
         assert network.bn.bits == 4
-        assert network.layers[0].conv0.bits == 2
+        assert quantized_weights(network)["layers.0.conv0.weight"].quantizer.bits == 2
         assert network.layers[0].act0.bits == 4
     facts = read_facts(onnx.load_from_string(dict(export_onnx(model, (2,)))[2]))
     assert (facts.scheme.quantizer, facts.scheme.bias_correction) == ("dorefa", True)

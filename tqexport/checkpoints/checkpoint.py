@@ -80,8 +80,8 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
             if name not in options.given()
         )
     module = _build(path, info)
-    _check_quantized(path, module, content.get("quantized"))
     _load_state(path, module, state_dict)
+    _check_quantized(path, module, content.get("quantized"))
     set_quantizer(module, info.scheme)
     _check(path, module, info)
     return TruncModel(module.eval(), info, sha256_of(path), assumed)
@@ -167,7 +167,7 @@ def _check_quantized(path: Path, module: nn.Module, trained: Any) -> None:
 
 
 def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load every key or none."""
+    """Load the values into the network, all of them or, if one does not fit, none."""
     wanted = module.state_dict()
     problems = [f"missing {key}" for key in wanted if key not in state_dict]
     problems += [f"unexpected {key}" for key in state_dict if key not in wanted]
