@@ -38,7 +38,7 @@ class Widths:
     run_time: bool = False  # one file for all of them
 
     def resolve(self, available: Sequence[int]) -> tuple[int, ...]:
-        """The widths meant, ascending."""
+        """The widths that the user asked for, ascending; ``available`` where that was all of them."""
         return self.listed or tuple(available)
 
 
@@ -189,13 +189,13 @@ class Output:
         self.people.print(table)
 
     def document(self, content: dict[str, Any]) -> None:
-        """The JSON document, where one was asked for."""
+        """Print the JSON document if ``--json`` asks for one."""
         if self.as_json:
             click.echo(json.dumps(content, indent=2))
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """A spinner while something slow runs, on a terminal only."""
+        """Show a spinner while something slow runs; on a terminal only."""
         if self.progress.is_terminal:
             with self.progress.status(f"{text} …"):
                 yield

@@ -132,7 +132,7 @@ def encode(facts: Facts) -> dict[str, Any]:
 
 
 def decode(record: Mapping[str, Any]) -> Facts:
-    """Facts from the record that a file holds.
+    """The inverse of :func:`encode`: facts from the record that a file holds.
 
     Raises:
         InputError: It is not of tqexport, or was damaged.

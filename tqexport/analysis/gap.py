@@ -50,7 +50,7 @@ class WeightGap:
 
 @dataclass(frozen=True)
 class AccuracyGap:
-    """The whole network both ways, on the same samples.
+    """The whole network with quantised and with shifted codes, on the same samples.
 
     Attributes:
         samples: How many there are.
@@ -224,7 +224,7 @@ def _truncated(weight: QuantizedWeight, bits: int, scheme: Scheme) -> StoredWeig
 
 
 def _weight_gaps(model: TruncModel, bits: int, scheme: Scheme) -> tuple[dict[str, WeightGap], WeightGap]:
-    """Each layer's gap, and that of all together."""
+    """The gap of each layer by name, and that of all layers together."""
     layers: dict[str, WeightGap] = {}
     differences, sizes = 0.0, 0.0
     for weight in quantized_weights(model.module).values():
@@ -263,7 +263,7 @@ def _accuracy_gap(
 
 
 def _classes(network: nn.Module, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """The largest output of each sample, (N,)."""
+    """Index of the largest output of each sample, (N,)."""
     batches = torch.from_numpy(inputs)
     with torch.no_grad():
         parts = [network(batches[i : i + _BATCH]).flatten(1).argmax(1) for i in range(0, len(batches), _BATCH)]

@@ -79,7 +79,7 @@ class Inspection:
 
 
 def inspect_model(model: TruncModel) -> Inspection:
-    """Look into a network.
+    """Describe the layers of a network, its size, and whether its codes can be shifted.
 
     Args:
         model: A loaded checkpoint.

@@ -22,7 +22,7 @@ __all__ = ["OpenArtifact", "open_artifact", "truncate_file"]
 
 @dataclass(frozen=True)
 class OpenArtifact:
-    """An artifact that was read.
+    """An artifact that was read, and what it says of itself.
 
     Attributes:
         name: Its path, or ``the file`` where there is none.

@@ -132,7 +132,7 @@ def truncation_alignment(model: nn.Module, widths: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Misfits:
-    """What of a float checkpoint did not fit a prepared network.
+    """The keys by which a float checkpoint and a prepared network do not fit each other.
 
     Attributes:
         missing: Keys of the network, without the width of a BatchNorm, that the checkpoint lacks; left as they were.

@@ -164,7 +164,7 @@ class QuantizedWeight:
 
     @property
     def original(self) -> nn.Parameter:
-        """The float32 parameter that trains."""
+        """The float32 parameter that is trained, from which the quantised weight is computed."""
         original = _parametrizations(self.module, self.parameter).original
         assert isinstance(original, nn.Parameter)
         return original
@@ -240,7 +240,7 @@ def plain_name(name: str) -> str:
 
 
 def _parametrizations(module: nn.Module, parameter: str) -> parametrize.ParametrizationList:
-    """What a parameter passes through when its module reads it."""
+    """The parametrizations that a parameter passes through when its module reads it."""
     parametrizations = module.parametrizations[parameter]  # type: ignore[index]
     assert isinstance(parametrizations, parametrize.ParametrizationList)
     return parametrizations

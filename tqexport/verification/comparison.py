@@ -132,7 +132,7 @@ class Comparison:
     """Compares what a runtime computed with the PyTorch reference, some samples at a time."""
 
     def __init__(self, model: TruncModel, bits: int, kernel: str = EXACT) -> None:
-        """Start without a sample.
+        """Prepare a comparison; :meth:`add` compares samples.
 
         Args:
             model: The reference.

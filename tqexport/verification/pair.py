@@ -53,7 +53,7 @@ class ArtifactAtWidth:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two artifacts that are compared, and how it ran.
 
     Attributes:
         artifact: Its path.

@@ -54,7 +54,7 @@ def check_report(path: Path) -> None:
 
 
 def render_report(model: TruncModel, title: str, checked: Sequence[Checked], conclusion: str) -> bytes:
-    """The page, UTF-8.
+    """The HTML page as UTF-8.
 
     Args:
         model: The reference.

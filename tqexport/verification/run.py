@@ -121,7 +121,7 @@ def _check(project: Project, job: _Job, samples: Samples) -> Checked:
 
 
 def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:
-    """Run samples and compare, some at a time."""
+    """Run the samples in batches and compare each batch."""
     count = samples_at_once(samples.inputs.shape[1:])
     for start in range(0, len(samples.inputs), count):
         inputs = samples.inputs[start : start + count]

@@ -56,7 +56,7 @@ class Trace:
         wrong: How many differ otherwise.
         flip_bound: The furthest from a boundary that any activation might be for a flip, in steps.
         layers: The layers whose output the runtime gave, by module name.
-        output: Of the outputs.
+        output: How far the outputs are from those of PyTorch.
         problems: By layer, a sentence on each that differs, in the order they were met; the first of several batches.
     """
 
@@ -74,7 +74,7 @@ class Trace:
     _errors: RoundingErrors = field(default_factory=RoundingErrors)  # of this run
 
     def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor, calls: Mapping[str, int]) -> Array | None:
-        """Run samples through.
+        """Run samples through the reference, with the values of the runtime in the place of its own.
 
         Args:
             network: The reference, at the width of the artifact.
@@ -222,12 +222,12 @@ class _Candidates:
             self._by_shape.setdefault(_without_ones(value.shape), []).append(name)
 
     def named(self, name: str, shape: Sequence[int]) -> Array | None:
-        """The value of that name and shape."""
+        """The value of a name, or None if there is none of the shape."""
         value = self._values.get(name)
         return None if value is None or value.shape != tuple(shape) else value
 
     def like(self, expected: Array, bound: Array) -> Array | None:
-        """A value that is ``expected`` up to ``bound``."""
+        """A value that equals ``expected`` up to ``bound``, or None."""
         some = np.linspace(0, expected.size - 1, 256).astype(int)
         for name in self._by_shape.get(_without_ones(expected.shape), ()):
             value: Array = self._values[name].reshape(expected.shape)

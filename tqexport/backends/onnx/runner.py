@@ -53,7 +53,7 @@ class OnnxRunner(Runner):
 
 
 class OnnxStretches:
-    """An ONNX file whose roundings are inputs, and what they would have rounded are outputs."""
+    """An ONNX file cut at its roundings: their results are inputs, and what they would have rounded is output."""
 
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""

@@ -54,7 +54,7 @@ class ComputedWeight:
 
 
 def cut_tflite(content: bytes, bits: int) -> bytes:
-    """The fixed file of one width.
+    """Cut the fixed file of one width out of a run-time file.
 
     Args:
         content: A run-time file.

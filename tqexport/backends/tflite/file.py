@@ -82,7 +82,7 @@ def unpack(content: bytes) -> tuple[Any, Facts]:
 
 
 class _Reader(schema.Model):  # type: ignore[misc]
-    """A file whose subgraphs are left for :class:`_Subgraphs`."""
+    """The generated reader, but it leaves the subgraphs packed; :class:`_Subgraphs` unpacks them."""
 
     def SubgraphsIsNone(self) -> bool:  # noqa: N802 - the generated code's name
         return True

@@ -1,4 +1,4 @@
-"""A network of ours as a converter that knows no shift can take it, and quickly."""
+"""Rewriting a fixed ONNX file as a float network, which a converter without BitShift can take, and quickly."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
-    """The same network with a batch of 1, and what follows from that alone computed.
+    """The same network for a batch of 1, with everything computed in advance that depends on the batch size alone.
 
     onnx2tf gets slices wrong where the batch is free, cannot compute shapes, and has no CastLike.
     """
@@ -149,7 +149,7 @@ def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
     of_the_network = {name for name in before if not name.startswith(CONSTANT_PREFIX)}
     graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(changed, data_prop=True))
 
-    def depends_on_it(node: ir.Node) -> bool:  # that would differ from width to width
+    def depends_on_it(node: ir.Node) -> bool:  # its result would differ from width to width
         return any(value is not None and value.name in of_the_network for value in node.inputs)
 
     fold_constants(graph_model, should_fold=lambda node: False if depends_on_it(node) else None)

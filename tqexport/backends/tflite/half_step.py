@@ -1,4 +1,4 @@
-"""What is missing where integers alone are not the weight: ``conv(x, scale * (q + k))`` with a constant k.
+"""Adding a constant to the integers of a filter: ``conv(x, scale * (q + k))``, where q is stored and k is not 0.
 
 Three exact ways, each where it costs least:
 
@@ -6,8 +6,8 @@ Three exact ways, each where it costs least:
   padding, stride and dilation, and needs a filter that runs over all channels.
 * **odd integers**, at 8 bits where it does not (depthwise, grouped): ``2 q + 1`` is exact in float16, and their scale
   is applied to the result. As many bytes as int8 and a second filter, half the time.
-* **a second filter** of ones, whose result is added: for what is left, and where integers multiply data that are
-  rounded to 8 bits, among which a sum would take the precision of the others.
+* **a second filter** of ones, whose result is added: in all other cases, and where integers multiply data that
+  are rounded to 8 bits: with a sum among the channels, that rounding would be too coarse for the other channels.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class TfliteRunner(Runner):
 
 
 class TfliteStretches:
-    """A TFLite file whose roundings are inputs, and what they would have rounded are outputs."""
+    """A TFLite file cut at its roundings: their results are inputs, and what they would have rounded is output."""
 
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""

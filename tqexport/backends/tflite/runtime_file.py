@@ -103,7 +103,7 @@ def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = E
 
 
 def _empty() -> Any:
-    """A file without a network."""
+    """An empty file, to which the network of each width is added."""
     return schema.ModelT(
         3, description=DESCRIPTION, buffers=[schema.BufferT()], subgraphs=[], operatorCodes=[], signatureDefs=[]
     )
@@ -127,7 +127,7 @@ def _add_width(
 
 
 def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
-    """Write down what cutting a width needs."""
+    """Write into the metadata what cutting a width needs."""
     names = list(next(iter(widths.values())).weights)
     affine = [[(w.scale, w.offset) for w in (width.weights[name] for width in widths.values())] for name in names]
     tables = {

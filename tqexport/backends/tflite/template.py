@@ -73,7 +73,7 @@ class TfliteTemplate:
         return flat
 
     def origins(self, flat: FlatModel, values: Mapping[str, Array], folded: Mapping[str, Folded]) -> list[FilterOrigin]:
-        """Where each filter of a filled graph comes from.
+        """Where each filter of a graph from :meth:`fill` comes from.
 
         Args:
             flat: From :meth:`fill`.
