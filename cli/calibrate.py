@@ -13,8 +13,6 @@ from tqexport.checkpoints.options import ReadOptions
 from .common import Output, checkpoint_options, output_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tqexport.integer.price import WidthPrice
 
 _HELD_OUT = 4  # one sample in so many is for the table, not for the grids
@@ -52,22 +50,26 @@ def command(
     target: Path | None,
     estimator: str,
     options: ReadOptions,
-    as_json: bool,
-    verbose: bool,
+    output: Output,
 ) -> None:
     """Give CHECKPOINT the grids that integers need, and write it as a checkpoint of its own.
 
     Every value that no activation quantiser rounds gets 256 levels at every width, and the float layers' weights become
     int8. PyTorch then runs the integer network, and --kernel integer exports it. The table says what that costs.
     """
-    output = Output(as_json=as_json, verbose=verbose)
+    path = target or checkpoint.with_name(f"{checkpoint.stem}-int{checkpoint.suffix}")
     with output.step(f"Reading {checkpoint}"):
         from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+        from tqexport.errors import UsageError
+        from tqexport.files import ensure_folder
         from tqexport.integer.calibration import calibrate
         from tqexport.integer.price import price_of_grids
         from tqexport.verification.samples import load_samples
 
+        if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
+            raise UsageError(f"{path} is the checkpoint itself; name another file to write")
         model = load_checkpoint(checkpoint, options)
+        ensure_folder(path.parent)
         samples = load_samples(data, model)
     held_out = [i for i in range(len(samples.inputs)) if i % _HELD_OUT == 0]
     chosen = [i for i in range(len(samples.inputs)) if i % _HELD_OUT]
@@ -76,10 +78,9 @@ def command(
     with output.step("Comparing"):
         labels = samples.labels[held_out] if samples.labels is not None else None
         prices = price_of_grids(model, calibrated, samples.inputs[held_out], labels)
-    path = target or checkpoint.with_name(f"{checkpoint.stem}-int{checkpoint.suffix}")
     save_checkpoint(path, calibrated.module, calibrated.info)
     output.say(f"{len(calibrated.info.grids)} values got grids from {len(chosen)} samples, {estimator}")
-    output.say(_table(prices, len(held_out)))
+    _say_prices(output, prices, len(held_out))
     output.say(f"{path}  {path.stat().st_size:,} bytes")
     output.document(
         {
@@ -94,15 +95,12 @@ def command(
     )
 
 
-def _table(prices: list[WidthPrice], count: int) -> Table:
-    from rich import box
-    from rich.table import Table
-
+def _say_prices(output: Output, prices: list[WidthPrice], count: int) -> None:
+    """Print what the grids cost at each width."""
     labelled = prices[0].before is not None
-    table = Table("bits", box=box.SIMPLE, caption=f"on {count} other samples", caption_justify="left")
-    for column in (*(("accuracy\nbefore", "after") if labelled else ()), "top-1\nagrees", "output\nerror"):
-        table.add_column(column, justify="right")
+    columns = ("bits", *(("accuracy\nbefore", "after") if labelled else ()), "top-1\nagrees", "output\nerror")
+    rows = []
     for price in prices:
         met = [f"{100 * share:.1f} %" for share in (price.before, price.after) if share is not None]
-        table.add_row(str(price.bits), *met, f"{100 * price.agreement:.1f} %", f"{100 * price.error:.1f} %")
-    return table
+        rows.append([str(price.bits), *met, f"{100 * price.agreement:.1f} %", f"{100 * price.error:.1f} %"])
+    output.table(columns, rows, caption=f"on {count} other samples", caption_justify="left")

@@ -10,43 +10,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import HostError, TqExportError
 
-if TYPE_CHECKING:
-    from tqexport.artifacts.manifest import Artifact
-
-__all__ = [
-    "Output",
-    "Widths",
-    "checkpoint_options",
-    "output_options",
-    "run_and_exit",
-    "say_artifact",
-    "widths_option",
-]
+__all__ = ["Output", "Widths", "checkpoint_options", "output_options", "plural_bits", "run_and_exit", "widths_option"]
 
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
-_PACKAGES = {  # by the name that is imported
-    "ai_edge_litert": "ai-edge-litert",
-    "onnx": "onnx",
-    "onnx2tf": "onnx2tf",
-    "onnxruntime": "onnxruntime",
-    "onnxscript": "onnxscript",
-    "tensorflow": "tensorflow",
-    "torch": "torch",
-}
+# Packages that may be missing; imported by the same name, with an underscore for the hyphen.
+_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "tensorflow", "torch")
 
 
 @dataclass(frozen=True)
@@ -57,65 +38,62 @@ class Widths:
     run_time: bool = False  # one file for all of them
 
     def resolve(self, available: Sequence[int]) -> tuple[int, ...]:
-        """The widths meant, ascending."""
+        """The widths that the user asked for, ascending; ``available`` where that was all of them."""
         return self.listed or tuple(available)
 
 
-class _WidthsType(click.ParamType[Widths]):
-    name = "widths"
+def widths_option(help_default: str, default: str | None = None, *, run_time: bool = False) -> Callable[[Any], Any]:
+    """``--bits``, which says at which widths a command works.
 
-    def __init__(self, run_time: bool) -> None:
-        self.run_time = run_time
+    Args:
+        help_default: What the help says of the default.
+        default: The default as a user would write it; None lets the command choose.
+        run_time: Whether ``runtime`` is allowed, which asks for one file with every width.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Widths:
-        if isinstance(value, Widths):
-            return value
-        if value.strip().lower() == "all":
-            return Widths()
-        if value.strip().lower() == "runtime":
-            if not self.run_time:
-                self.fail("runtime is for exporting; name widths, or all.", param, ctx)
+    def widths(_context: click.Context, _option: click.Parameter, text: str | None) -> Widths | None:
+        """Read widths and ranges of widths, ``all`` or ``runtime``."""
+        if text is None or text.strip().lower() == "all":
+            return None if text is None else Widths()
+        if text.strip().lower() == "runtime":
+            if not run_time:
+                raise click.BadParameter("runtime is for exporting; name widths, or all.")
             return Widths(run_time=True)
-        widths: set[int] = set()
-        for part in value.split(","):
+        listed: set[int] = set()
+        for part in text.split(","):
             match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
             if not 1 <= first <= last <= 8:
-                self.fail(f"{value!r} is no list of widths from 1 to 8; write 8, 2,4,8, 1-8 or all.", param, ctx)
-            widths.update(range(first, last + 1))
-        return Widths(tuple(sorted(widths)))
+                raise click.BadParameter(f"{text!r} is no list of widths from 1 to 8; write 8, 2,4,8, 1-8 or all.")
+            listed.update(range(first, last + 1))
+        return Widths(tuple(sorted(listed)))
 
-
-def widths_option(help_default: str, default: str | None = None, *, run_time: bool = False) -> Callable[[Any], Any]:
-    """``--bits``."""
-    switched = ", or runtime for one file with every width" if run_time else ""
+    or_runtime = ", or runtime for one file with every width" if run_time else ""
     return click.option(
         "--bits",
         "widths",
-        type=_WidthsType(run_time),
+        callback=widths,
         default=default,
         metavar="WIDTHS",
-        help=f"Widths: 8, 2,4,8, 1-8 or all{switched}. Default: {help_default}.",
+        help=f"Widths: 8, 2,4,8, 1-8 or all{or_runtime}. Default: {help_default}.",
     )
 
 
-class _IntegersType(click.ParamType[tuple[int, ...]]):
-    name = "integers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"\d+(,\d+)*", value) or "0" in value.split(","):
-            self.fail(f"{value!r} is no list of positive whole numbers; write e.g. 3,32,32.", param, ctx)
-        return tuple(map(int, value.split(",")))
+def _integers(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Read positive whole numbers that commas separate."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", text) or "0" in text.split(","):
+        raise click.BadParameter(f"{text!r} is no list of positive whole numbers; write e.g. 3,32,32.")
+    return tuple(map(int, text.split(",")))
 
 
-class _ActivationBitsType(_IntegersType):
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        widths = super().convert(value, param, ctx)
-        if not {*widths} <= {*range(1, 9), 32}:
-            self.fail(f"{value!r}: activation widths are 1 to 8, or 32 for float.", param, ctx)
-        return widths
+def _activation_widths(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Read activation widths, which may also be 32."""
+    widths = _integers(context, option, text)
+    if not {*(widths or ())} <= {*range(1, 9), 32}:
+        raise click.BadParameter(f"{text!r}: activation widths are 1 to 8, or 32 for float.")
+    return widths
 
 
 _CHECKPOINT_OPTIONS = (
@@ -133,7 +111,7 @@ _CHECKPOINT_OPTIONS = (
     ),
     click.option(
         "--act-bits",
-        type=_ActivationBitsType(),
+        callback=_activation_widths,
         metavar="WIDTHS",
         help="Activation widths: one for all, or one per width; 32 is float. Default: as the weights.",
     ),
@@ -142,7 +120,7 @@ _CHECKPOINT_OPTIONS = (
         type=click.Choice(["weight", "activation"]),
         help="Which width chooses the BatchNorm. Default: weight.",
     ),
-    click.option("--input-shape", type=_IntegersType(), metavar="C,H,W", help="Shape of one sample."),
+    click.option("--input-shape", callback=_integers, metavar="C,H,W", help="Shape of one sample."),
 )
 
 
@@ -151,8 +129,8 @@ def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def command(**arguments: Any) -> Any:
-        said = {name: arguments.pop(name) for name in ReadOptions.__dataclass_fields__}
-        return function(**arguments, options=ReadOptions(**said))
+        options = ReadOptions(**{name: arguments.pop(name) for name in ReadOptions.__dataclass_fields__})
+        return function(**arguments, options=options)
 
     for option in reversed(_CHECKPOINT_OPTIONS):
         command = option(command)
@@ -160,13 +138,15 @@ def checkpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--json`` and ``--verbose``, which every command has."""
-    for option in (
-        click.option("--verbose", is_flag=True, help="Show what the converters print, and tracebacks."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
-    ):
-        function = option(function)
-    return function
+    """``--json`` and ``--verbose``, which every command has; the command gets an :class:`Output` as ``output``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+    @click.option("--verbose", is_flag=True, help="Show what the converters print, and tracebacks.")
+    @functools.wraps(function)
+    def command(as_json: bool, verbose: bool, **arguments: Any) -> Any:
+        return function(**arguments, output=Output(as_json=as_json, verbose=verbose))
+
+    return command
 
 
 class Output:
@@ -182,18 +162,40 @@ class Output:
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
         logging.getLogger("tqexport").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
-    def say(self, text: Any = "") -> None:
-        """A line, or a table, for people."""
-        self.people.print(text)
+    def say(self, *lines: str) -> None:
+        """Print lines for people."""
+        for line in lines:
+            self.people.print(line)
+
+    def table(
+        self, columns: Iterable[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = (), **settings: Any
+    ) -> None:
+        """Print a table for people.
+
+        Args:
+            columns: The headings.
+            rows: The cells of each row.
+            left: Headings of the columns that are justified to the left; all others are justified to the right.
+            settings: Further settings of :class:`rich.table.Table`.
+        """
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, **settings)
+        for column in columns:
+            table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self.people.print(table)
 
     def document(self, content: dict[str, Any]) -> None:
-        """The JSON document, where one was asked for."""
+        """Print the JSON document if ``--json`` asks for one."""
         if self.as_json:
             click.echo(json.dumps(content, indent=2))
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """A spinner while something slow runs, on a terminal only."""
+        """Show a spinner while something slow runs; on a terminal only."""
         if self.progress.is_terminal:
             with self.progress.status(f"{text} …"):
                 yield
@@ -201,14 +203,17 @@ class Output:
             yield
 
 
-def say_artifact(output: Output, folder: Path, artifact: Artifact) -> None:
-    """One line per file written."""
-    cut = f", can be truncated to {', '.join(map(str, artifact.truncatable_to))}" if artifact.truncatable_to else ""
-    output.say(f"{folder / artifact.file}  {artifact.bytes:,} bytes, {artifact.layout}{cut}")
+def plural_bits(width: int) -> str:
+    """A width in words: ``1 bit``, ``4 bits``."""
+    return f"{width} bit{'s' * (width != 1)}"
 
 
 def run_and_exit(cli: click.Group) -> int:
-    """Run the command line and return its exit code; every failure is one sentence on standard error."""
+    """Run the command line and return its exit code; every failure is one sentence on standard error.
+
+    Errors of usage are raised before any option is parsed, so ``--json`` and ``--verbose`` are looked up in the
+    arguments themselves.
+    """
     arguments = sys.argv[1:]
     interrupts: list[int] = []
 
@@ -223,42 +228,33 @@ def run_and_exit(cli: click.Group) -> int:
         return result if isinstance(result, int) else 0
     except BaseException as error:
         # Compiled code may turn the interrupt into an error of its own on the way here.
-        return _exit_code(KeyboardInterrupt() if interrupts else error, verbose="--verbose" in arguments)
-
-
-def _exit_code(raised: BaseException, *, verbose: bool) -> int:
-    try:
-        raise raised
-    except click.ClickException as error:
-        error.show()
-        return _failed(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return INTERRUPTED_EXIT_CODE
-    except TqExportError as error:
-        click.echo(f"tqexport: {error}", err=True)
-        return _failed(str(error), error.exit_code)
-    except ImportError as error:
-        package = _PACKAGES.get((error.name or "").partition(".")[0])
-        if package is None:
-            return _bug(error, verbose=verbose)
-        text = f"this machine lacks {package}, or it does not load ({error}): pip install {package}"
-        click.echo(f"tqexport: {text}", err=True)
-        return _failed(text, HostError.exit_code)
-    except Exception as error:
-        return _bug(error, verbose=verbose)
-
-
-def _bug(error: Exception, *, verbose: bool) -> int:
-    """A bug must not look like a failed parity check, which is exit code 1."""
-    if verbose:
-        traceback.print_exc()
-    text = f"internal error, {type(error).__name__}: {error}"
-    click.echo(f"tqexport: {text}\nThis is a bug in tqexport; --verbose shows where.", err=True)
-    return _failed(text, BUG_EXIT_CODE)
-
-
-def _failed(text: str, exit_code: int) -> int:
-    if "--json" in sys.argv[1:]:
+        if interrupts or isinstance(error, click.Abort | KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            return INTERRUPTED_EXIT_CODE
+        if not isinstance(error, Exception):
+            raise
+        text, exit_code = _explain(error, verbose="--verbose" in arguments)
+    if "--json" in arguments:
         click.echo(json.dumps({"error": text, "exit_code": exit_code}, indent=2))
     return exit_code
+
+
+def _explain(error: Exception, *, verbose: bool) -> tuple[str, int]:
+    """Print what went wrong on standard error; returns the sentence and the exit code."""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.format_message(), error.exit_code
+    advice = ""
+    package = (error.name or "").partition(".")[0].replace("_", "-") if isinstance(error, ImportError) else ""
+    if isinstance(error, TqExportError):
+        text, exit_code = str(error), error.exit_code
+    elif package in _PACKAGES:
+        text = f"this machine lacks {package}, or it does not load ({error}): pip install {package}"
+        exit_code = HostError.exit_code
+    else:  # a bug must not look like a failed parity check, which is exit code 1
+        if verbose:
+            traceback.print_exception(error)
+        text, exit_code = f"internal error, {type(error).__name__}: {error}", BUG_EXIT_CODE
+        advice = "\nThis is a bug in tqexport; --verbose shows where."
+    click.echo(f"tqexport: {text}{advice}", err=True)
+    return text, exit_code

@@ -16,9 +16,8 @@ from .common import Output, checkpoint_options, output_options
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 @checkpoint_options
 @output_options
-def command(checkpoint: Path, target: Path, options: ReadOptions, as_json: bool, verbose: bool) -> None:
+def command(checkpoint: Path, target: Path, options: ReadOptions, output: Output) -> None:
     """Write CHECKPOINT as a native one, TARGET, which says for itself how it was trained."""
-    output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {checkpoint}"):
         from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
         from tqexport.errors import UsageError

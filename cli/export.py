@@ -13,7 +13,7 @@ from tqexport.backends.base import EXACT, Backend
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.integer.names import INTEGER
 
-from .common import Output, Widths, checkpoint_options, output_options, say_artifact, widths_option
+from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
 __all__ = ["export_command"]
 
@@ -27,13 +27,11 @@ def export_command(backend: Backend) -> click.Command:
         folder: Path | None,
         truncatable: bool,
         options: ReadOptions,
-        as_json: bool,
-        verbose: bool,
+        output: Output,
         kernel: str | None = None,
     ) -> None:
         if truncatable and widths is not None and widths.run_time:
             raise click.UsageError("A file made with --bits runtime can always be truncated; leave --truncatable out.")
-        output = Output(as_json=as_json, verbose=verbose)
         with output.step("Starting"):
             from tqexport.artifacts.project import open_project
 
@@ -46,7 +44,10 @@ def export_command(backend: Backend) -> click.Command:
             exported = project.export(backend.name, asked, kernel, truncatable=truncatable)
         artifacts = []
         for artifact in exported:
-            say_artifact(output, project.folder, artifact)
+            others = ", ".join(map(str, artifact.truncatable_to))
+            truncatable_to = f", can be truncated to {others}" if others else ""
+            path = project.folder / artifact.file
+            output.say(f"{path}  {artifact.bytes:,} bytes, {artifact.layout}{truncatable_to}")
             artifacts.append(artifact)
         output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})
 

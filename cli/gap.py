@@ -10,11 +10,9 @@ import click
 
 from tqexport.checkpoints.options import ReadOptions
 
-from .common import Output, Widths, checkpoint_options, output_options, widths_option
+from .common import Output, Widths, checkpoint_options, output_options, plural_bits, widths_option
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tqexport.analysis.gap import Gap, WidthGap
 
 
@@ -33,15 +31,13 @@ def command(
     data: Path | None,
     plot: Path | None,
     options: ReadOptions,
-    as_json: bool,
-    verbose: bool,
+    output: Output,
 ) -> None:
     """Measure what changes where the 8-bit codes of CHECKPOINT are shifted instead of quantising anew.
 
     Per layer and width: codes changed and weight error; with --data, accuracy both ways. TruncQuant has no such gap;
     a network trained with --quantizer dorefa has, and what the same weights would lose is shown in both cases.
     """
-    output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {checkpoint}"):
         from tqexport.analysis.gap import check_plot, measure_gap, plot_gap
         from tqexport.checkpoints.checkpoint import load_checkpoint
@@ -53,77 +49,68 @@ def command(
         samples = load_samples(data, model) if data else None
     asked = widths.resolve(model.info.widths) if widths else model.info.widths
     with output.step(f"Measuring {len(asked)} widths"):
-        found = measure_gap(model, asked, *((samples.inputs, samples.labels) if samples else ()))
-    first = found.widths[0]
+        gap = measure_gap(model, asked, *((samples.inputs, samples.labels) if samples else ()))
+    first = gap.widths[0]
     where = f", accuracy {samples.description}" if samples else ""
-    output.say(f"{checkpoint}: {first.total.weights:,} codes in {len(first.layers)} layers, {found.quantizer}{where}")
-    output.say(_width_table(found))
-    output.say(_layer_table(found))
-    for line in _conclusion(found):
-        output.say(line)
+    output.say(f"{checkpoint}: {first.total.weights:,} codes in {len(first.layers)} layers, {gap.quantizer}{where}")
+    _say_widths(output, gap)
+    _say_layers(output, gap)
+    output.say(*_conclusion(gap))
     if plot:
-        plot_gap(found, plot)
+        plot_gap(gap, plot)
         output.say(f"{plot}  {plot.stat().st_size:,} bytes")
     output.document(
-        {"checkpoint": str(checkpoint), "sha256": model.sha256, **asdict(found), "closed": found.closed}
+        {"checkpoint": str(checkpoint), "sha256": model.sha256, **asdict(gap), "closed": gap.closed}
         | ({"samples": samples.description} if samples else {})
         | ({"plot": str(plot)} if plot else {})
     )
 
 
-def _width_table(found: Gap) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    rounds = found.quantizer == "dorefa"
-    accuracy = found.widths[0].accuracy
+def _say_widths(output: Output, gap: Gap) -> None:
+    """Print what shifting changes at each width."""
+    rounds = gap.quantizer == "dorefa"
+    accuracy = gap.widths[0].accuracy
     columns = ["bits", "codes\nchanged", "weight\nerror"]
     columns += [] if rounds else ["changed\nif rounded", "error\nif rounded"]
     columns += ["top-1\nagrees"] if accuracy else []
     columns += ["accuracy\nquantised", "accuracy\ntruncated"] if accuracy and accuracy.quantized is not None else []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for width in found.widths:
-        gaps = (width.total,) if rounds else (width.total, width.rounded_total)
-        shares = [share for gap in gaps for share in (gap.changed_share, gap.error)]
+    rows = []
+    for width in gap.widths:
+        totals = (width.total,) if rounds else (width.total, width.rounded_total)
+        shares = [share for total in totals for share in (total.changed_share, total.error)]
         if width.accuracy:
             both = (width.accuracy.quantized, width.accuracy.truncated)
             shares += [width.accuracy.agreement, *(share for share in both if share is not None)]
-        table.add_row(str(width.bits), *map(_percent, shares))
-    return table
+        rows.append((str(width.bits), *map(_percent, shares)))
+    output.table(columns, rows)
 
 
-def _layer_table(found: Gap) -> Table:
-    """What rounding changes in each layer: the checkpoint's own quantiser has a gap only if it rounds.
+def _say_layers(output: Output, gap: Gap) -> None:
+    """Print what rounding changes in each layer: the checkpoint's own quantiser has a gap only if it rounds.
 
     Weight errors are in the JSON document; here they would not fit beside the codes.
     """
-    from rich import box
-    from rich.table import Table
-
-    condition = "" if found.quantizer == "dorefa" else " if the weights were rounded"
+    condition = "" if gap.quantizer == "dorefa" else " if the weights were rounded"
+    rows = [
+        (name, *(f"{100 * width.rounded_layers[name].changed_share:.1f}" for width in gap.widths))
+        for name in gap.widths[0].rounded_layers
+    ]
     title = f"Codes changed{condition}, % of each layer"
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    for width in found.widths:
-        table.add_column(f"{width.bits} bit{'s' * (width.bits > 1)}", justify="right", no_wrap=True)
-    for name in found.widths[0].rounded_layers:
-        gaps = [width.rounded_layers[name] for width in found.widths]
-        table.add_row(name, *(f"{100 * gap.changed_share:.1f}" for gap in gaps))
-    return table
+    columns = ("layer", *(plural_bits(width.bits) for width in gap.widths))
+    output.table(columns, rows, left=("layer",), title=title, title_justify="left", title_style="")
 
 
-def _conclusion(found: Gap) -> list[str]:
-    worst = max(found.widths, key=lambda width: width.rounded_total.changed)
+def _conclusion(gap: Gap) -> list[str]:
+    """What the figures mean, in one or two lines."""
+    worst = max(gap.widths, key=lambda width: width.rounded_total.changed)
     changes = f"{_percent(worst.rounded_total.changed_share)} of the codes at {worst.bits} bits"
-    if found.quantizer != "dorefa":
+    if gap.quantizer != "dorefa":
         lines = ["No gap: shifting the 8-bit codes gives exactly what quantising to each width gives."]
         return lines + ([f"Rounding the same weights would change {changes}."] if worst.rounded_total.changed else [])
-    if found.closed:
+    if gap.closed:
         return ["No code changes at these widths; others may."]
     lines = [f"These codes must not be shifted: that would change {changes}."]
-    if measured := [width for width in found.widths if width.accuracy and width.accuracy.quantized is not None]:
+    if measured := [width for width in gap.widths if width.accuracy and width.accuracy.quantized is not None]:
         lines.append(_accuracy_line(max(measured, key=_lost)))
     return lines
 

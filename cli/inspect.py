@@ -14,8 +14,6 @@ from tqexport.checkpoints.options import ReadOptions
 from .common import Output, checkpoint_options, output_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tqexport.analysis.inspection import Inspection
     from tqexport.model import CheckpointInfo
 
@@ -24,12 +22,11 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", metavar="CHECKPOINT | ARTIFACT", type=click.Path(path_type=Path))
 @checkpoint_options
 @output_options
-def command(checkpoint: Path, options: ReadOptions, as_json: bool, verbose: bool) -> None:
+def command(checkpoint: Path, options: ReadOptions, output: Output) -> None:
     """Show what CHECKPOINT holds, what it costs, and whether it can be truncated.
 
     Of an ARTIFACT, an exported file, it shows what the file says of itself.
     """
-    output = Output(as_json=as_json, verbose=verbose)
     if checkpoint.suffix[1:] in BACKENDS:
         from .inspect_artifact import inspect_artifact
 
@@ -41,12 +38,10 @@ def command(checkpoint: Path, options: ReadOptions, as_json: bool, verbose: bool
 
         model = load_checkpoint(checkpoint, options)
         inspection = inspect_model(model)
-    for line in _description(model.info, model.assumed):
-        output.say(line)
-    output.say(_layer_table(inspection))
-    output.say(_width_table(inspection))
-    output.say(_storage_line(inspection))
-    output.say(_truncation_line(inspection, model.info))
+    output.say(*_description(model.info, model.assumed))
+    _say_layers(output, inspection)
+    _say_widths(output, inspection)
+    output.say(_storage_line(inspection), _truncation_line(inspection, model.info))
     output.document(
         {
             "checkpoint": str(checkpoint),
@@ -60,6 +55,7 @@ def command(checkpoint: Path, options: ReadOptions, as_json: bool, verbose: bool
 
 
 def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
+    """How the network was built and trained, a line for each topic."""
     arguments = ", ".join(f"{key}={value}" for key, value in info.arguments.items())
     activations = ", ".join(f"{bits}: {info.activation_width(bits)}" for bits in info.widths)
     lines = [
@@ -75,31 +71,29 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _layer_table(inspection: Inspection) -> Table:
-    from rich import box
-    from rich.table import Table
+def _say_layers(output: Output, inspection: Inspection) -> None:
+    """Print what is known of each weight."""
+    rows = [
+        (
+            *(layer.name, layer.kind, "x".join(map(str, layer.shape))),
+            *("8-bit codes" if layer.quantized else "float32", f"{layer.weights:,}", f"{layer.magnitude:.4f}"),
+        )
+        for layer in inspection.layers
+    ]
+    columns = ("layer", "kind", "shape", "stored as", "weights", "E")
+    output.table(columns, rows, left=columns[:4])
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("layer", "kind", "shape", "stored as", "weights", "E"):
-        table.add_column(column, justify="right" if column in ("weights", "E") else "left", no_wrap=True)
-    for layer in inspection.layers:
-        shape = "x".join(map(str, layer.shape))
-        stored = "8-bit codes" if layer.quantized else "float32"
-        table.add_row(layer.name, layer.kind, shape, stored, f"{layer.weights:,}", f"{layer.magnitude:.4f}")
-    return table
 
-
-def _width_table(inspection: Inspection) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("bits", "packed bytes", "of float32", "codes changed by shifting"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for bits, size in inspection.storage.packed.items():
-        share = f"{100 * size / inspection.storage.float32:.1f} %"
-        table.add_row(str(bits), f"{size:,}", share, f"{100 * inspection.changed[bits]:.2f} %")
-    return table
+def _say_widths(output: Output, inspection: Inspection) -> None:
+    """Print what the network costs at each width, and how many codes shifting would change."""
+    rows = [
+        (
+            *(str(bits), f"{size:,}", f"{100 * size / inspection.storage.float32:.1f} %"),
+            f"{100 * inspection.changed[bits]:.2f} %",
+        )
+        for bits, size in inspection.storage.packed.items()
+    ]
+    output.table(("bits", "packed bytes", "of float32", "codes changed by shifting"), rows)
 
 
 def _storage_line(inspection: Inspection) -> str:
@@ -111,6 +105,7 @@ def _storage_line(inspection: Inspection) -> str:
 
 
 def _truncation_line(inspection: Inspection, info: CheckpointInfo) -> str:
+    """Whether the codes can be shifted to lower widths."""
     if inspection.truncatable:
         return "The codes can be truncated: shifting them gives exactly the weights trained at every width."
     changed = inspection.changed

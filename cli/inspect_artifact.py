@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import UsageError
 
-from .common import Output
+from .common import Output, plural_bits
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tqexport.artifacts.truncate import OpenArtifact
     from tqexport.backends.base import TensorInfo
 
@@ -32,11 +30,13 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
     output.say(f"{path}  {artifact.backend.title}, {len(artifact.content):,} bytes, {facts.layout}")
     output.say(_widths_line(artifact))
     output.say(f"from {facts.architecture}, checkpoint sha256 {facts.checkpoint_sha256 or 'unknown'}")
-    output.say(f"quantizer {facts.scheme.quantizer}, activations of {_bits(facts.activation_width)}")
-    for what, tensors in (("input", inputs), ("output", outputs)):
-        for tensor in tensors:
-            output.say(f"{what} {_tensor(tensor)}")
-    output.say(_table(codes))
+    output.say(f"quantizer {facts.scheme.quantizer}, activations of {plural_bits(facts.activation_width)}")
+    output.say(*(f"input {_tensor(tensor)}" for tensor in inputs), *(f"output {_tensor(tensor)}" for tensor in outputs))
+    rows = [
+        (name, str(stored.dtype), "x".join(map(str, stored.shape)), f"{stored.size:,}")
+        for name, (stored, *_) in codes.items()
+    ]
+    output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
     output.document(
         {
             "artifact": str(path),
@@ -53,30 +53,15 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
 
 
 def _widths_line(artifact: OpenArtifact) -> str:
-    """Which widths the file has, and how they are had."""
+    """Which widths the file has, and how to get at them."""
     if not artifact.holds_several:
-        return f"{_bits(artifact.widths[0])} fixed"
-    held = ", ".join(map(str, artifact.widths))
+        return f"{plural_bits(artifact.widths[0])} fixed"
+    widths = ", ".join(map(str, artifact.widths))
     if artifact.own is None:
-        return f"{held} bits, chosen as it runs; tqexport truncate cuts a width out"
-    return f"{_bits(artifact.own)}, and tables of {held}; tqexport truncate cuts a width out"
-
-
-def _table(codes: dict[str, list[Any]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("weight", "stored as", "shape", "codes"):
-        table.add_column(column, justify="right" if column == "codes" else "left", no_wrap=True)
-    for name, (stored, *_) in codes.items():
-        table.add_row(name, str(stored.dtype), "x".join(map(str, stored.shape)), f"{stored.size:,}")
-    return table
+        return f"{widths} bits, chosen as it runs; tqexport truncate cuts a width out"
+    return f"{plural_bits(artifact.own)}, and tables of {widths}; tqexport truncate cuts a width out"
 
 
 def _tensor(tensor: TensorInfo) -> str:
+    """A tensor in words: ``input: float32 batchx3x32x32``."""
     return f"{tensor.name}: {tensor.dtype} {'x'.join(map(str, tensor.shape)) or 'scalar'}"
-
-
-def _bits(width: int) -> str:
-    return f"{width} bit{'s' * (width != 1)}"

@@ -18,25 +18,24 @@ from .common import Output, Widths, output_options, widths_option
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: beside ARTIFACT."
 )
 @output_options
-def command(artifact: Path, widths: Widths, folder: Path | None, as_json: bool, verbose: bool) -> None:
+def command(artifact: Path, widths: Widths, folder: Path | None, output: Output) -> None:
     """Cut ARTIFACT to files of one width each.
 
     ARTIFACT was made with --bits runtime, or is an ONNX file made with --truncatable. Needs neither the checkpoint nor
     PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives.
     """
-    output = Output(as_json=as_json, verbose=verbose)
     with output.step(f"Reading {artifact}"):
         from tqexport.artifacts.truncate import open_artifact
         from tqexport.errors import UsageError
         from tqexport.files import ensure_folder, write_bytes
 
-        held = open_artifact(artifact)
+        opened = open_artifact(artifact)
         folder = folder or artifact.parent
         ensure_folder(folder)
     written = []
-    for bits in widths.resolve([bits for bits in held.widths if bits != held.own] or held.widths):
-        content = held.truncate(bits)
-        target = folder / _name(artifact, held.own, held.facts_at(bits).kernel, bits)
+    for bits in widths.resolve([bits for bits in opened.widths if bits != opened.own] or opened.widths):
+        content = opened.truncate(bits)
+        target = folder / _name(artifact, opened.own, opened.facts_at(bits).kernel, bits)
         if target.is_file() and target.read_bytes() != content:
             raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
         write_bytes(target, content)

@@ -14,8 +14,6 @@ from tqexport.checkpoints.options import ReadOptions
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tqexport.verification.comparison import Verdict
     from tqexport.verification.run import Checked
 
@@ -44,8 +42,7 @@ def command(
     samples: int,
     report: Path | None,
     options: ReadOptions,
-    as_json: bool,
-    verbose: bool,
+    output: Output,
 ) -> int:
     """Prove that onnxruntime and LiteRT compute what PyTorch computes.
 
@@ -53,7 +50,6 @@ def command(
     a temporary place. Two ARTIFACTs are compared with each other, without a checkpoint; --bits says at which width
     run-time files are to run. Exit code 1 if anything differs.
     """
-    output = Output(as_json=as_json, verbose=verbose)
     if len(sources) > 1 or any(source.suffix[1:] in BACKENDS for source in sources):
         from .verify_pair import verify_pair
 
@@ -68,17 +64,15 @@ def command(
             check_report(report)
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
-        list(project.artifacts(asked))  # before any slow work: is each as it was exported?
+        list(project.artifacts(asked))  # before any slow work: are the files as they were exported?
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
     checked = list(verify(project, asked, chosen))
     passed = all(check.passed for check in checked)
 
     title = f"{project.checkpoint} against its exports, {chosen.description}"
     output.say(title)
-    output.say(_table(checked, output.people.width))
-    for line in _notes(checked):
-        output.say(line)
-    output.say(_conclusion(checked))
+    _say_table(output, checked)
+    output.say(*_notes(checked), _conclusion(checked))
     if report:
         from tqexport.files import write_bytes
 
@@ -97,7 +91,7 @@ def command(
 
 
 def _notes(checked: list[Checked]) -> list[str]:
-    """What there is to say below the table."""
+    """Footnotes of the table, and every problem."""
     notes = []
     if any(check.temporary for check in checked):
         notes.append("* not exported yet; exported for this check alone")
@@ -119,47 +113,42 @@ def _conclusion(checked: list[Checked]) -> str:
     )
 
 
-def _table(checked: list[Checked], columns_there: int) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    narrow = columns_there < _WIDE  # without what --json and a listing of the folder have
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    columns = ("bits", "runtime", *(() if narrow else ("bytes",)), "ms", "codes", "flips")
-    columns += ("worst\nlayer" if narrow else "worst layer",)
+def _say_table(output: Output, checked: list[Checked]) -> None:
+    """Print a row for each artifact and width; a narrow terminal gets fewer columns."""
+    narrow = output.people.width < _WIDE  # leaves out what --json and a listing of the folder have
     labelled = any(check.deployed.accuracy is not None for check in checked)
-    for column in (*columns, "top-1\nagrees", *(("accu-\nracy", "Py-\nTorch") if labelled else ()), "verdict"):
-        to_the_left = column in ("runtime", "worst layer", "accu-\nracy", "verdict")
-        table.add_column(column, justify="left" if to_the_left else "right", no_wrap=True)
+    columns = ("bits", "runtime", *(() if narrow else ("bytes",)), "ms", "codes", "flips")
+    columns += ("worst\nlayer" if narrow else "worst layer", "top-1\nagrees")
+    columns += (*(("accu-\nracy", "Py-\nTorch") if labelled else ()), "verdict")
+    rows = []
     for check in checked:
         verdict = check.deployed
         name, error = check.unoptimized.worst_layer
         accuracy = _accuracy(verdict, interval=not narrow)
-        table.add_row(
-            f"{check.bits}{'*' if check.temporary else ''}",
-            check.runtime.replace("onnxruntime", "ORT") if narrow else check.runtime,
-            *(() if narrow else (f"{check.bytes:,}",)),
-            "-" if check.latency is None else f"{1000 * check.latency:.2f}",
-            "equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
-            f"{verdict.flips:,}",
-            f"{error:.1e}" + ("" if narrow else f" {name}"),
-            f"{100 * verdict.top1_agreement:.1f} %",
-            *((accuracy, f"{100 * (verdict.reference_accuracy or 0):.1f}") if labelled else ()),
-            "pass" if check.passed else "FAIL",
+        rows.append(
+            (
+                f"{check.bits}{'*' if check.temporary else ''}",
+                check.runtime.replace("onnxruntime", "ORT") if narrow else check.runtime,
+                *(() if narrow else (f"{check.bytes:,}",)),
+                "-" if check.latency is None else f"{1000 * check.latency:.2f}",
+                "equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
+                f"{verdict.flips:,}",
+                f"{error:.1e}" + ("" if narrow else f" {name}"),
+                f"{100 * verdict.top1_agreement:.1f} %",
+                *((accuracy, f"{100 * (verdict.reference_accuracy or 0):.1f}") if labelled else ()),
+                "pass" if check.passed else "FAIL",
+            )
         )
-    return table
+    output.table(columns, rows, left=("runtime", "worst layer", "accu-\nracy", "verdict"), collapse_padding=True)
 
 
 def _document(check: Checked) -> dict[str, Any]:
-    def found(verdict: Verdict) -> dict[str, Any]:
+    """The entry of one artifact and width in the JSON document."""
+
+    def entry(verdict: Verdict) -> dict[str, Any]:
         name, error = verdict.worst_layer
-        return {
-            "passed": verdict.passed,
-            **asdict(verdict),
-            "worst_layer": name,
-            "worst_layer_error": error,
-            "accuracy_interval": verdict.accuracy_interval,
-        }
+        worst = {"worst_layer": name, "worst_layer_error": error, "accuracy_interval": verdict.accuracy_interval}
+        return {"passed": verdict.passed, **asdict(verdict), **worst}
 
     return {
         "artifact": check.file,
@@ -171,8 +160,8 @@ def _document(check: Checked) -> dict[str, Any]:
         "passed": check.passed,
         "diverged": check.diverged,
         "problems": check.problems,
-        "as_deployed": found(check.deployed),
-        "unoptimized": found(check.unoptimized),
+        "as_deployed": entry(check.deployed),
+        "unoptimized": entry(check.unoptimized),
     }
 
 

@@ -12,8 +12,6 @@ from tqexport.errors import UsageError
 from .common import Output, Widths
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tqexport.verification.pair import PairVerdict
 
 
@@ -46,33 +44,29 @@ def verify_pair(
     with output.step(f"Comparing {sources[0]} with {sources[1]}"):
         verdict = compare_artifacts(pair, compared)
     output.say(f"{sources[0]} against {sources[1]} at {verdict.bits} bits, {compared.description}")
-    output.say(_table(verdict))
+    _say_sides(output, verdict)
     output.say(
         f"{verdict.codes:,} codes, {verdict.codes_wrong:,} differ; {verdict.activations:,} activations, "
         f"{verdict.activations_wrong:,} differ, {verdict.flips:,} flips; outputs off by {verdict.output_error:.1e}; "
         f"top-1 agrees on {100 * verdict.top1_agreement:.1f} %"
     )
-    for problem in verdict.problems:
-        output.say(problem)
     output.say(
+        *verdict.problems,
         "PASS: the artifacts are equal"
         if verdict.passed
-        else f"FAIL: the artifacts differ, first in {verdict.diverged}; tqexport verify CHECKPOINT says which is wrong"
+        else f"FAIL: the artifacts differ, first in {verdict.diverged}; tqexport verify CHECKPOINT says which is wrong",
     )
     output.document({"passed": verdict.passed, "samples": compared.description, **asdict(verdict)})
     return 0 if verdict.passed else 1
 
 
-def _table(verdict: PairVerdict) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+def _say_sides(output: Output, verdict: PairVerdict) -> None:
+    """Print a row for each of the two artifacts."""
     labelled = verdict.sides[0].accuracy_interval is not None
-    for column in ("artifact", "runtime", "bytes", "ms", *(("accuracy, %",) if labelled else ())):
-        table.add_column(column, justify="right" if column in ("bytes", "ms") else "left", no_wrap=True)
+    columns = ("artifact", "runtime", "bytes", "ms", *(("accuracy, %",) if labelled else ()))
+    rows = []
     for side in verdict.sides:
         low, high = side.accuracy_interval or (0.0, 0.0)
         accuracy = (f"{100 * (side.accuracy or 0):.1f} ({100 * low:.1f}-{100 * high:.1f})",) if labelled else ()
-        table.add_row(side.artifact, side.runtime, f"{side.bytes:,}", f"{1000 * side.latency:.2f}", *accuracy)
-    return table
+        rows.append((side.artifact, side.runtime, f"{side.bytes:,}", f"{1000 * side.latency:.2f}", *accuracy))
+    output.table(columns, rows, left=("artifact", "runtime", "accuracy, %"), collapse_padding=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from test_cli import run
+from commands import run
+from places import DATA, DIGITS, made_once
 
 from tqexport import ReadOptions
 from tqexport.artifacts.project import open_project
-from tqexport.artifacts.truncate import artifact_widths, truncate_file
+from tqexport.artifacts.truncate import open_artifact, truncate_file
+from tqexport.backends import BACKENDS
 
-DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())
 WIDTHS = (1, 2, 4, 8)
 
@@ -24,36 +24,34 @@ def sha256(content):
 
 
 @pytest.fixture(scope="module")
-def svhnq(tmp_path_factory):
-    """Every kind of file of the research network, in folders named as in golden.json."""
-    folder = tmp_path_factory.mktemp("golden")
-    shutil.copy(DATA / "svhnq.pt", folder)
+def made(tmp_path_factory):
+    """Every kind of file of a research network and of the trained one, in folders named as in golden.json."""
 
-    def project(name):
-        return open_project(folder / "svhnq.pt", folder / name, ReadOptions())
+    def make(folder):
+        for checkpoint, name, widths in ((DATA / "svhnq.pt", "svhnq", WIDTHS), (DIGITS, "digits", range(1, 9))):
+            shutil.copy(checkpoint, folder / f"{name}.pt")
 
-    plain = project("svhnq")
-    list(plain.export_onnx(WIDTHS))
-    plain.export_run_time_onnx()
-    for kernel in ("exact", "dynamic"):
-        list(plain.export_tflite(WIDTHS, kernel))
-    plain.export_run_time_tflite()
-    project("svhnq-dynamic").export_run_time_tflite("dynamic")
-    list(project("svhnq-truncatable").export_onnx((8,), truncatable=True))
-    return folder
+            def project(kind, name=name):
+                return open_project(folder / f"{name}.pt", folder / f"{name}{kind}", ReadOptions())
 
+            plain = project("")
+            for backend in ("onnx", "tflite"):
+                list(plain.export(backend, widths))
+                plain.export_runtime(backend)
+            list(plain.export("tflite", widths, "dynamic"))
+            project("-dynamic").export_runtime("tflite", "dynamic")
+            list(project("-truncatable").export("onnx", (8,), truncatable=True))
 
-@pytest.mark.parametrize("name", [name for name in GOLDEN if name.startswith("svhnq")])
-def test_files_of_a_research_network_keep_their_bytes(svhnq, name):
-    assert sha256((svhnq / name).read_bytes()) == GOLDEN[name]
+    return made_once(tmp_path_factory, "golden", make)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_files_of_the_trained_network_keep_their_bytes(exported_once, bits):
-    """The fixture's own name is ckpt here; a name is not in the files."""
-    for kind in ("onnx", "tflite"):
-        content = (exported_once / "out" / f"ckpt-w{bits}.{kind}").read_bytes()
-        assert sha256(content) == GOLDEN[f"digits/digits-w{bits}.{kind}"]
+@pytest.mark.parametrize("name", GOLDEN)
+def test_files_keep_their_bytes(made, name):
+    assert sha256((made / name).read_bytes()) == GOLDEN[name]
+
+
+def test_every_kind_of_file_has_a_hash(made):
+    assert {str(path.relative_to(made)) for suffix in BACKENDS for path in made.rglob(f"*.{suffix}")} == set(GOLDEN)
 
 
 @pytest.mark.parametrize("folder", ["v0.1", "v0.1-truncatable"])
@@ -65,8 +63,26 @@ def test_folders_of_version_0_1_verify(tmp_path, folder):
 
 @pytest.mark.parametrize("name", ["v0.1/svhnq.onnx", "v0.1/svhnq.tflite", "v0.1-truncatable/svhnq-w8.onnx"])
 def test_files_of_version_0_1_truncate_to_the_files_of_then(name):
-    held = artifact_widths(DATA / name)
+    """The hashes of then are in the files, and those of the ONNX files are today's."""
+    held = open_artifact(DATA / name)
     assert held.widths == WIDTHS
+    kind = name.rpartition(".")[2]
     for bits in WIDTHS:
-        kind = name.rpartition(".")[2]
-        assert sha256(truncate_file(DATA / name, bits)) == GOLDEN[f"svhnq/svhnq-w{bits}.{kind}"]
+        cut = truncate_file(DATA / name, bits)
+        assert sha256(cut) == held.facts.digests[bits]
+        if kind == "onnx":
+            assert sha256(cut) == GOLDEN[f"svhnq/svhnq-w{bits}.onnx"]
+        elif bits in (4, 8):
+            assert cut == (DATA / "v0.1" / f"svhnq-w{bits}.tflite").read_bytes()
+
+
+def test_tflite_files_that_version_0_1_made_truncatable_are_refused_with_the_way_out(tmp_path):
+    name = "svhnq-w4.tflite"
+    shutil.copy(DATA / "v0.1-truncatable" / name, tmp_path)
+    held = open_artifact(tmp_path / name)
+    assert (held.widths, held.own, held.holds_several) == ((1, 2, 4), 4, True)
+    refused = run("truncate", name, "--bits", "2", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert refused.stderr.startswith(f"tqexport: {name} was made with --truncatable by an earlier tqexport")
+    assert "--bits runtime" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]

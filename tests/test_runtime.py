@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
-from tqexport.backends import run_file
 
-from tqexport.backends.onnx.runtime_file import merge_onnx
+from tqexport.backends import run_file
 from tqexport.errors import InputError
 from tqexport.runtime import SwitchableModel
 
 WIDTHS = range(1, 9)
 
 
-@pytest.fixture(scope="module")
-def onnx_file(exported_once, tmp_path_factory):
-    path = tmp_path_factory.mktemp("runtime") / "ckpt.onnx"
-    files = ((bits, (exported_once / "out" / f"ckpt-w{bits}.onnx").read_bytes()) for bits in WIDTHS)
-    path.write_bytes(merge_onnx(files))
-    return path
-
-
-def test_every_width_of_an_onnx_file_answers_as_its_fixed_file(onnx_file, exported_once, digits_samples):
+def test_every_width_of_an_runtime_files_answers_as_its_fixed_file(runtime_files, exported_once, digits_samples):
     x = digits_samples.inputs[:64]
-    model = SwitchableModel(onnx_file)
+    model = SwitchableModel(runtime_files / "ckpt.onnx")
     assert model.widths == tuple(WIDTHS)
     assert model.bits == 8
     for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
@@ -47,24 +35,24 @@ def test_a_fixed_file_has_its_own_width_only(exported_once, digits_samples):
 
 
 @pytest.mark.parametrize("bits", [0, 9, 32, None, "4"])
-def test_a_width_the_file_lacks_is_refused_and_the_old_one_stays(onnx_file, bits):
-    model = SwitchableModel(onnx_file, 2)
+def test_a_width_the_file_lacks_is_refused_and_the_old_one_stays(runtime_files, bits):
+    model = SwitchableModel(runtime_files / "ckpt.onnx", 2)
     with pytest.raises(InputError, match="cannot run at"):
         model.bits = bits
     assert model.bits == 2
 
 
-def test_released_widths_run_again(onnx_file, digits_samples):
-    model = SwitchableModel(onnx_file.read_bytes(), bits=3, threads=2)
+def test_released_widths_run_again(runtime_files, digits_samples):
+    model = SwitchableModel((runtime_files / "ckpt.onnx").read_bytes(), bits=3, threads=2)
     before = model.run(digits_samples.inputs[:3])
     model.release()
     assert np.allclose(model.run(digits_samples.inputs[:3]), before, atol=1e-5)
 
 
-def test_a_batch_of_another_shape_or_a_damaged_file_is_refused(onnx_file, exported_once, tmp_path):
+def test_a_batch_of_another_shape_or_a_damaged_file_is_refused(runtime_files, exported_once, tmp_path):
     with pytest.raises(InputError, match="does not run the batch"):
-        SwitchableModel(onnx_file).run(np.zeros((1, 1, 9, 8), np.float32))
-    for content in (b"", b"hello", onnx_file.read_bytes()[:5000]):
+        SwitchableModel(runtime_files / "ckpt.onnx").run(np.zeros((1, 1, 9, 8), np.float32))
+    for content in (b"", b"hello", (runtime_files / "ckpt.onnx").read_bytes()[:5000]):
         with pytest.raises(InputError, match="is not a valid"):
             SwitchableModel(content)
     with pytest.raises(InputError, match="cannot be read"):
@@ -78,14 +66,3 @@ def test_a_batch_of_another_shape_or_a_damaged_file_is_refused(onnx_file, export
         onnx.helper.set_model_props(foreign, {key: value})
         with pytest.raises(InputError, match=message):
             SwitchableModel(foreign.SerializeToString())
-
-
-def test_an_application_loads_one_runtime_and_no_framework(onnx_file):
-    program = (
-        "import sys, numpy; from tqexport.runtime import SwitchableModel\n"
-        "model = SwitchableModel(sys.argv[1], 2); model.run(numpy.zeros(eval(sys.argv[2]), numpy.float32))\n"
-        "print(*sorted({'torch', 'tensorflow', 'onnxscript', 'onnx2tf', 'onnxruntime', 'ai_edge_litert'} "
-        "& set(sys.modules)))"
-    )
-    arguments = [sys.executable, "-c", program, str(onnx_file), "(1, 1, 8, 8)"]
-    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split() == ["onnxruntime"]

@@ -9,14 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, UsageError
 from tqexport.truncation import (
     WIDTHS,
     Scheme,
     affine,
+    check_shiftable,
     check_weight,
+    codes_of_integers,
     direct_codes,
     full_precision,
+    integer_codes,
     max_code,
     normalize,
     quantize_activation,
@@ -89,17 +92,19 @@ def test_the_stored_form_does_not_depend_on_the_number_of_threads():
     assert scales[0] == scales[1] == scales[2]
 
 
-def test_dorefa_has_codes_of_its_own_at_each_width():
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_dorefa_rounds_to_the_nearest_code_of_each_width(bits):
     weight = torch.randn(64, 9)
-    for bits in WIDTHS:
-        stored = store(weight, bits, Scheme("dorefa"))
-        assert stored.shift == 0
-        assert int(stored.codes.max()) == max_code(bits) or int(stored.codes.min()) == 0
-        assert len(stored.codes.unique()) > max_code(bits) // 4
+    stored = store(weight, bits, Scheme("dorefa"))
+    squashed = np.tanh(weight.numpy().astype(np.float64))
+    exact = max_code(bits) * (squashed / 2 / np.abs(squashed).max() + 0.5)
+    assert stored.shift == 0
+    assert np.abs(stored.codes.numpy() - exact).max() <= 0.5 + 1e-4  # tanh in float32
+    assert stored.affine == affine(weight, stored.codes, bits)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_bias_correction_matches_mean_and_deviation_of_tanh(bits):
+def test_bias_correction_gives_the_deviation_of_tanh_and_its_mean_times_the_stretch(bits):
     weight = torch.randn(32, 16, 3, 3) * 0.4 + 0.1
     stored = store(weight, bits, Scheme(bias_correction=True))
     corrected = (stored.codes >> stored.shift).double() * stored.affine.scale + stored.affine.offset
@@ -138,3 +143,41 @@ def test_activations_round_half_to_even_and_clamp():
 def test_undefined_layers_are_refused_by_name(weight, message):
     with pytest.raises(InputError, match=message):
         check_weight("conv", weight)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_integers_times_a_scale_are_the_weights(bits):
+    """In the units of E: ``2 u_b / M_b - 1``, by one multiplication; at 8 bits half a step is left."""
+    codes = np.arange(max_code(bits) + 1, dtype=np.uint8)
+    integers = integer_codes(codes, bits)
+    assert integers.dtype == np.int8
+    scale, constant = (2 / 255, 0.5) if bits == 8 else (1 / max_code(bits), 0.0)
+    weights = (integers.astype(np.float64) + constant) * scale
+    assert np.allclose(weights, 2 * codes.astype(np.float64) / max_code(bits) - 1, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_integers_lead_back_to_their_codes_and_others_to_none(bits):
+    codes = np.arange(max_code(bits) + 1, dtype=np.uint8).reshape(-1, 2)
+    integers = integer_codes(codes, bits)
+    assert np.array_equal(codes_of_integers(integers, bits), codes)
+    others = np.setdiff1d(np.arange(-128, 128), integers)
+    assert len(others) == 256 - codes.size
+    assert (codes_of_integers(others.astype(np.int8), bits) == -1).all()
+    between = np.array([-300.0, 0.25, 300.0], np.float32)  # what a float16 filter of a damaged file may hold
+    assert (codes_of_integers(between, bits) == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("widths", "quantizer", "error", "message"),
+    [
+        ((2, 8), "dorefa", InputError, "dorefa cannot switch to other widths: its codes must not be shifted"),
+        ((8,), "truncquant", UsageError, "at least two widths"),
+        ((8, 8), "truncquant", UsageError, "at least two widths"),
+        ((), "truncquant", UsageError, "at least two widths"),
+    ],
+)
+def test_what_no_file_with_several_widths_can_hold_is_refused(widths, quantizer, error, message):
+    check_shiftable((1, 8), "truncquant")
+    with pytest.raises(error, match=message):
+        check_shiftable(widths, quantizer)

@@ -44,21 +44,15 @@ __all__ = [
     "set_quantizer",
 ]
 
-_HOME = {
-    "ActivationQuantizer": "training.quantizers",
-    "at_width": "training.widths",
-    "set_quantizer": "training.quantizers",
-    "CheckpointInfo": "model",
-    "Normalization": "model",
-    "ReadOptions": "checkpoints.options",
-    "Scheme": "truncation",
-    "TruncModel": "model",
-    "calibrate_batch_norms": "training.qat",
-    "joint_backward": "training.qat",
-    "load_checkpoint": "checkpoints.checkpoint",
-    "load_float_weights": "training.qat",
-    "prepare": "training.preparation",
-    "save_checkpoint": "checkpoints.checkpoint",
+_HOMES = {
+    "checkpoints.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "checkpoints.options": ("ReadOptions",),
+    "model": ("CheckpointInfo", "Normalization", "TruncModel"),
+    "training.preparation": ("prepare",),
+    "training.qat": ("calibrate_batch_norms", "joint_backward", "load_float_weights"),
+    "training.quantizers": ("ActivationQuantizer", "set_quantizer"),
+    "training.widths": ("at_width",),
+    "truncation": ("Scheme",),
 }
 
 
@@ -66,4 +60,5 @@ def __getattr__(name: str) -> Any:
     """Import the public names when first used, so that ``tqexport --help`` need not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'training.layers')}"), name)
+    home = next((module for module, names in _HOMES.items() if name in names), "training.layers")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

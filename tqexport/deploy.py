@@ -7,17 +7,19 @@ width. So one capture serves every width: another width is another set of buffer
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, about
 from tqexport.model import TruncModel
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
 from tqexport.truncation import FLOAT_BITS, StoredWeight, max_code, store
 
-__all__ = ["StoredParameter", "deploy", "deployed_values", "quantizer_values", "stored_weights"]
+__all__ = ["StoredParameter", "buffers_in_file_order", "deploy", "deployed_values", "stored_weights"]
 
 
 # Custom operators, so that export sees one node where it would otherwise see an emulation of it.
@@ -83,10 +85,8 @@ def stored_weights(model: TruncModel, bits: int) -> dict[str, StoredWeight]:
     """
     stored: dict[str, StoredWeight] = {}
     for name, weight in quantized_weights(model.module).items():
-        try:
+        with about(f"layer {weight.layer}:"):
             stored[name] = store(weight.original.detach(), bits, weight.scheme)
-        except InputError as error:
-            raise InputError(f"layer {weight.layer}: {error}") from error
     return stored
 
 
@@ -129,17 +129,24 @@ def deployed_values(deployed: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in deployed.state_dict().items() if value.numel()}
 
 
-def quantizer_values(deployed: nn.Module) -> list[str]:
-    """Names of the values that belong to the quantisers of a deployed network, in definition order."""
-    quantizers = [
-        name for name, module in deployed.named_modules() if isinstance(module, (StoredParameter, StoredActivation))
-    ]
-    prefixes = tuple(f"{plain_name(name)}.".removeprefix(".") for name in quantizers)
-    return [name for name in deployed_values(deployed) if name.startswith(prefixes)]
+def buffers_in_file_order(deployed: nn.Module) -> list[str]:
+    """Names of the buffers of a deployed network as files have them: in each module, what is quantised comes last."""
+    return [plain_name(name) for name in _buffers(deployed, "")]
+
+
+def _buffers(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Names of the buffers of a module and its parts; quantised layers and activations come after their siblings."""
+    yield from (prefix + name for name, _ in module.named_buffers(recurse=False))
+    for name, part in sorted(module.named_children(), key=lambda child: _is_quantized(child[1])):
+        yield from _buffers(part, f"{prefix}{name}.")
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, StoredActivation) or parametrize.is_parametrized(module)
 
 
 def _check_padding(weight: QuantizedWeight) -> None:
-    """Refuse padding that would put something between the codes' layer and its input."""
+    """Refuse padding other than zeros, which would need an operator of its own in front of the layer."""
     mode = getattr(weight.module, "padding_mode", "zeros")
     if mode != "zeros":
         raise InputError(f"layer {weight.layer}: padding mode {mode!r} is not supported; use zeros")

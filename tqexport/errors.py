@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "ConversionError",
-    "HostError",
-    "InputError",
-    "TqExportError",
-    "UsageError",
-]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["ConversionError", "HostError", "InputError", "TqExportError", "UsageError", "about"]
 
 
 class TqExportError(Exception):
@@ -38,3 +35,23 @@ class HostError(TqExportError):
     """Something this machine lacks: a package, a writable folder, space on the disk (exit code 4)."""
 
     exit_code = 4
+
+
+@contextmanager
+def about(subject: str, error_class: type[InputError] = InputError) -> Iterator[None]:
+    """Within the block, the message of an :class:`InputError` gets in front of it what it is about.
+
+    Args:
+        subject: What goes in front, e.g. ``net.onnx`` or ``layer conv1:``.
+        error_class: The class of the error that is raised.
+
+    Example:
+        >>> with about("layer conv1:"):
+        ...     raise InputError("all weights are zero")
+        Traceback (most recent call last):
+        tqexport.errors.InputError: layer conv1: all weights are zero
+    """
+    try:
+        yield
+    except InputError as error:
+        raise error_class(f"{subject} {error}") from error

@@ -7,18 +7,28 @@ per fact, TFLite as one JSON document.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from tqexport.errors import InputError
+from tqexport.errors import InputError, UsageError
 from tqexport.model import Normalization
-from tqexport.truncation import WIDTHS, Scheme
+from tqexport.truncation import WIDTHS, Scheme, check_shiftable
 
 if TYPE_CHECKING:
     from tqexport.model import TruncModel
 
-__all__ = ["DAMAGED", "TEXT_FACTS", "ArtifactFacts", "Facts", "MultiWidthFacts", "decode", "encode", "facts_of_model"]
+__all__ = [
+    "DAMAGED",
+    "TEXT_FACTS",
+    "ArtifactFacts",
+    "Facts",
+    "MultiWidthFacts",
+    "check_mergeable",
+    "decode",
+    "encode",
+    "facts_of_model",
+]
 
 DAMAGED = "was changed or damaged since its export; export it again"
 TEXT_FACTS = frozenset({"architecture", "checkpoint_sha256", "quantizer", "layout"})  # plain text, not JSON, in ONNX
@@ -103,12 +113,17 @@ def facts_of_model(model: TruncModel, bits: int, layout: str) -> ArtifactFacts:
     )
 
 
+def check_mergeable(fixed: Iterable[ArtifactFacts]) -> None:
+    """Refuse fixed files that no one file can hold; see :func:`tqexport.truncation.check_shiftable`."""
+    quantizers = {facts.width: facts.scheme.quantizer for facts in fixed}
+    check_shiftable(tuple(quantizers), next(iter(quantizers.values()), "truncquant"))
+
+
 def encode(facts: Facts) -> dict[str, Any]:
     """Facts as plain values by key, which JSON can hold; a format's tables as they are."""
     if isinstance(facts, ArtifactFacts):
         return _record(facts)
-    every = [_record(one) for one in facts.by_width.values()]
-    shared, differing = _shared_and_differing(every)
+    shared, differing = _shared_and_differing([_record(fixed) for fixed in facts.by_width.values()])
     if facts.own is None:
         described = {**shared, _WIDTHS: list(facts.widths)}
     else:
@@ -117,7 +132,7 @@ def encode(facts: Facts) -> dict[str, Any]:
 
 
 def decode(record: Mapping[str, Any]) -> Facts:
-    """Facts from the record that a file holds.
+    """The inverse of :func:`encode`: facts from the record that a file holds.
 
     Raises:
         InputError: It is not of tqexport, or was damaged.
@@ -138,69 +153,36 @@ def decode(record: Mapping[str, Any]) -> Facts:
         }
     except (LookupError, TypeError, AttributeError) as error:
         raise InputError(DAMAGED) from error
-    known = {*_KEYS, several, _BY_WIDTH, _DIGESTS}
+    known = _KEYS | {several, _BY_WIDTH, _DIGESTS}
     tables = {key: value for key, value in record.items() if key not in known}
     own = None if several == _WIDTHS else _facts(record).width
     return MultiWidthFacts(by_width, dict(zip(widths, digests, strict=True)), own, tables)
 
 
-_KEYS = (
-    *("architecture", "checkpoint_sha256", "width", "activation_width", "batch_norm_width", "quantizer"),
-    *("bias_correction", "power_of_two_scale", "layout", "class_names", "normalization", "kernel", "channels_first"),
-)
-
-
 def _record(facts: ArtifactFacts) -> dict[str, Any]:
     """The record of a fixed file; what is empty by default is left out."""
-    record: dict[str, Any] = {
-        "architecture": facts.architecture,
-        "checkpoint_sha256": facts.checkpoint_sha256,
-        "width": facts.width,
-        "activation_width": facts.activation_width,
-        "batch_norm_width": facts.batch_norm_width,
-        "quantizer": facts.scheme.quantizer,
-        "bias_correction": facts.scheme.bias_correction,
-        "power_of_two_scale": facts.scheme.power_of_two_scale,
-        "layout": facts.layout,
-        "class_names": list(facts.class_names),
-    }
-    if facts.normalization:
-        record["normalization"] = {"mean": list(facts.normalization.mean), "std": list(facts.normalization.std)}
-    if facts.channels_first:
-        record["channels_first"] = list(facts.channels_first)
-    if facts.kernel is not None:
-        record["kernel"] = facts.kernel
-    return record
+    record = asdict(facts)
+    record.update(record.pop("scheme"))
+    return {key: value for key, value in record.items() if value or key not in _OPTIONAL}
 
 
 def _facts(record: Mapping[str, Any]) -> ArtifactFacts:
     """What a fixed file says; None stands for a fact that it lacks."""
     try:
-        said = {key: record[key] for key in _KEYS if record.get(key) is not None}
-        normalization = said.get("normalization")
-        return ArtifactFacts(
-            width=_width(said["width"]),
-            activation_width=int(said["activation_width"]),
-            batch_norm_width=int(said["batch_norm_width"]),
-            scheme=Scheme(said["quantizer"], bool(said["bias_correction"]), bool(said["power_of_two_scale"])),
-            architecture=str(said["architecture"]),
-            checkpoint_sha256=str(said["checkpoint_sha256"]),
-            layout=str(said["layout"]),
-            class_names=tuple(map(str, said["class_names"])),
-            normalization=normalization
-            and Normalization(tuple(map(float, normalization["mean"])), tuple(map(float, normalization["std"]))),
-            kernel=said.get("kernel"),
-            channels_first=tuple(map(str, said.get("channels_first", ()))),
-        )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        present = {key: record[key] for key in _KEYS if record.get(key) is not None}
+        scheme = Scheme(present["quantizer"], bool(present["bias_correction"]), bool(present["power_of_two_scale"]))
+        needed = _READERS.keys() - _OPTIONAL
+        values = {key: read(present[key]) for key, read in _READERS.items() if key in needed | present.keys()}
+        return ArtifactFacts(scheme=scheme, **values)
+    except (LookupError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise InputError(DAMAGED) from error
 
 
-def _shared_and_differing(every: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def _shared_and_differing(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The facts that all widths have alike, and the others as a list over the widths."""
-    keys = {key: None for record in every for key in record}
-    shared = {key: value for key, value in every[0].items() if all(record.get(key) == value for record in every)}
-    return shared, {key: [record.get(key) for record in every] for key in sorted(keys) if key not in shared}
+    keys = {key for record in records for key in record}
+    shared = {key: value for key, value in records[0].items() if all(record.get(key) == value for record in records)}
+    return shared, {key: [record.get(key) for record in records] for key in sorted(keys - shared.keys())}
 
 
 def _is_width(value: Any) -> bool:
@@ -211,3 +193,22 @@ def _width(value: Any) -> int:
     if not _is_width(value):
         raise InputError(_NOT_OURS)
     return int(value)
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
+
+def _normalization(value: Mapping[str, Any]) -> Normalization:
+    return Normalization(tuple(map(float, value["mean"])), tuple(map(float, value["std"])))
+
+
+_KEYS = {item.name for item in (*fields(ArtifactFacts), *fields(Scheme))} - {"scheme"}
+_OPTIONAL = {"normalization", "kernel", "channels_first"}  # left out of a record where they are empty
+_READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is read from plain values
+    **dict.fromkeys(("architecture", "checkpoint_sha256", "layout", "kernel"), str),
+    **dict.fromkeys(("activation_width", "batch_norm_width"), int),
+    **dict.fromkeys(("class_names", "channels_first"), _texts),
+    "width": _width,
+    "normalization": _normalization,
+}

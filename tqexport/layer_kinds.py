@@ -6,10 +6,12 @@ docs/architecture.md shows how a row is added. Needs no framework.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import nn
 
 __all__ = ["FILTER_OPERATORS", "LAYER_KINDS", "ONNX_OPERATORS", "FilterOperator", "LayerKind", "kind_of"]
@@ -66,6 +68,15 @@ class FilterOperator:
     def channel_axis(self) -> int:
         """The axis of the file's filter that counts output channels."""
         return self.axes[0]
+
+    def from_torch(self, weight: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+        """A weight in PyTorch's axis order as the file's filter of a shape, which may have further axes of 1."""
+        order = [self.torch_axes.index(axis) for axis in range(len(shape))]
+        return weight.reshape([shape[axis] for axis in self.torch_axes]).transpose(order)
+
+    def per_channel(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values per output channel in the shape in which they are multiplied with the file's filter."""
+        return values.reshape([-1 if axis == self.channel_axis else 1 for axis in sorted(self.axes)])
 
 
 FILTER_OPERATORS = {

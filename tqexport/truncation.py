@@ -60,8 +60,9 @@ class Scheme:
     """How weights are quantised.
 
     Attributes:
-        quantizer: ``truncquant`` floors, so its codes may be shifted; ``dorefa`` rounds, so they may not.
-        bias_correction: Match mean and standard deviation of each quantised layer to those of ``tanh(w)``.
+        quantizer: ``truncquant`` floors, so its codes can be shifted; ``dorefa`` rounds, so its codes cannot.
+        bias_correction: Move and stretch each quantised layer by the statistics of ``tanh(w)``: its standard deviation
+            becomes that of ``tanh(w)``, and its mean that of ``tanh(w)`` times the factor of the stretch.
         power_of_two_scale: Round each layer's ``E`` to the nearest power of two (on a logarithmic scale), so that
             hardware without multipliers applies it with a shift.
 
@@ -177,7 +178,9 @@ def affine(weight: Tensor, codes: Tensor, bits: int, scheme: Scheme = Scheme()) 
     """Scale and offset that turn codes at ``bits`` bits into weights.
 
     Without bias correction ``scale = 2E / M_b`` and ``offset = -E``. With it, ``base = scale * codes + offset`` is
-    moved and stretched to the mean and the standard deviation of ``tanh(w)``, which is affine again.
+    first moved to the mean of ``tanh(w)`` and then stretched to its standard deviation, both as a whole:
+    ``stretch * (base + mean(tanh(w)) - mean(base))``, which is affine again. So the standard deviation becomes that of
+    ``tanh(w)``, but the mean becomes ``stretch * mean(tanh(w))``: the stretch applies to the mean, too.
 
     Args:
         weight: float32, the raw weight.

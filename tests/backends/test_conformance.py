@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from raw_backend import RawBackend
+from tqexport.cli import cli
+from tqexport.cli.export import export_command
 
 from tqexport import ReadOptions
 from tqexport.artifacts.manifest import read_manifest
 from tqexport.artifacts.project import open_project
 from tqexport.artifacts.truncate import open_artifact
 from tqexport.backends import BACKENDS, backend_of
-from tqexport.cli import cli
-from tqexport.cli.export import export_command
 from tqexport.errors import InputError, UsageError
 from tqexport.facts import ArtifactFacts, MultiWidthFacts
 from tqexport.verification.codes import compare_codes, expected_codes

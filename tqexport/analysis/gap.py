@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tqexport.deploy import StoredParameter, deploy
-from tqexport.errors import HostError, InputError, UsageError
+from tqexport.errors import HostError, UsageError, about
 from tqexport.files import atomic_path
 from tqexport.model import TruncModel
 from tqexport.training.quantizers import QuantizedWeight, quantized_weights
-from tqexport.truncation import STORED_BITS, Affine, Scheme, StoredWeight, affine, direct_codes, normalize, truncate
+from tqexport.truncation import STORED_BITS, Scheme, StoredWeight, affine, direct_codes, normalize, truncate
 
 __all__ = ["AccuracyGap", "Gap", "WeightGap", "WidthGap", "check_plot", "deploy_truncated", "measure_gap", "plot_gap"]
 
@@ -50,7 +50,7 @@ class WeightGap:
 
 @dataclass(frozen=True)
 class AccuracyGap:
-    """The whole network both ways, on the same samples.
+    """The whole network with quantised and with shifted codes, on the same samples.
 
     Attributes:
         samples: How many there are.
@@ -125,13 +125,13 @@ def measure_gap(
     for bits in widths:
         model.check_width(bits)
     rounding = replace(model.info.scheme, quantizer="dorefa")
-    found = []
+    gaps = []
     for bits in widths:
         layers, total = _weight_gaps(model, bits, model.info.scheme)
         rounded_layers, rounded_total = _weight_gaps(model, bits, rounding)
         accuracy = None if inputs is None else _accuracy_gap(model, bits, inputs, labels)
-        found.append(WidthGap(bits, total, layers, rounded_total, rounded_layers, accuracy))
-    return Gap(model.info.scheme.quantizer, tuple(found))
+        gaps.append(WidthGap(bits, total, layers, rounded_total, rounded_layers, accuracy))
+    return Gap(model.info.scheme.quantizer, tuple(gaps))
 
 
 def deploy_truncated(model: TruncModel, bits: int) -> nn.Module:
@@ -217,27 +217,23 @@ def check_plot(path: Path) -> None:
 
 def _truncated(weight: QuantizedWeight, bits: int, scheme: Scheme) -> StoredWeight:
     """One weight as its 8-bit codes and a shift, by whichever quantiser."""
-    codes = direct_codes(normalize(weight.original.detach()), STORED_BITS, scheme.quantizer).byte()
-    return StoredWeight(codes, STORED_BITS - bits, _affine(weight, truncate(codes, bits), bits, scheme))
-
-
-def _affine(weight: QuantizedWeight, codes: Tensor, bits: int, scheme: Scheme) -> Affine:
-    """Scale and offset of a weight whose codes are known."""
-    try:
-        return affine(weight.original.detach(), codes, bits, scheme)
-    except InputError as error:
-        raise InputError(f"layer {weight.layer}: {error}") from error
+    value = weight.original.detach()
+    codes = direct_codes(normalize(value), STORED_BITS, scheme.quantizer).byte()
+    with about(f"layer {weight.layer}:"):
+        return StoredWeight(codes, STORED_BITS - bits, affine(value, truncate(codes, bits), bits, scheme))
 
 
 def _weight_gaps(model: TruncModel, bits: int, scheme: Scheme) -> tuple[dict[str, WeightGap], WeightGap]:
-    """Each layer's gap, and that of all together."""
+    """The gap of each layer by name, and that of all layers together."""
     layers: dict[str, WeightGap] = {}
     differences, sizes = 0.0, 0.0
     for weight in quantized_weights(model.module).values():
-        direct = direct_codes(normalize(weight.original.detach()), bits, scheme.quantizer).byte()
+        value = weight.original.detach()
+        direct = direct_codes(normalize(value), bits, scheme.quantizer).byte()
         stored = _truncated(weight, bits, scheme)
         shifted = stored.codes >> stored.shift
-        coded = _affine(weight, direct, bits, scheme)
+        with about(f"layer {weight.layer}:"):
+            coded = affine(value, direct, bits, scheme)
         quantized = direct.double() * coded.scale + coded.offset
         truncated = shifted.double() * stored.affine.scale + stored.affine.offset
         difference, size = float((truncated - quantized).square().sum()), float(quantized.square().sum())
@@ -255,7 +251,7 @@ def _weight_gaps(model: TruncModel, bits: int, scheme: Scheme) -> tuple[dict[str
 def _accuracy_gap(
     model: TruncModel, bits: int, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None
 ) -> AccuracyGap:
-    # Both ways through the same operators, so that nothing but the codes can differ.
+    """Run the network both ways through the same operators, so that nothing but the codes can differ."""
     quantized = _classes(deploy(model, bits), inputs)
     truncated = _classes(deploy_truncated(model, bits), inputs)
     return AccuracyGap(
@@ -267,6 +263,7 @@ def _accuracy_gap(
 
 
 def _classes(network: nn.Module, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Index of the largest output of each sample, (N,)."""
     batches = torch.from_numpy(inputs)
     with torch.no_grad():
         parts = [network(batches[i : i + _BATCH]).flatten(1).argmax(1) for i in range(0, len(batches), _BATCH)]

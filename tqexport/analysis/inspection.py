@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,10 +37,7 @@ class LayerReport:
     @property
     def weights(self) -> int:
         """Number of weights."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class StorageReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What looking into a network found.
+    """What a network is like.
 
     Attributes:
         layers: The weights of every layer of a kind that can be quantised, in definition order.
@@ -81,7 +79,7 @@ class Inspection:
 
 
 def inspect_model(model: TruncModel) -> Inspection:
-    """Look into a network.
+    """Describe the layers of a network, its size, and whether its codes can be shifted.
 
     Args:
         model: A loaded checkpoint.
@@ -99,6 +97,7 @@ def inspect_model(model: TruncModel) -> Inspection:
 def _report(
     module_name: str, kind: str, parameter: str, module: nn.Module, quantized: Mapping[str, QuantizedWeight]
 ) -> LayerReport:
+    """Describe one weight, quantised or float."""
     weight = quantized.get(f"{module_name}.{parameter}".removeprefix("."))
     value = weight.original if weight else getattr(module, parameter)
     name = module_name if parameter == "weight" else f"{module_name}.{parameter}"
@@ -107,6 +106,7 @@ def _report(
 
 
 def _storage(model: TruncModel, layers: tuple[LayerReport, ...]) -> StorageReport:
+    """Count bytes; BatchNorms of a width other than the live one count for the file of every width alone."""
     codes = sum(layer.weights for layer in layers if layer.quantized)
     per_width: dict[int, int] = dict.fromkeys(model.info.widths, 0)
     shared = 0
@@ -131,6 +131,7 @@ def _storage(model: TruncModel, layers: tuple[LayerReport, ...]) -> StorageRepor
 
 
 def _changed_codes(model: TruncModel) -> dict[int, float]:
+    """By width, the share of codes that shifting the 8-bit codes changes."""
     changed = dict.fromkeys(model.info.widths, 0)
     total = 0
     quantizer = model.info.scheme.quantizer

@@ -75,10 +75,6 @@ class Manifest:
         """The fixed artifact of a kind, width and kernel, if it was exported."""
         return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel) == (kind, (width,), kernel)), None)
 
-    def run_time(self) -> tuple[Artifact, ...]:
-        """The artifacts that hold several widths."""
-        return tuple(artifact for artifact in self.artifacts if len(artifact.widths) > 1)
-
     def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
         """This manifest with artifacts added, or replaced where the file is the same."""
         merged = {artifact.file: artifact for artifact in (*self.artifacts, *added)}
@@ -109,8 +105,8 @@ def read_manifest(folder: Path) -> Manifest:
         artifacts = tuple(_artifact(entry) for entry in content.pop("artifacts"))
         for key in ("widths", "input_shape"):
             content[key] = tuple(int(value) for value in content[key])
-        said = {field.name: content.pop(field.name) for field in fields(Scheme) if field.name in content}
-        return Manifest(**content, scheme=Scheme(**said), artifacts=artifacts)
+        scheme = {field.name: content.pop(field.name) for field in fields(Scheme) if field.name in content}
+        return Manifest(**content, scheme=Scheme(**scheme), artifacts=artifacts)
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
 
@@ -137,6 +133,7 @@ def relative_to(path: Path, folder: Path) -> str:
 
 
 def _artifact(entry: dict[str, Any]) -> Artifact:
+    """An artifact from its entry in ``tqexport.json``."""
     for key in ("inputs", "outputs"):
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
     entry["widths"] = tuple(int(bits) for bits in entry["widths"])

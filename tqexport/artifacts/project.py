@@ -12,14 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqexport.artifacts.manifest import (
-    FILE_NAME,
-    Artifact,
-    Manifest,
-    check_artifact,
-    read_manifest,
-    relative_to,
-)
+from tqexport.artifacts.manifest import FILE_NAME, Artifact, Manifest, check_artifact, read_manifest, relative_to
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT
 from tqexport.checkpoints.options import ReadOptions
@@ -131,15 +124,14 @@ class Project:
         ensure_folder(self.folder)
         for bits, content in files:
             others = tuple(other for other in self.widths if other != bits) if truncatable else ()
-            artifact = self._artifact(backend, (bits,), content, kernel)
-            yield self._keep(replace(artifact, truncatable_to=others), content)
+            yield self._keep(backend, (bits,), content, kernel, others)
 
     def export_runtime(self, backend: str, kernel: str = EXACT) -> Artifact:
         """Write the one file that holds every width of the checkpoint, and enter it into the manifest.
 
         Raises:
             UsageError: The format has no such file.
-            InputError: The network cannot switch its width.
+            InputError: The codes of the network cannot be shifted, or its widths do not share one graph.
             ConversionError: It cannot be exported to this format.
             HostError: The folder cannot be written, or a package is missing.
         """
@@ -150,7 +142,7 @@ class Project:
         content = BACKENDS[backend].export_runtime(self, kernel)
         facts = BACKENDS[backend].facts(content)
         widths = facts.widths if isinstance(facts, MultiWidthFacts) else self.widths
-        return self._keep(self._artifact(backend, widths, content, kernel), content)
+        return self._keep(backend, widths, content, kernel)
 
     def make(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, made from the checkpoint or from files of another back end; not written.
@@ -167,12 +159,9 @@ class Project:
             self._check_widths(missing)
         files = iter(BACKENDS[backend].export(self, missing, kernel) if missing else ())
         for bits in widths:
-            if bits not in missing:
-                yield bits, self._made[backend, kernel, bits]
-                continue
-            width, content = next(files)
-            self._made[backend, kernel, width] = content
-            yield width, content
+            content = next(files)[1] if bits in missing else self._made[backend, kernel, bits]
+            self._made[backend, kernel, bits] = content
+            yield bits, content
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, as it was exported, or made now where it was not."""
@@ -235,21 +224,20 @@ class Project:
             if bits not in self.widths:
                 self.model.check_width(bits)
 
-    def _artifact(self, backend: str, widths: tuple[int, ...], content: bytes, kernel: str) -> Artifact:
-        """The manifest's entry of a file."""
-        inputs, outputs = BACKENDS[backend].describe(content)
+    def _keep(
+        self, backend: str, widths: tuple[int, ...], content: bytes, kernel: str, others: tuple[int, ...] = ()
+    ) -> Artifact:
+        """Write a file from which ``others`` can be cut, and enter it into the manifest."""
         file, sha256 = self.file_name(backend, widths, kernel), hashlib.sha256(content).hexdigest()
-        layout = BACKENDS[backend].layout
-        return Artifact(file, backend, widths, layout, sha256, len(content), inputs, outputs, kernel)
-
-    def _keep(self, artifact: Artifact, content: bytes) -> Artifact:
-        """Write a file and enter it into the manifest."""
-        write_bytes(self.folder / artifact.file, content)
+        ends, layout = BACKENDS[backend].describe(content), BACKENDS[backend].layout
+        artifact = Artifact(file, backend, widths, layout, sha256, len(content), *ends, kernel, others)
+        write_bytes(self.folder / file, content)
         self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])
         self.manifest.write(self.folder)
         return artifact
 
     def _new_manifest(self) -> Manifest:
+        """A manifest of this checkpoint without an artifact."""
         info = self.model.info
         return Manifest(
             checkpoint=relative_to(self.checkpoint, self.folder),
@@ -291,17 +279,17 @@ def open_project(
     if replace(options, model=None).given():
         raise UsageError(f"{source} records how its checkpoint is read; give such options with a checkpoint instead")
     if recorded.model != options.model:  # a folder from elsewhere must not choose what is imported
-        said = (
+        advice = (
             f"was exported with --model {recorded.model}; if you trust it, add it here too"
             if recorded.model
             else "was exported without --model; leave it out"
         )
-        raise UsageError(f"{source} {said}")
+        raise UsageError(f"{source} {advice}")
     checkpoint = Path(os.path.relpath(source / manifest.checkpoint))
     if output is None or output.resolve() == source.resolve():
         return Project(checkpoint, source, recorded, manifest, step=step)
-    there = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, recorded)
-    return Project(checkpoint, output, recorded, there, source=(source, manifest), step=step)
+    written = _manifest_of(output, checkpoint, manifest.checkpoint_sha256, recorded)
+    return Project(checkpoint, output, recorded, written, source=(source, manifest), step=step)
 
 
 def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptions) -> Manifest | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqexport.backends import backend_of
 from tqexport.backends.base import Backend
-from tqexport.errors import InputError
+from tqexport.errors import InputError, about
 from tqexport.facts import DAMAGED, ArtifactFacts, Facts, MultiWidthFacts
 
 __all__ = ["OpenArtifact", "open_artifact", "truncate_file"]
@@ -22,7 +22,7 @@ __all__ = ["OpenArtifact", "open_artifact", "truncate_file"]
 
 @dataclass(frozen=True)
 class OpenArtifact:
-    """An artifact that was read.
+    """An artifact that was read, and what it says of itself.
 
     Attributes:
         name: Its path, or ``the file`` where there is none.
@@ -61,21 +61,20 @@ class OpenArtifact:
         Raises:
             InputError: It was damaged, holds one width only, or lacks this one.
         """
-        try:
+        with about(self.name):
             self._check_width(bits)
             assert isinstance(self.facts, MultiWidthFacts)  # _check_width
             fixed = self.backend.cut(self.content, bits)
             if hashlib.sha256(fixed).hexdigest() != self.facts.digests[bits]:
                 raise InputError(DAMAGED)
-        except InputError as error:
-            raise InputError(f"{self.name} {error}") from error
         return fixed
 
     def _check_width(self, bits: int) -> None:
+        """Refuse a width that the artifact does not give."""
         if isinstance(self.facts, ArtifactFacts):
-            held = f"{self.facts.width} bit{'s' * (self.facts.width != 1)}"
+            own = f"{self.facts.width} bit{'s' * (self.facts.width != 1)}"
             raise InputError(
-                f"holds one width only ({held}), so no other width can be cut from it: each has scales and BatchNorm "
+                f"holds one width only ({own}), so no other width can be cut from it: each has scales and BatchNorm "
                 "values of its own; make one file for all widths with --bits runtime, or an ONNX file that holds the "
                 "others with --truncatable"
             )
@@ -97,11 +96,9 @@ def open_artifact(source: Path | bytes) -> OpenArtifact:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise InputError(f"{source!s} cannot be read: {error.strerror or error}") from error
-    try:
+    with about(name):
         backend = backend_of(content)
         return OpenArtifact(name, content, backend, backend.facts(content))
-    except InputError as error:
-        raise InputError(f"{name} {error}") from error
 
 
 def truncate_file(source: Path | bytes, bits: int) -> bytes:

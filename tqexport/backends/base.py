@@ -52,12 +52,12 @@ class RuntimeRun:
     Attributes:
         runtime: Its name, for people.
         codes: By weight name, each place where the file holds it: the uint8 codes 0 to ``M_b`` that the runtime
-            shifted, or the integers that a file stores in their stead, in PyTorch's axis order.
+            shifted, or the integers that a file stores in the place of codes, in PyTorch's axis order.
         activations: By ``<module>/Round``: whole-number levels 0 to ``M_a``, float32 (N, ...) channels first.
-        values: Outputs of layers and what else was kept, by name in the file, float32 (N, ...) channels first. ONNX
+        values: Outputs of layers and other inner values, by name in the file, float32 (N, ...) channels first. ONNX
             files name them after the modules. Empty for a file as deployed, which fuses layers.
-        traced_outputs: float32 (N, ...), of the run that also gave the activations.
-        outputs: float32 (N, ...), of the untouched file.
+        traced_outputs: float32 (N, ...), of the copy of the file that also gave the activations.
+        outputs: float32 (N, ...), of the file itself.
     """
 
     runtime: str
@@ -69,7 +69,7 @@ class RuntimeRun:
 
 
 class Session(ABC):
-    """A network open in its runtime, with arrays in the layout of its file."""
+    """A file open in its runtime, as an application runs it; arrays are in the layout of the file."""
 
     @abstractmethod
     def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
@@ -88,9 +88,18 @@ class Session(ABC):
 
 
 class Runner(ABC):
-    """One artifact at one width, open in its runtime on one thread, with a look inside; arrays are channels first."""
+    """One artifact at one width, open in its runtime on one thread for verification; arrays are channels first.
 
-    @abstractmethod
+    Attributes:
+        runtime: Name of the runtime, for people.
+    """
+
+    runtime: ClassVar[str]
+
+    def __init__(self, activations: Sequence[str], values: Sequence[str], *, deployed: bool) -> None:
+        """Name the activations and the other values that :meth:`run_traced` gives; see :meth:`Backend.open_runner`."""
+        self._activations, self._values, self._deployed = activations, values, deployed
+
     def run(self, inputs: Inputs) -> RuntimeRun:
         """Run samples.
 
@@ -100,10 +109,24 @@ class Runner(ABC):
         Raises:
             InputError: The runtime does not run the file on them.
         """
+        codes, (outputs, *inside) = self.run_traced(inputs)
+        activations = dict(zip(self._activations, inside, strict=False))
+        values = dict(zip(self._values, inside[len(self._activations) :], strict=True))
+        # Without optimisations, keeping values does not change what is computed.
+        untouched = self.run_untouched(inputs) if self._deployed else outputs
+        return RuntimeRun(self.runtime, codes, activations, values, outputs, untouched)
+
+    @abstractmethod
+    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
+        """Run a copy of the file that gives its inner values, too.
+
+        Returns:
+            The codes as in :class:`RuntimeRun`; and the outputs, the activations and the other values, each (N, ...).
+        """
 
     @abstractmethod
     def run_untouched(self, inputs: Inputs) -> Array:
-        """Outputs of the file as it is, (N, ...)."""
+        """Outputs of the file itself, not of the copy that :meth:`run_traced` runs, (N, ...)."""
 
     def latency(self, sample: Inputs) -> float:
         """Median seconds that one sample (1, ...) takes, after one run to warm up."""
@@ -138,10 +161,6 @@ class Source(Protocol):
     @property
     def widths(self) -> tuple[int, ...]:
         """Every width that the checkpoint has, ascending."""
-
-    @property
-    def quantizer(self) -> str:
-        """How its weights were quantised, known without loading it where its files are there."""
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Fixed files of another back end, as they were exported or made now."""
@@ -194,7 +213,7 @@ class Backend(ABC):
 
         Raises:
             UsageError: The format has no such file.
-            InputError: The network cannot switch its width.
+            InputError: The codes of the network cannot be shifted, or its widths do not share one graph.
             ConversionError: The network cannot be exported to this format.
         """
         raise UsageError(f"one {self.title} file cannot hold several widths; name the widths to export")
@@ -204,7 +223,7 @@ class Backend(ABC):
 
         Raises:
             UsageError: The format has no such file.
-            InputError: The network cannot switch its width.
+            InputError: The codes of the network cannot be shifted, or its widths do not share one graph.
         """
         raise UsageError(
             f"a {self.title} file of one width cannot hold others; a file for all widths (--bits runtime) gives every "

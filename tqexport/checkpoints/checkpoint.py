@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
-from tqexport.errors import InputError, TqExportError, UsageError
+from tqexport.errors import InputError, TqExportError, UsageError, about
 from tqexport.files import atomic_path, sha256_of
 from tqexport.integer.grids import attach_grids
 from tqexport.model import CheckpointInfo, Normalization, TruncModel
@@ -44,11 +44,11 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
             raise UsageError(
                 f"layer {weight.layer} was trained with {weight.scheme}, the description says {info.scheme}"
             )
-    described = {**asdict(info), "arguments": dict(info.arguments)}
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        **described,
+        **asdict(info),
+        "arguments": dict(info.arguments),
         "quantized": list(quantized_weights(module)),
         "state_dict": module.state_dict(),
     }
@@ -76,11 +76,13 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
     else:
         info, state_dict = read_research(path, content, options)
         assumed = tuple(
-            f"{name.replace('_', ' ')} {said}" for name, said in FAMILY_DEFAULTS.items() if name not in options.given()
+            f"{name.replace('_', ' ')} {default}"
+            for name, default in FAMILY_DEFAULTS.items()
+            if name not in options.given()
         )
     module = _build(path, info)
-    _check_quantized(path, module, content.get("quantized"))
     _load_state(path, module, state_dict)
+    _check_quantized(path, module, content.get("quantized"))
     set_quantizer(module, info.scheme)
     _check(path, module, info)
     return TruncModel(module.eval(), info, sha256_of(path), assumed)
@@ -110,6 +112,7 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
 
 
 def _native_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
+    """The description that the entries of a native checkpoint give; whatever is wrong with them is raised as it is."""
     widths = _integers(content["widths"])
     activation_bits = _integers(content["activation_bits"])
     if not widths or not set(widths) <= set(WIDTHS) or len(activation_bits) not in (0, len(widths)):
@@ -136,6 +139,7 @@ def _integers(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _build(path: Path, info: CheckpointInfo) -> nn.Module:
+    """The network that a checkpoint describes, without its values."""
     factory = find_factory(info.architecture)
     # Without memory until the shapes are known to fit the file; a factory of the user's may need real tensors.
     device = "meta" if info.architecture in ARCHITECTURES else "cpu"
@@ -167,7 +171,7 @@ def _check_quantized(path: Path, module: nn.Module, trained: Any) -> None:
 
 
 def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load every key or none."""
+    """Load the values into the network, all of them or, if one does not fit, none."""
     wanted = module.state_dict()
     problems = [f"missing {key}" for key in wanted if key not in state_dict]
     problems += [f"unexpected {key}" for key in state_dict if key not in wanted]
@@ -184,14 +188,13 @@ def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor])
 
 
 def _check(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
+    """Refuse a network whose codes would be undefined, that diverged, or that lacks a BatchNorm for a width."""
     weights = quantized_weights(module)
     if not weights:
         raise InputError(f"{path}: {info.architecture} has no quantised layer; pass it through tqexport.prepare")
     for weight in weights.values():
-        try:
+        with about(f"{path}:"):
             check_weight(weight.layer, weight.original)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: {key} holds NaN or infinite values; the training diverged")

@@ -22,7 +22,7 @@ class ReadOptions:
         model: ``package.module:factory`` to build the network with.
         arch: Name of the architecture.
         quantizer: ``truncquant`` (default) or ``dorefa``.
-        bias_correction: Whether the weights were corrected to the mean and deviation of their tanh.
+        bias_correction: Whether the weights were moved and stretched; see :class:`tqexport.truncation.Scheme`.
         act_bits: Activation widths: one for every width, or a single one for all. Default: as wide as the weights.
         bn_key: Whether the BatchNorm of the weight width (default) or of the activation width is live.
         input_shape: Shape of one sample, channels first.

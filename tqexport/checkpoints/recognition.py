@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tqexport.errors import InputError, UsageError
 
-__all__ = ["recognize"]
+__all__ = ["batch_norm_widths", "recognize"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def recognize(
     if name and name not in _DESCRIPTIONS:
         raise UsageError(f"{name!r} is not one of the known architectures {known}; name one of them or {otherwise}")
     if not name:
-        name = next((each for each in _DESCRIPTIONS if not _DESCRIPTIONS[each].missing(state_dict)), None)
+        name = next((known for known, those in _DESCRIPTIONS.items() if not those.missing(state_dict)), None)
     if not name:
         raise InputError(f"these tensors belong to none of the known architectures {known}; {otherwise}")
     description = _DESCRIPTIONS[name]
@@ -101,9 +101,15 @@ def recognize(
         raise InputError(f"these tensors are not those of {name}: {error}; {otherwise}") from error
 
 
+def batch_norm_widths(state_dict: Mapping[str, Tensor]) -> list[int]:
+    """The widths that have a BatchNorm of their own, ascending."""
+    return sorted({int(match[1]) for key in state_dict if (match := re.search(r"\.bn_dict\.([0-9]{1,2})\.", key))})
+
+
 def _arguments(name: str, description: _Description, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments with which the factory builds the network of a state dict."""
     size, key, unit = description.size
-    widths = sorted({int(match[1]) for each in state_dict if (match := re.search(r"\.bn_dict\.([0-9]{1,2})\.", each))})
+    widths = batch_norm_widths(state_dict)
     arguments: dict[str, Any] = {
         size: _rows(state_dict, key, unit),
         "num_classes": _rows(state_dict, description.prefixes[0]),
@@ -118,6 +124,7 @@ def _arguments(name: str, description: _Description, state_dict: Mapping[str, Te
 
 
 def _variant(state_dict: Mapping[str, Tensor]) -> str:
+    """Which variant of resnet20q a state dict holds."""
     blocks, shortcuts = (_has(state_dict, f"layers.{part}.bn_dict.") for part in ("0.bn0", "3.skip_bn"))
     if shortcuts and not blocks:
         raise InputError("layers.3.skip_bn has a BatchNorm per width and layers.0.bn0 has not")

@@ -6,7 +6,6 @@ an option with the family's default.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from tqexport.checkpoints.options import ReadOptions
-from tqexport.checkpoints.recognition import recognize
+from tqexport.checkpoints.recognition import batch_norm_widths, recognize
 from tqexport.checkpoints.tensor_file import checked_state_dict
-from tqexport.errors import InputError, UsageError
+from tqexport.errors import InputError, UsageError, about
 from tqexport.model import CheckpointInfo
 from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme
 
@@ -68,6 +67,7 @@ def read_research(
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by key, without the ``module.`` that DataParallel puts in front."""
     candidate = content.get("state_dict", content)
     if candidate is content and not any(isinstance(value, Tensor) for value in content.values()):
         raise InputError(
@@ -83,27 +83,27 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
 def _architecture(
     path: Path, content: Mapping[str, Any], state_dict: Mapping[str, Tensor], options: ReadOptions
 ) -> tuple[str, dict[str, Any], tuple[int, ...] | None]:
+    """Name of the network, its factory's arguments and, where known, the shape of one sample."""
     if options.model:
         return options.model, {}, None
     named = content.get("model", content.get("arch"))
-    try:
+    with about(f"{path}:"):
         if options.arch or not isinstance(named, str):
             return recognize(state_dict, options.arch)
         try:
             return recognize(state_dict, named)
         except UsageError:  # a name of the user's own for one of the known networks
             return recognize(state_dict)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _widths(state_dict: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The widths that have a BatchNorm; all where BatchNorm does not depend on the width."""
-    found = {int(match[1]) for key in state_dict if (match := re.search(r"\.bn_dict\.(\d{1,2})\.", key))}
-    return tuple(sorted(found & set(WIDTHS))) if found else WIDTHS
+    present = batch_norm_widths(state_dict)
+    return tuple(bits for bits in present if bits in WIDTHS) if present else WIDTHS
 
 
 def _activation_bits(asked: tuple[int, ...] | None, widths: tuple[int, ...]) -> tuple[int, ...]:
+    """The activation width of each width; empty where it is the width of the weights."""
     if asked is None:
         return ()
     if len(asked) not in (1, len(widths)):

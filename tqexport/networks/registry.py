@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -48,5 +48,4 @@ def find_factory(architecture: str) -> Factory:
         raise UsageError(f"cannot import the network factory {architecture!r}: {error}") from error
     if not callable(factory):
         raise UsageError(f"{architecture!r} is not callable; name a function that returns the prepared network")
-    result: Factory = factory
-    return result
+    return cast(Factory, factory)

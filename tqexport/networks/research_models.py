@@ -17,15 +17,7 @@ from tqexport.training.layers import SwitchableBatchNorm2d, TruncConv2d
 from tqexport.training.quantizers import ActivationQuantizer, Clamp
 from tqexport.truncation import FLOAT_BITS
 
-__all__ = [
-    "RESEARCH_ARCHITECTURES",
-    "Variant",
-    "preresnet18q",
-    "recognize",
-    "resnet20q",
-    "resnet50q",
-    "svhnq",
-]
+__all__ = ["RESEARCH_ARCHITECTURES", "Variant", "preresnet18q", "recognize", "resnet20q", "resnet50q", "svhnq"]
 
 Variant = Literal["any-precision", "switchable", "shared-bn"]
 Widths = Sequence[int] | None
@@ -199,30 +191,20 @@ class _SvhnNet(nn.Module):
     def __init__(self, expansion: int, num_classes: int, widths: Widths) -> None:
         super().__init__()
         e = expansion
+
+        def block(in_channels: int, channels: int, padding: int, *pool: nn.Module) -> tuple[nn.Module, ...]:
+            conv = _conv(in_channels * e, channels * e, 3, padding=padding)
+            return conv, _norm(channels * e, widths), *pool, ActivationQuantizer()
+
         # the positions in the Sequential are the keys of the checkpoints
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 6 * e, 5),
-            nn.MaxPool2d(2),
-            ActivationQuantizer(),
-            _conv(6 * e, 8 * e, 3, padding=1),
-            _norm(8 * e, widths),
-            ActivationQuantizer(),
-            _conv(8 * e, 8 * e, 3, padding=1),
-            _norm(8 * e, widths),
-            nn.MaxPool2d(2),
-            ActivationQuantizer(),
-            _conv(8 * e, 16 * e, 3),
-            _norm(16 * e, widths),
-            ActivationQuantizer(),
-            _conv(16 * e, 16 * e, 3, padding=1),
-            _norm(16 * e, widths),
-            ActivationQuantizer(),
-            _conv(16 * e, 16 * e, 3),
-            _norm(16 * e, widths),
-            ActivationQuantizer(),
-            nn.Dropout(),
-            _conv(16 * e, 64 * e, 5),
-            Clamp(),
+            *(nn.Conv2d(3, 6 * e, 5), nn.MaxPool2d(2), ActivationQuantizer()),
+            *block(6, 8, 1),
+            *block(8, 8, 1, nn.MaxPool2d(2)),
+            *block(8, 16, 0),
+            *block(16, 16, 1),
+            *block(16, 16, 0),
+            *(nn.Dropout(), _conv(16 * e, 64 * e, 5), Clamp()),
         )
         self.fc = nn.Linear(64 * e, num_classes)
 

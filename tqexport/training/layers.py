@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -26,28 +26,24 @@ __all__ = [
 ]
 
 
-class TruncConv1d(nn.Conv1d):
+class _QuantizedWeight(nn.Module):
+    """In front of a layer of ``torch.nn``: the layer's weight gets a quantiser when it is built."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        quantize_parameter(self)
+
+
+class TruncConv1d(_QuantizedWeight, nn.Conv1d):
     """``nn.Conv1d`` with a truncation-ready weight. Input (N, C, L) float32."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        quantize_parameter(self)
 
-
-class TruncConv2d(nn.Conv2d):
+class TruncConv2d(_QuantizedWeight, nn.Conv2d):
     """``nn.Conv2d`` with a truncation-ready weight. Input (N, C, H, W) float32."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        quantize_parameter(self)
 
-
-class TruncLinear(nn.Linear):
+class TruncLinear(_QuantizedWeight, nn.Linear):
     """``nn.Linear`` with a truncation-ready weight. Input (..., in_features) float32."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        quantize_parameter(self)
 
 
 class SwitchableBatchNorm(FollowsWidth):
@@ -75,13 +71,10 @@ class SwitchableBatchNorm(FollowsWidth):
         Raises:
             InputError: The current width has none.
         """
-        try:
-            norm = self.bn_dict[str(self.bits)]
-        except KeyError:
+        if str(self.bits) not in self.bn_dict:
             known = ", ".join(map(str, self.widths))
-            raise InputError(f"there is no BatchNorm for {self.bits} bits; this network has {known}") from None
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        return norm
+            raise InputError(f"there is no BatchNorm for {self.bits} bits; this network has {known}")
+        return cast(nn.modules.batchnorm._BatchNorm, self.bn_dict[str(self.bits)])
 
     def forward(self, input: Tensor) -> Tensor:
         result: Tensor = self.current(input)

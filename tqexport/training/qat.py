@@ -132,7 +132,7 @@ def truncation_alignment(model: nn.Module, widths: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Misfits:
-    """What of a float checkpoint did not fit a prepared network.
+    """The keys by which a float checkpoint and a prepared network do not fit each other.
 
     Attributes:
         missing: Keys of the network, without the width of a BatchNorm, that the checkpoint lacks; left as they were.
@@ -223,8 +223,8 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
         raise UsageError("BatchNorm calibration needs at least one batch")
     norms = switchable_batch_norms(model)
     for name, norm in norms.items():
-        if there := sorted({*widths} & {*norm.widths}):
-            raise UsageError(f"{name} has a BatchNorm for {', '.join(map(str, there))} bits already")
+        if known := sorted({*widths} & {*norm.widths}):
+            raise UsageError(f"{name} has a BatchNorm for {', '.join(map(str, known))} bits already")
     trained = {name: norm.widths for name, norm in norms.items()}
     modes = {module: module.training for module in model.modules()}
     model.eval()

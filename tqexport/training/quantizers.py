@@ -164,7 +164,7 @@ class QuantizedWeight:
 
     @property
     def original(self) -> nn.Parameter:
-        """The float32 parameter that trains."""
+        """The float32 parameter that is trained, from which the quantised weight is computed."""
         original = _parametrizations(self.module, self.parameter).original
         assert isinstance(original, nn.Parameter)
         return original
@@ -199,7 +199,7 @@ def quantize_parameter(
 
 def quantized_weights(model: nn.Module) -> dict[str, QuantizedWeight]:
     """The quantised parameters of a network by name (``layers.0.conv0.weight``), in definition order."""
-    found = [
+    weights = [
         QuantizedWeight(module_name, parameter, module, quantizer)
         for module_name, module in model.named_modules()
         if parametrize.is_parametrized(module)
@@ -207,7 +207,7 @@ def quantized_weights(model: nn.Module) -> dict[str, QuantizedWeight]:
         for quantizer in _parametrizations(module, parameter)
         if isinstance(quantizer, WeightQuantizer)
     ]
-    return {weight.name: weight for weight in found}
+    return {weight.name: weight for weight in weights}
 
 
 def set_quantizer(model: nn.Module, scheme: Scheme | None = None, estimator: Estimator | None = None) -> None:
@@ -240,7 +240,7 @@ def plain_name(name: str) -> str:
 
 
 def _parametrizations(module: nn.Module, parameter: str) -> parametrize.ParametrizationList:
-    """What a parameter passes through when its module reads it."""
+    """The parametrizations that a parameter passes through when its module reads it."""
     parametrizations = module.parametrizations[parameter]  # type: ignore[index]
     assert isinstance(parametrizations, parametrize.ParametrizationList)
     return parametrizations

@@ -14,7 +14,7 @@ __all__ = ["FollowsWidth", "at_width"]
 
 
 class FollowsWidth(nn.Module):
-    """A module that computes otherwise at another width.
+    """A module whose computation depends on the current width.
 
     Attributes:
         follows: Which width it follows: that of the weights, of the activations, or of the BatchNorms.

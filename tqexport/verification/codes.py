@@ -14,7 +14,7 @@ from tqexport.model import TruncModel
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import codes_of_integers, direct_codes, max_code, normalize
 
-__all__ = ["ExpectedCodes", "aligned", "compare_codes", "expected_codes"]
+__all__ = ["ExpectedCodes", "aligned", "compare_codes", "expected_codes", "first_index"]
 
 Codes = npt.NDArray[np.integer[Any]]
 
@@ -53,7 +53,7 @@ def compare_codes(
         expected: What the checkpoint gives.
         bits: The width of the artifact.
         codes: What the artifact has; see :class:`tqexport.backends.base.RuntimeRun`.
-        problems: Gets a sentence for each layer that differs.
+        problems: Gets a sentence for each layer that differs, by layer.
 
     Returns:
         Number of codes compared, and of those that differ.
@@ -72,12 +72,17 @@ def compare_codes(
                 problems[layer] = f"layer {layer}: the codes have shape {stored.shape}, not {weight.codes.shape}"
             elif (differs := own != weight.codes).any():
                 wrong += int(differs.sum())
-                index = tuple(int(i) for i in np.argwhere(differs)[0])
+                index = first_index(differs)
                 problems[layer] = (
                     f"layer {layer}: {int(differs.sum())} of {size} codes differ, first at {index}: "
                     f"{own[index]} where PyTorch has {weight.codes[index]}"
                 )
     return total, wrong
+
+
+def first_index(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """Index of the first element that is true."""
+    return tuple(int(i) for i in np.argwhere(mask)[0])
 
 
 def aligned(expected: Codes, stored: Codes, bits: int, output_axis: int = 0) -> Codes | None:

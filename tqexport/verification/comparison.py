@@ -29,7 +29,7 @@ import torch
 
 from tqexport.backends.base import EXACT, RuntimeRun
 from tqexport.model import TruncModel
-from tqexport.verification.codes import ExpectedCodes, compare_codes, expected_codes
+from tqexport.verification.codes import compare_codes, expected_codes
 from tqexport.verification.trace import LayerError, Trace, count_calls
 
 __all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare", "wilson_interval"]
@@ -132,7 +132,7 @@ class Comparison:
     """Compares what a runtime computed with the PyTorch reference, some samples at a time."""
 
     def __init__(self, model: TruncModel, bits: int, kernel: str = EXACT) -> None:
-        """Start without a sample.
+        """Prepare a comparison; :meth:`add` compares samples.
 
         Args:
             model: The reference.
@@ -143,7 +143,7 @@ class Comparison:
         self._model, self._bits, self._kernel = model, bits, kernel
         self._trace = Trace(0.0 if kernel == EXACT else DYNAMIC_TOLERANCE)
         self._runtime = ""
-        self._codes: tuple[int, int] | None = None
+        self._codes: tuple[int, int] | None = None  # how many were compared, and how many differ
         self._code_problems: dict[str, str] = {}
         self._deployed_apart: list[float] = []
         self._right: list[tuple[int, int]] = []
@@ -188,11 +188,10 @@ class Comparison:
         Args:
             codes: See :class:`tqexport.backends.base.RuntimeRun`.
         """
-        expected: Mapping[str, ExpectedCodes] = expected_codes(self._model, self._bits)
-        self._codes = compare_codes(expected, self._bits, codes, self._code_problems)
+        self._codes = compare_codes(expected_codes(self._model, self._bits), self._bits, codes, self._code_problems)
 
     def verdict(self) -> Verdict:
-        """What was found in all samples so far."""
+        """The verdict on all samples so far."""
         trace, samples = self._trace, max(self._samples, 1)
         problems = [*self._code_problems.items(), *trace.problems.items()]
         if self._deployed_apart:

@@ -2,7 +2,7 @@
 
 Both are run as deployed; then both are run once more from one activation quantiser to the next, each time from the
 activations that the first one had. So every stretch starts from equal input, what is rounded at its end must agree up
-to float rounding, and a level that differs all the same is a flip (see :mod:`tqexport.verification.parity`).
+to float rounding, and a level that differs all the same is a flip (see :mod:`tqexport.verification.comparison`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from tqexport.artifacts.truncate import OpenArtifact, open_artifact
 from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT, Runner, RuntimeRun, Stretches
-from tqexport.errors import InputError, UsageError
+from tqexport.backends.base import EXACT, RuntimeRun, Stretches
+from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.names import INTEGER
 from tqexport.truncation import codes_of_integers, max_code
-from tqexport.verification.codes import aligned
+from tqexport.verification.codes import aligned, first_index
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
-from tqexport.verification.samples import Samples, noise, normalized, read_samples
+from tqexport.verification.samples import Samples, noise, read_samples
 
 __all__ = ["ArtifactAtWidth", "PairVerdict", "compare_artifacts", "open_pair", "samples_for"]
 
@@ -36,12 +36,7 @@ _SPREAD = 4.0  # a stretch may hold a shortcut and a BatchNorm that enlarges wha
 
 @dataclass(frozen=True)
 class ArtifactAtWidth:
-    """An artifact, and the width that it is compared at.
-
-    Attributes:
-        artifact: The artifact.
-        bits: The width.
-    """
+    """An artifact, and the width that it is compared at."""
 
     artifact: OpenArtifact
     bits: int
@@ -52,19 +47,14 @@ class ArtifactAtWidth:
         return self.artifact.facts_at(self.bits)
 
     @property
-    def switched(self) -> bool:
-        """Whether it is a run-time file."""
-        return self.artifact.own is None
-
-    @property
-    def width_to_feed(self) -> int | None:
+    def chosen_width(self) -> int | None:
         """The width to run a run-time file at; None for a fixed file."""
-        return self.bits if self.switched else None
+        return self.bits if self.artifact.own is None else None
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two artifacts that are compared, and how it ran.
 
     Attributes:
         artifact: Its path.
@@ -154,12 +144,9 @@ def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[ArtifactAtWid
 
 def samples_for(artifact: ArtifactAtWidth, data: Path | None, count: int) -> Samples:
     """Samples that fit an artifact, normalised as it says: those of ``data``, or ``count`` random ones."""
-    shape = _input_shape(artifact)
-    normalization = artifact.facts.normalization
-    if data is None:
-        return Samples(normalized(noise(count, shape), normalization), None, f"on {count} random samples")
-    raw = read_samples(data, shape, artifact.facts.class_names)
-    return Samples(normalized(raw.inputs, normalization), raw.labels, raw.description)
+    shape, facts = _input_shape(artifact), artifact.facts
+    raw = read_samples(data, shape, facts.class_names) if data else noise(count, shape)
+    return raw.normalized(facts.normalization)
 
 
 def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Samples) -> PairVerdict:
@@ -169,11 +156,14 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
         InputError: A runtime does not take its file.
     """
     inputs = samples.inputs
-    runners = [_runner(side) for side in pair]
+    runners = []
+    for side in pair:
+        with about(side.artifact.name):
+            runners.append(open_runner(side.artifact.content, side.chosen_width))
     runs = [runner.run(inputs) for runner in runners]
     problems: dict[str, str] = {}
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
-    dynamic = any(side.facts.kernel not in (None, EXACT) and not side.switched for side in pair)
+    dynamic = any(side.facts.kernel not in (None, EXACT) and side.chosen_width is None for side in pair)
     tolerance = DYNAMIC_TOLERANCE if dynamic else _tolerance(runs[0])
     shared = [name for name in runs[0].activations if name in runs[1].activations]
     levels = {name: runs[0].activations[name] for name in shared}
@@ -190,7 +180,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
         wrong += int(apart.sum())
         flips += int((differs & ~apart).sum())
         if apart.any():
-            layer, index = name.split("/")[0], tuple(int(i) for i in np.argwhere(apart)[0])
+            layer, index = name.split("/")[0], first_index(apart)
             problems.setdefault(
                 layer,
                 f"activation {layer}: {int(apart.sum())} of {apart.size} differ, first at {index}: "
@@ -222,17 +212,9 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     )
 
 
-def _runner(side: ArtifactAtWidth) -> Runner:
-    """An artifact in its runtime."""
-    try:
-        return open_runner(side.artifact.content, side.width_to_feed)
-    except InputError as error:
-        raise InputError(f"{side.artifact.name} {error}") from error
-
-
 def _stretches(side: ArtifactAtWidth, activations: Sequence[str]) -> Stretches:
     """An artifact that runs from one activation quantiser to the next."""
-    stretches = side.artifact.backend.open_stretches(side.artifact.content, side.width_to_feed, activations)
+    stretches = side.artifact.backend.open_stretches(side.artifact.content, side.chosen_width, activations)
     if stretches is None:
         raise InputError(f"{side.artifact.name} cannot be run from one activation quantiser to the next")
     return stretches
@@ -246,6 +228,7 @@ def _input_shape(side: ArtifactAtWidth) -> tuple[int, ...]:
 
 
 def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:
+    """What is reported of one of the two."""
     accuracy = None if samples.labels is None else float((run.outputs.argmax(1) == samples.labels).mean())
     interval = None if accuracy is None else wilson_interval(accuracy, len(samples.inputs))
     return Side(side.artifact.name, run.runtime, len(side.artifact.content), latency, accuracy, interval)
@@ -267,12 +250,14 @@ def _shaped(levels: dict[str, Array], run: RuntimeRun) -> dict[str, Array]:
 
 
 def _error(outputs: Array, other: Array) -> float:
+    """Largest difference of the outputs, as a share of the largest one; infinite where their shapes differ."""
     if outputs.shape != other.shape:
         return float("inf")
     return float(np.abs(outputs - other).max()) / max(float(np.abs(outputs).max()), 1e-30)
 
 
 def _compare_codes(runs: list[RuntimeRun], bits: int, problems: dict[str, str]) -> tuple[int, int]:
+    """How many codes were compared, and how many differ; ``problems`` gets a sentence for each layer that does."""
     total = wrong = 0
     ours, theirs = (run.codes for run in runs)
     for weight in sorted({*ours, *theirs}):
@@ -280,18 +265,16 @@ def _compare_codes(runs: list[RuntimeRun], bits: int, problems: dict[str, str]) 
         if weight not in ours or weight not in theirs:
             problems[layer] = f"layer {layer} has codes in one of the files only"
             continue
-        ours_there, theirs_there = ours[weight][0], theirs[weight][0]
-        total += ours_there.size
-        differing = _differing(ours_there, theirs_there, bits)
+        one, other = ours[weight][0], theirs[weight][0]
+        total += one.size
+        differing = _differing(one, other, bits)
         if differing is None:
-            wrong += ours_there.size
-            problems[layer] = f"layer {layer} has codes of shapes {ours_there.shape} and {theirs_there.shape}"
+            wrong += one.size
+            problems[layer] = f"layer {layer} has codes of shapes {one.shape} and {other.shape}"
         elif differing.any():
             wrong += int(differing.sum())
-            index = tuple(int(i) for i in np.argwhere(differing)[0])
-            problems[layer] = (
-                f"layer {layer}: {int(differing.sum())} of {differing.size} codes differ, first at {index}"
-            )
+            share = f"{int(differing.sum())} of {differing.size}"
+            problems[layer] = f"layer {layer}: {share} codes differ, first at {first_index(differing)}"
     return total, wrong
 
 
@@ -300,7 +283,7 @@ def _differing(ours: Array, theirs: Array, bits: int) -> npt.NDArray[np.bool_] |
 
     Which axis counts output channels is not known without the checkpoint, so the better of the two readings is taken.
     """
-    # Integers may be of more input channels than the layer has; the codes, or the fewer integers, are looked for.
+    # Integers may be of more input channels than the layer has, so codes, or the fewer integers, are what is expected.
     if ours.dtype != np.uint8 and (theirs.dtype == np.uint8 or ours.size > theirs.size):
         ours, theirs = theirs, ours
     expected = ours if ours.dtype == np.uint8 else codes_of_integers(ours, bits)

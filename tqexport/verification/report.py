@@ -1,4 +1,4 @@
-"""What ``verify`` found as one HTML page, with plots, that needs no other file and no network."""
+"""The results of ``verify`` as one HTML page, with plots, that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = ["check_report", "render_report"]
 
 TEMPLATE = "report.html.j2"
 _TEXT = "#010203"  # what the plots draw text and axes in, and the page replaces by its own colour
+_TEXT_COLUMNS = {"runtime", "verdict", "file", "worst layer"}  # all others hold numbers
 _COLORS = ("#2f7ed8", "#e07b39", "#2ca58d", "#b05cc6")
 
 
@@ -53,12 +54,12 @@ def check_report(path: Path) -> None:
 
 
 def render_report(model: TruncModel, title: str, checked: Sequence[Checked], conclusion: str) -> bytes:
-    """The page, UTF-8.
+    """The HTML page as UTF-8.
 
     Args:
         model: The reference.
         title: What was compared, one line.
-        checked: What was found.
+        checked: The results.
         conclusion: The verdict, one line.
     """
     import jinja2
@@ -66,14 +67,15 @@ def render_report(model: TruncModel, title: str, checked: Sequence[Checked], con
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tqexport.verification", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    rows = [_row(check) for check in checked]
     layer_columns, layer_rows = _layers(checked)
     page = environment.get_template(TEMPLATE).render(
         title=title,
         passed=all(check.passed for check in checked),
         conclusion=conclusion,
         problems=[f"{check.bits} bits, {check.runtime}: {text}" for check in checked for text in check.problems],
-        columns=_COLUMNS,
-        rows=[_row(check) for check in checked],
+        columns=[(heading, "text" if heading in _TEXT_COLUMNS else "") for heading in rows[0]],
+        rows=[list(row.values()) for row in rows],
         plots=list(_plots(model, checked)),
         layer_columns=layer_columns,
         layer_rows=layer_rows,
@@ -82,46 +84,28 @@ def render_report(model: TruncModel, title: str, checked: Sequence[Checked], con
     return page.encode()
 
 
-_COLUMNS = (
-    ("bits", ""),
-    ("runtime", "text"),
-    ("verdict", "text"),
-    ("file", "text"),
-    ("bytes", ""),
-    ("ms", ""),
-    ("codes", ""),
-    ("flips", ""),
-    ("activations that differ", ""),
-    ("worst layer", "text"),
-    ("output error", ""),
-    ("top-1 agrees", ""),
-    ("accuracy", ""),
-    ("95 % interval", ""),
-    ("PyTorch", ""),
-)
-
-
-def _row(check: Checked) -> list[str]:
+def _row(check: Checked) -> dict[str, str]:
+    """The cells of an artifact and width by the heading of their column."""
     verdict = check.deployed
     name, error = check.unoptimized.worst_layer
     interval = verdict.accuracy_interval
-    return [
-        str(check.bits),
-        check.runtime,
-        "pass" if check.passed else "FAIL",
-        f"{check.file}{' (for this check alone)' if check.temporary else ''}",
-        f"{check.bytes:,}",
-        "-" if check.latency is None else f"{1000 * check.latency:.2f}",
-        f"{verdict.codes:,} equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
-        f"{verdict.flips:,} of {verdict.activations:,}",
-        f"{verdict.activations_wrong:,}",
-        f"{error:.1e} {name}",
-        f"{verdict.output_error:.1e}",
-        _percent(verdict.top1_agreement),
-        _percent(verdict.accuracy),
-        f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "-",
-        _percent(verdict.reference_accuracy),
-    ]
+    return {
+        "bits": str(check.bits),
+        "runtime": check.runtime,
+        "verdict": "pass" if check.passed else "FAIL",
+        "file": f"{check.file}{' (for this check alone)' if check.temporary else ''}",
+        "bytes": f"{check.bytes:,}",
+        "ms": "-" if check.latency is None else f"{1000 * check.latency:.2f}",
+        "codes": f"{verdict.codes:,} equal" if not verdict.codes_wrong else f"{verdict.codes_wrong:,} differ",
+        "flips": f"{verdict.flips:,} of {verdict.activations:,}",
+        "activations that differ": f"{verdict.activations_wrong:,}",
+        "worst layer": f"{error:.1e} {name}",
+        "output error": f"{verdict.output_error:.1e}",
+        "top-1 agrees": _percent(verdict.top1_agreement),
+        "accuracy": _percent(verdict.accuracy),
+        "95 % interval": f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "-",
+        "PyTorch": _percent(verdict.reference_accuracy),
+    }
 
 
 def _layers(checked: Sequence[Checked]) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -173,82 +157,51 @@ def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
 
 
 def _accuracy(axes: Axes, checked: Sequence[Checked]) -> None:
+    """Accuracy with its interval, and a line for that of PyTorch."""
     reference = {check.bits: check.deployed.reference_accuracy or 0.0 for check in checked}
     axes.plot(list(reference), [100 * value for value in reference.values()], color=_TEXT, linewidth=1, label="PyTorch")
-    runtimes = _runtimes(checked)
-    for number, runtime in enumerate(runtimes):
-        chosen = [check for check in checked if check.runtime == runtime]
+    for place, chosen, style in _series(checked):
         shares = np.array([100 * (check.deployed.accuracy or 0) for check in chosen])
         ends = np.array([check.deployed.accuracy_interval or (0, 0) for check in chosen]) * 100
-        offset = 0.12 * (number - (len(runtimes) - 1) / 2)
-        axes.errorbar(
-            [check.bits + offset for check in chosen],
-            shares,
-            np.clip([shares - ends[:, 0], ends[:, 1] - shares], 0, None),
-            fmt="o",
-            markersize=4,
-            capsize=2,
-            color=_COLORS[number % len(_COLORS)],
-            label=runtime,
-        )
+        lengths = np.clip([shares - ends[:, 0], ends[:, 1] - shares], 0, None)
+        widths = [check.bits + 0.12 * place for check in chosen]
+        axes.errorbar(widths, shares, lengths, fmt="o", markersize=4, capsize=2, **style)
     axes.margins(y=0.3)  # room for the legend
     _finish(axes, checked)
 
 
 def _by_width(axes: Axes, checked: Sequence[Checked], value: Callable[[Checked], float]) -> None:
-    for number, runtime in enumerate(_runtimes(checked)):
-        chosen = [check for check in checked if check.runtime == runtime]
-        axes.plot(
-            [check.bits for check in chosen],
-            [value(check) for check in chosen],
-            "o-",
-            markersize=4,
-            color=_COLORS[number % len(_COLORS)],
-            label=runtime,
-        )
+    """A share in percent as a line for each runtime."""
+    for _, chosen, style in _series(checked):
+        axes.plot([check.bits for check in chosen], [value(check) for check in chosen], "o-", markersize=4, **style)
     axes.set_ylim(min(90.0, axes.get_ylim()[0]), 101)
     _finish(axes, checked)
 
 
 def _bars(axes: Axes, checked: Sequence[Checked], value: Callable[[Checked], float]) -> None:
-    runtimes = _runtimes(checked)
-    width = 0.8 / len(runtimes)
-    for number, runtime in enumerate(runtimes):
-        chosen = [check for check in checked if check.runtime == runtime]
-        axes.bar(
-            [check.bits + width * (number - (len(runtimes) - 1) / 2) for check in chosen],
-            [value(check) for check in chosen],
-            width,
-            color=_COLORS[number % len(_COLORS)],
-            label=runtime,
-        )
+    """A bar for each runtime and width."""
+    width = 0.8 / len(_runtimes(checked))
+    for place, chosen, style in _series(checked):
+        axes.bar([check.bits + width * place for check in chosen], [value(check) for check in chosen], width, **style)
     axes.margins(y=0.25)  # room for the legend
     axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
     _finish(axes, checked)
 
 
 def _errors(axes: Axes, checked: Sequence[Checked]) -> None:
-    """Of each runtime the worst over all widths."""
+    """The error of each layer, the worst over all widths for each runtime; and the largest bound as a line."""
     names = list(dict.fromkeys(name for check in checked for name in check.unoptimized.layers))
     bounds: dict[str, float] = {}
-    for number, runtime in enumerate(_runtimes(checked)):
+    for _, chosen, style in _series(checked):
         errors: dict[str, float] = {}
-        for check in checked:
-            for name, layer in check.unoptimized.layers.items() if check.runtime == runtime else ():
-                errors[name] = max(errors.get(name, 0.0), layer.error, 1e-9)  # a logarithmic axis has no 0
-                bounds[name] = max(bounds.get(name, 0.0), layer.bound, 1e-9)
-        axes.plot(
-            [names.index(name) for name in errors],
-            list(errors.values()),
-            "o",
-            markersize=4,
-            color=_COLORS[number % len(_COLORS)],
-            label=runtime,
-        )
+        for name, layer in (item for check in chosen for item in check.unoptimized.layers.items()):
+            errors[name] = max(errors.get(name, 0.0), layer.error, 1e-9)  # a logarithmic axis has no 0
+            bounds[name] = max(bounds.get(name, 0.0), layer.bound, 1e-9)
+        axes.plot([names.index(name) for name in errors], list(errors.values()), "o", markersize=4, **style)
     axes.step(range(len(names)), [bounds[name] for name in names], where="mid", color=_TEXT, linewidth=0.8)
     axes.set_yscale("log")
-    every = max(1, -(-len(names) // 24))
-    axes.set_xticks(range(0, len(names), every), names[::every], rotation=60, ha="right", rotation_mode="anchor")
+    step = max(1, -(-len(names) // 24))
+    axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", rotation_mode="anchor")
     axes.legend(frameon=False, ncols=3, labelcolor=_TEXT)
 
 
@@ -267,11 +220,20 @@ def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[_Plot]:
         yield _plot(f"Weights at {bits} bit{'s' * (bits > 1)}", f"% of weights on each of {1 << bits} levels", draw)
 
 
+def _series(checked: Sequence[Checked]) -> Iterator[tuple[float, list[Checked], dict[str, Any]]]:
+    """For each runtime: its place among them, centred on 0; its results; and the settings of what is drawn."""
+    runtimes = _runtimes(checked)
+    for number, runtime in enumerate(runtimes):
+        style = {"color": _COLORS[number % len(_COLORS)], "label": runtime}
+        yield number - (len(runtimes) - 1) / 2, [check for check in checked if check.runtime == runtime], style
+
+
 def _runtimes(checked: Sequence[Checked]) -> list[str]:
     return list(dict.fromkeys(check.runtime for check in checked))
 
 
 def _finish(axes: Axes, checked: Sequence[Checked]) -> None:
+    """Give a plot by width its axis and its legend."""
     widths = sorted({check.bits for check in checked})
     axes.set_xticks(widths)
     axes.set_xlim(widths[0] - 0.7, widths[-1] + 0.7)
@@ -280,6 +242,7 @@ def _finish(axes: Axes, checked: Sequence[Checked]) -> None:
 
 
 def _plot(title: str, note: str, draw: Callable[[Axes], None], *, wide: bool = False) -> _Plot:
+    """Draw a plot as SVG in the colours of the page."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -296,6 +259,7 @@ def _plot(title: str, note: str, draw: Callable[[Axes], None], *, wide: bool = F
 
 @contextmanager
 def _style() -> Iterator[None]:
+    """The settings of matplotlib that the page wants."""
     import matplotlib as mpl
 
     settings: dict[str, Any] = {

@@ -62,8 +62,8 @@ class RoundingErrors(TorchDispatchMode):
 
     def layers(self, value: Tensor) -> tuple[str, ...]:
         """The layers marked on the way from exact tensors to ``value``, in order."""
-        found: tuple[str, ...] = self._layers.get(value, ())
-        return found
+        layers: tuple[str, ...] = self._layers.get(value, ())
+        return layers
 
     def bound(self, value: Tensor) -> Tensor:
         """Largest difference that rounding explains: :data:`MARGIN` standard deviations; float32, shape of ``value``.
@@ -78,7 +78,7 @@ class RoundingErrors(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        known = [each for each in _tensors(args) if each in self._variances]
+        known = [tensor for tensor in _tensors(args) if tensor in self._variances]
         if not known:
             return func(*args, **kwargs)
         if func._schema.is_mutable and isinstance(args[0], Tensor):
@@ -90,7 +90,7 @@ class RoundingErrors(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         variances = _RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result))
-        layers = tuple(dict.fromkeys(name for each in known for name in self.layers(each)))
+        layers = tuple(dict.fromkeys(name for tensor in known for name in self.layers(tensor)))
         for value, variance in zip(_tensors(result), _tensors(variances), strict=False):
             if value.is_floating_point():
                 self._variances[value], self._layers[value] = variance, layers
@@ -108,7 +108,7 @@ class _Call:
     result: Any
 
     def variance(self, value: Any) -> Any:
-        """Of an argument; 0 where it does not depend on the sample."""
+        """Variance of an argument's error; 0 where the argument does not depend on the sample."""
         return self.errors._variances.get(value, 0.0) if isinstance(value, Tensor) else 0.0
 
     def repeated(self, change: Callable[[Tensor], Tensor]) -> Any:
@@ -117,37 +117,36 @@ class _Call:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _moved(call: _Call) -> Any:
-    """The error goes where the value goes."""
+    """An operator that only moves values moves their errors likewise."""
     return call.repeated(lambda x: call.variance(x) if x in call.errors._variances else torch.zeros_like(x))
 
 
-def _averaged(call: _Call) -> Tensor:
+def _averaged(call: _Call) -> Any:
+    """A mean: errors that are all alike do not average out, and each sum is rounded."""
     terms = call.args[0].numel() / max(call.result.numel(), 1)
-    moved: Tensor = _moved(call)  # as if errors were all alike, which do not average out
-    variance: Tensor = moved + UNIT**2 * terms * call.result.square()
-    return variance
+    return _moved(call) + UNIT**2 * terms * call.result.square()
 
 
 def _clamped(call: _Call) -> Any:
-    """No slope above 1."""
+    """An operator whose slope is never above 1 does not enlarge an error."""
     return call.variance(call.args[0])
 
 
-def _added(call: _Call) -> Tensor:
-    variance: Tensor = call.variance(call.args[0]) + call.variance(call.args[1]) + (UNIT * call.result).square()
-    return variance
+def _added(call: _Call) -> Any:
+    """A sum or difference: the errors add up, and the result is rounded."""
+    return call.variance(call.args[0]) + call.variance(call.args[1]) + (UNIT * call.result).square()
 
 
 def _scaled(call: _Call) -> Any:
+    """A product or quotient with what does not depend on the sample."""
     left, right = call.args
     if isinstance(right, Tensor) and right in call.errors._variances:
         return _tried(call)
-    variance: Tensor = call.func(call.func(call.variance(left), right), right) + (UNIT * call.result).square()
-    return variance
+    return call.func(call.func(call.variance(left), right), right) + (UNIT * call.result).square()
 
 
 def _normalised(call: _Call) -> Any:
@@ -159,11 +158,11 @@ def _normalised(call: _Call) -> Any:
     gain = (spread + call.args[-1]).rsqrt() * (1 if weight is None else weight)
     constants = (gain * mean).square() + (0 if bias is None else bias.square())
     slope = gain.square().view(shape)
-    variance: Tensor = slope * call.variance(value) + (2 * UNIT) ** 2 * (slope * value.square() + constants.view(shape))
-    return variance
+    return slope * call.variance(value) + (2 * UNIT) ** 2 * (slope * value.square() + constants.view(shape))
 
 
 def _convolved(call: _Call) -> Tensor:
+    """A convolution, transposed or not."""
     value, weight, _, *geometry = call.args
     groups = geometry[-1]
 
@@ -173,14 +172,14 @@ def _convolved(call: _Call) -> Tensor:
         total: Tensor = call.func(squares, weight.new_ones((groups, 1, *weight.shape[2:])), None, *geometry)
         return total.repeat_interleave(call.result.shape[1] // groups, 1)
 
-    def passed_on(variance: Tensor) -> Tensor:
-        passed: Tensor = call.func(variance, weight.square(), None, *geometry)
-        return passed
+    def passed_on(variance: Tensor) -> Any:
+        return call.func(variance, weight.square(), None, *geometry)
 
     return _dot_products(call, value, weight, weight.numel() // call.result.shape[1], sum_of_squares, passed_on)
 
 
 def _multiplied(call: _Call) -> Tensor:
+    """A product of matrices, of which both may depend on the sample."""
     left, right = call.args[-2:]
     variance = _dot_products(
         call,
@@ -201,9 +200,9 @@ def _dot_products(
     weight: Tensor,
     terms: int,
     sum_of_squares: Callable[[Tensor], Tensor],
-    passed_on: Callable[[Tensor], Tensor],
+    passed_on: Callable[[Tensor], Any],
 ) -> Tensor:
-    """The formula in the module's text."""
+    """Dot products by the formula in the module's docstring; ``passed_on`` gives its last sum."""
     own = (2 * UNIT * float(weight.abs().max())) ** 2 * terms * sum_of_squares(x)
     variance: Tensor = own + (UNIT**2 * terms / 9) * call.result.square()
     incoming = call.variance(x)
@@ -213,7 +212,7 @@ def _dot_products(
 
 
 def _tried(call: _Call) -> list[Tensor]:
-    """Any operator: what it makes of inputs that are off by their error, to either side at random."""
+    """Try any operator on inputs that are off by their error, to either side at random, and measure the effect."""
 
     def off(value: Tensor) -> Tensor:
         if value not in call.errors._variances:

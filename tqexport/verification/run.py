@@ -10,7 +10,7 @@ from math import prod
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend, Runner, median_seconds
-from tqexport.errors import InputError
+from tqexport.errors import about
 from tqexport.integer.names import INTEGER
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
@@ -22,7 +22,7 @@ _CODES_ALONE = "codes alone"  # what stands for the runtime of a format that not
 
 @dataclass(frozen=True)
 class Checked:
-    """One artifact at one width, and what was found.
+    """One artifact at one width, and how it compares with PyTorch.
 
     Attributes:
         file: Its name.
@@ -75,10 +75,9 @@ def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterato
     jobs = sorted(_jobs(project, widths), key=_Job.place)
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
-            try:
-                yield from _check(project, job, samples)
-            except InputError as error:
-                raise InputError(f"{job.file}: {error}") from error
+            with about(f"{job.file}:"):
+                checked = list(_check(project, job, samples))
+            yield from checked
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,15 @@ class _Job:
     run_time: bool = False
 
     def place(self) -> tuple[int, str, bool, bool]:
-        """Where it comes among the others."""
+        """Its place in the order of the results."""
         return self.bits, self.backend.name, self.kernel != EXACT, self.run_time
 
     def open(self, *, deployed: bool) -> Runner | None:
+        """The file in its runtime; None where nothing here runs the format."""
         return self.backend.open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
 
     def comparison(self, project: Project) -> Comparison:
+        """The comparison with PyTorch at its width."""
         # A run-time file computes with float weights whatever the kernel of the files that are cut from it.
         return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel)
 
@@ -131,31 +132,22 @@ def _check_integers(project: Project, job: _Job, samples: Samples) -> Iterator[C
 
 def _check_floats(project: Project, job: _Job, samples: Samples) -> Checked:
     """Compare a file as deployed, and layer by layer."""
-    runner = job.open(deployed=True)
+    runner, latency = job.open(deployed=True), None
     if runner is None:
-        comparison = job.comparison(project)
+        comparison, runtime = job.comparison(project), _CODES_ALONE
         comparison.add_codes(job.backend.codes(job.content, job.bits))
-        verdict = comparison.verdict()
-        return Checked(
-            job.file,
-            job.bits,
-            _CODES_ALONE,
-            len(job.content),
-            job.temporary,
-            None,
-            deployed=verdict,
-            unoptimized=verdict,
-        )
-    deployed = _compare(job.comparison(project), runner, samples)
-    latency = runner.latency(samples.inputs[:1])
-    layer_by_layer = job.open(deployed=False)
-    unoptimized = deployed if layer_by_layer is None else _compare(job.comparison(project), layer_by_layer, samples)
-    runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
+        deployed = unoptimized = comparison.verdict()
+    else:
+        deployed = _compare(job.comparison(project), runner, samples)
+        latency = runner.latency(samples.inputs[:1])
+        layer_by_layer = job.open(deployed=False)
+        unoptimized = deployed if layer_by_layer is None else _compare(job.comparison(project), layer_by_layer, samples)
+        runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
     return Checked(job.file, job.bits, runtime, len(job.content), job.temporary, latency, deployed, unoptimized)
 
 
 def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:
-    """Run samples and compare, some at a time."""
+    """Run the samples in batches and compare each batch."""
     for inputs, labels in _batches(samples):
         comparison.add(runner.run(inputs), inputs, labels)
     return comparison.verdict()
@@ -170,23 +162,23 @@ def _batches(samples: Samples) -> Iterator[tuple[Inputs, Labels | None]]:
 
 
 def samples_at_once(input_shape: Sequence[int]) -> int:
-    """How many samples to keep every layer's output of; they take a few hundred times the memory of the inputs."""
+    """How many samples to compare at once: outputs of all layers take a few hundred times the memory of the inputs."""
     return max(2, min(64, 400_000 // prod(input_shape)))
 
 
 def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
-    """The artifacts of each width; those that are there first, because one may turn out to be damaged."""
-    there: set[tuple[str, int]] = set()  # back ends and widths of which there is an exact file
+    """The artifacts of each width; those that were exported come first, because one may turn out to be damaged."""
+    exported: set[tuple[str, int]] = set()  # back ends and widths of which there is an exact file
     for artifact, path in project.artifacts(widths):
         run_time = len(artifact.widths) > 1
         for bits in sorted({*widths} & {*artifact.widths}):
             if artifact.kernel == project.default_kernel or (run_time and artifact.kernel != INTEGER):
-                there.add((artifact.kind, bits))
+                exported.add((artifact.kind, bits))
             yield _Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
     for bits in widths:
         project.model.check_width(bits)
     kernel = project.default_kernel
-    missing = {name: [bits for bits in widths if (name, bits) not in there] for name in BACKENDS}
+    missing = {name: [bits for bits in widths if (name, bits) not in exported] for name in BACKENDS}
     chosen = [name for name in missing if BACKENDS[name].verified_by_default and missing[name]]
     for name in chosen:
         BACKENDS[name].check_environment(kernel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqexport.errors import HostError, InputError
 from tqexport.model import Normalization, TruncModel
 
-__all__ = ["Samples", "load_samples", "noise", "normalized", "random_samples", "read_samples"]
+__all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
 
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -27,7 +27,7 @@ class Samples:
     """What the networks are compared on.
 
     Attributes:
-        inputs: float32 (N, *input_shape), normalised.
+        inputs: float32 (N, *input_shape), normalised where nothing else is said.
         labels: Class of each sample (N,), if known.
         description: Where they come from, for people.
     """
@@ -36,32 +36,29 @@ class Samples:
     labels: Labels | None
     description: str
 
+    def normalized(self, normalization: Normalization | None) -> Samples:
+        """Raw inputs (N, C, ...) as a network wants them: ``(x - mean) / std`` per channel, float32."""
+        if normalization is None:
+            return self
+        shape = (1, -1, *[1] * (self.inputs.ndim - 2))
+        mean, std = (np.array(values, np.float32).reshape(shape) for values in (normalization.mean, normalization.std))
+        return replace(self, inputs=(self.inputs - mean) / std)
+
 
 def random_samples(model: TruncModel, count: int) -> Samples:
     """Noise, normalised as the network's real inputs are."""
-    inputs = noise(count, model.info.input_shape)
-    return Samples(normalized(inputs, model.info.normalization), None, f"on {count} random samples")
+    return noise(count, model.info.input_shape).normalized(model.info.normalization)
 
 
-def noise(count: int, input_shape: Sequence[int]) -> Inputs:
-    """Uniform random numbers in [0, 1], always the same, float32 (count, *input_shape)."""
-    return np.random.default_rng(0).random((count, *input_shape), np.float32)
+def noise(count: int, input_shape: Sequence[int]) -> Samples:
+    """Uniform random numbers in [0, 1], always the same, before normalisation."""
+    inputs = np.random.default_rng(0).random((count, *input_shape), np.float32)
+    return Samples(inputs, None, f"on {count} random samples")
 
 
 def load_samples(path: Path, model: TruncModel) -> Samples:
     """Read samples for a network, and normalise them as it wants; see :func:`read_samples`."""
-    found = read_samples(path, model.info.input_shape, model.info.class_names)
-    return Samples(normalized(found.inputs, model.info.normalization), found.labels, found.description)
-
-
-def normalized(inputs: Inputs, normalization: Normalization | None) -> Inputs:
-    """Raw inputs (N, C, ...) as a network wants them: ``(x - mean) / std`` per channel, float32."""
-    if normalization is None:
-        return inputs
-    shape = (1, -1, *[1] * (inputs.ndim - 2))
-    mean, std = (np.array(values, np.float32).reshape(shape) for values in (normalization.mean, normalization.std))
-    result: Inputs = (inputs - mean) / std
-    return result
+    return read_samples(path, model.info.input_shape, model.info.class_names).normalized(model.info.normalization)
 
 
 def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> Samples:
@@ -77,6 +74,7 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
         InputError: Nothing is there, it is damaged, or it does not fit the network.
         HostError: Pictures cannot be read because Pillow is missing.
     """
+    labels: Labels | None
     if path.is_dir():
         inputs, labels = _read_folder(path, input_shape, class_names)
         return Samples(inputs, labels, f"on the {len(inputs)} pictures of {path.name or path}")
@@ -85,18 +83,18 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     try:
         with np.load(path, allow_pickle=False) as file:
             inputs = np.asarray(file["inputs"], np.float32)
-            found = np.asarray(file["labels"], np.int64) if "labels" in file else None
+            labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
     except KeyError as error:
         raise InputError(f"{path} holds no array named inputs") from error
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a readable NPZ file of numbers: {error}") from error
     if inputs.shape[1:] != input_shape or not len(inputs):
         raise InputError(f"{path}: inputs are {inputs.shape}, the network takes (N, {str(input_shape)[1:]}")
-    if found is not None and found.shape != inputs.shape[:1]:
-        raise InputError(f"{path}: labels are {found.shape} for {len(inputs)} inputs")
+    if labels is not None and labels.shape != inputs.shape[:1]:
+        raise InputError(f"{path}: labels are {labels.shape} for {len(inputs)} inputs")
     if not np.isfinite(inputs).all():
         raise InputError(f"{path}: inputs hold NaN or infinite values")
-    return Samples(inputs, found, f"on the {len(inputs)} samples of {path.name}")
+    return Samples(inputs, labels, f"on the {len(inputs)} samples of {path.name}")
 
 
 def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str]) -> tuple[Inputs, Labels]:
@@ -131,6 +129,7 @@ def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence
 
 
 def _class_of(folder: Path, class_names: Sequence[str]) -> int:
+    """The class that a folder of pictures is named after, by name or by index."""
     if folder.name in class_names:
         return list(class_names).index(folder.name)
     if folder.name.isdecimal() and (not class_names or int(folder.name) < len(class_names)):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from tqexport.layer_kinds import kind_of
 from tqexport.training.layers import SwitchableBatchNorm
 from tqexport.training.quantizers import ActivationQuantizer
 from tqexport.truncation import FLOAT_BITS, max_code
+from tqexport.verification.codes import first_index
 from tqexport.verification.rounding import RoundingErrors
 
 __all__ = ["LayerError", "Trace", "count_calls"]
@@ -55,8 +56,8 @@ class Trace:
         wrong: How many differ otherwise.
         flip_bound: The furthest from a boundary that any activation might be for a flip, in steps.
         layers: The layers whose output the runtime gave, by module name.
-        output: Of the outputs.
-        problems: A sentence on each layer that differs, by layer, in the order they were met.
+        output: How far the outputs are from those of PyTorch.
+        problems: By layer, a sentence on each that differs, in the order they were met; the first of several batches.
     """
 
     tolerance: float = 0.0
@@ -70,9 +71,10 @@ class Trace:
     _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     _calls: dict[str, int] = field(default_factory=dict)  # so far in this run
     _calls_in_all: Mapping[str, int] = field(default_factory=dict)
+    _errors: RoundingErrors = field(default_factory=RoundingErrors)  # of this run
 
     def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor, calls: Mapping[str, int]) -> Array | None:
-        """Run samples through.
+        """Run samples through the reference, with the values of the runtime in the place of its own.
 
         Args:
             network: The reference, at the width of the artifact.
@@ -84,7 +86,8 @@ class Trace:
             What rounding explains of each output, or None where their shape is wrong.
         """
         self._near, self._calls, self._calls_in_all = [], {}, calls
-        with RoundingErrors() as errors, self._hooks(network, run, errors):
+        self._errors = RoundingErrors()
+        with self._errors as errors, self._hooks(network, run):
             outputs = network(errors.exact(inputs))
         given: Array = outputs.numpy()
         bound: Array = errors.bound(outputs).numpy()
@@ -98,7 +101,7 @@ class Trace:
         allowed = np.full_like(given, self.tolerance * largest) if self.tolerance else bound
         if not (difference <= allowed).all():
             among = errors.layers(outputs)
-            self._report(
+            self.problems.setdefault(
                 _from(among, "the outputs"),
                 f"the outputs are off by {_furthest(computed, given, allowed)}{_where(among)}",
             )
@@ -108,43 +111,31 @@ class Trace:
         """Which samples of the last run have an activation within float rounding of a boundary, (N,)."""
         return np.any(self._near, axis=0) if self._near else np.zeros(samples, np.bool_)
 
-    @contextmanager
-    def _hooks(self, network: nn.Module, run: RuntimeRun, errors: RoundingErrors) -> Iterator[None]:
-        """Within the block the activation quantisers and layers of ``network`` give the runtime's values."""
-        handles = []
+    def _hooks(self, network: nn.Module, run: RuntimeRun) -> ExitStack:
+        """Until the result is closed, the activation quantisers and layers of ``network`` give the runtime's values."""
+        hooks = ExitStack()
         candidates = _Candidates(run.values)
         for name, module in network.named_modules():
-            quantizer = isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
-            if not quantizer and (not _is_layer(name, module) or self.tolerance):
+            if not _quantizes(module) and (not _is_layer(name, module) or self.tolerance):
                 continue
 
-            def hook(
-                module: nn.Module,
-                args: tuple[Tensor, ...],
-                output: Tensor,
-                name: str = name,
-                quantizer: bool = quantizer,
-            ) -> Tensor | None:
+            def hook(module: nn.Module, args: Any, output: Tensor, name: str = name) -> Tensor | None:
                 self._calls[name] = self._calls.get(name, 0) + 1
-                if quantizer:
-                    value = self._levels(name, module, args[0], errors, run.activations)
+                if _quantizes(module):
+                    value = self._levels(name, module, args[0], run.activations)
                 else:
-                    value = self._layer(name, output, errors, candidates)
+                    value = self._layer(name, output, candidates)
                     if value is None:
-                        errors.mark(output, name)
-                return None if value is None else errors.exact(torch.from_numpy(value))
+                        self._errors.mark(output, name)
+                return None if value is None else self._errors.exact(torch.from_numpy(value))
 
-            handles.append(module.register_forward_hook(hook))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            hooks.enter_context(module.register_forward_hook(hook))
+        return hooks
 
-    def _layer(self, name: str, output: Tensor, errors: RoundingErrors, candidates: _Candidates) -> Array | None:
+    def _layer(self, name: str, output: Tensor, candidates: _Candidates) -> Array | None:
         """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
         expected: Array = output.numpy()
-        bound: Array = errors.bound(output).numpy()
+        bound: Array = self._errors.bound(output).numpy()
         # Of a module that is called several times, the file has one value by that name: of which call is not known.
         once = self._calls_in_all[name] == 1
         value = candidates.named(name, expected.shape) if once else None
@@ -156,28 +147,25 @@ class Trace:
         error = LayerError(float(difference.max()) / largest, float(bound.max()) / largest)
         self.layers[name] = _worse(self.layers.get(name, error), error)
         if not (difference <= bound).all():
-            self._report(
-                name, f"layer {name} is off by {_furthest(value, expected, bound)}{_where(errors.layers(output))}"
-            )
+            where = _where(self._errors.layers(output))
+            self.problems.setdefault(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
         return value
 
-    def _levels(
-        self, name: str, module: nn.Module, input: Tensor, errors: RoundingErrors, activations: Mapping[str, Array]
-    ) -> Array | None:
+    def _levels(self, name: str, module: nn.Module, input: Tensor, activations: Mapping[str, Array]) -> Array | None:
         """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
         assert isinstance(module, ActivationQuantizer)
-        value, among = input.numpy(), errors.layers(input)
+        value, among = input.numpy(), self._errors.layers(input)
         steps = max_code(module.bits)
         key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
         levels = activations.get(key)
         if levels is None or _without_ones(levels.shape) != _without_ones(value.shape):
             where = "is not in the file" if levels is None else f"has shape {levels.shape}, not {value.shape}"
-            self._report(name, f"activation {key} {where}")
+            self.problems.setdefault(name, f"activation {key} {where}")
             return None
         levels = levels.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
         scaled = value.clip(0, 1).astype(np.float64) * steps
         expected = np.rint(value.clip(0, 1) * np.float32(steps))
-        rounding = errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
+        rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
@@ -190,8 +178,8 @@ class Trace:
         if self.tolerance:  # the next level, or a small share of the range, is what integer kernels may be off
             wrong &= np.abs(levels - expected) > max(1.0, self.tolerance * steps)
         if wrong.any():
-            index = tuple(int(i) for i in np.argwhere(wrong)[0])
-            self._report(
+            index = first_index(wrong)
+            self.problems.setdefault(
                 _from(among, name),
                 f"activation {name}: {int(wrong.sum())} of {wrong.size} differ, first at {index}: level "
                 f"{levels[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
@@ -200,9 +188,6 @@ class Trace:
         quantized: Array = levels / np.float32(steps)
         return quantized
 
-    def _report(self, layer: str, problem: str) -> None:
-        self.problems.setdefault(layer, problem)  # of several batches the first
-
 
 def _from(among: Sequence[str], name: str) -> str:
     """Where something first differs: in ``name``, or in what leads to it and cannot be told from it."""
@@ -210,6 +195,7 @@ def _from(among: Sequence[str], name: str) -> str:
 
 
 def _where(among: Sequence[str]) -> str:
+    """The end of a sentence on a difference: which layers it may come from."""
     return f"; it comes from {' or '.join(among)}" if among else ""
 
 
@@ -220,18 +206,14 @@ def count_calls(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, i
     def hook(_module: nn.Module, _args: Any, _output: Any, name: str) -> None:
         calls[name] = calls.get(name, 0) + 1
 
-    handles = [
-        module.register_forward_hook(functools.partial(hook, name=name)) for name, module in network.named_modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_hook(functools.partial(hook, name=name)))
         return network(inputs), calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Candidates:
-    """The values that a runtime gave, to be found by name or by content."""
+    """The values that a runtime gave, looked up by name or by content."""
 
     def __init__(self, values: Mapping[str, Array]) -> None:
         self._values = values
@@ -240,12 +222,12 @@ class _Candidates:
             self._by_shape.setdefault(_without_ones(value.shape), []).append(name)
 
     def named(self, name: str, shape: Sequence[int]) -> Array | None:
-        """The value of that name and shape."""
+        """The value of a name, or None if there is none of the shape."""
         value = self._values.get(name)
         return None if value is None or value.shape != tuple(shape) else value
 
     def like(self, expected: Array, bound: Array) -> Array | None:
-        """A value that is ``expected`` up to ``bound``."""
+        """A value that equals ``expected`` up to ``bound``, or None."""
         some = np.linspace(0, expected.size - 1, 256).astype(int)
         for name in self._by_shape.get(_without_ones(expected.shape), ()):
             value: Array = self._values[name].reshape(expected.shape)
@@ -255,6 +237,10 @@ class _Candidates:
             ).all():
                 return value
         return None
+
+
+def _quantizes(module: nn.Module) -> bool:
+    return isinstance(module, ActivationQuantizer) and module.bits != FLOAT_BITS
 
 
 def _is_layer(name: str, module: nn.Module) -> bool:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
 from tqexport.facts import Facts
 from tqexport.integer.names import INTEGER
-from tqexport.truncation import check_shiftable
 
 if TYPE_CHECKING:
     from tqexport.integer.model import IntegerModel
@@ -53,7 +52,6 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
-        check_shiftable(source.widths, source.quantizer)
         if kernel == INTEGER:
             return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST])
         return merge_onnx(source.fixed_files(self.name, source.widths))
@@ -61,7 +59,6 @@ class OnnxBackend(Backend):
     def export_truncatable(self, source: Source, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.truncatable import truncatable_onnx
 
-        check_shiftable(source.widths, source.quantizer)
         return truncatable_onnx(source.fixed_files(self.name, source.widths), widths)
 
     def recognises(self, content: bytes) -> bool:

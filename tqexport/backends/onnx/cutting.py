@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from tqexport.backends.onnx.file import BITS_NAME, parse, read_facts, write_facts
+from tqexport.backends.onnx.file import BITS_NAME, parse, read_facts, rebuild, write_facts
 from tqexport.backends.onnx.runtime_file import PLACES, SCALAR_PREFIX, SWITCH_PREFIX, table_names
 from tqexport.backends.onnx.truncatable import put_row
 from tqexport.errors import InputError
@@ -40,7 +40,13 @@ def cut_onnx(content: bytes, bits: int) -> bytes:
             _take_row(model.graph, facts.tables[PLACES], facts.widths.index(bits))
         else:
             put_row(model, facts, bits)
-    except (LookupError, ValueError, TypeError, AttributeError) as error:  # tables of another make than ours
+    except (
+        LookupError,
+        StopIteration,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # tables of another make than ours
         raise InputError(DAMAGED) from error
     write_facts(model, facts.by_width[bits])
     fixed: bytes = model.SerializeToString(deterministic=True)
@@ -64,11 +70,8 @@ def _take_row(graph: onnx.GraphProto, places: Mapping[str, Any], row: int) -> No
     for position in sorted(pieces):
         initializers.insert(position, pieces[position])
     nodes = [node for node in graph.node if not _belongs_to_switch(node)]
-    inputs = [value for value in graph.input if value.name != BITS_NAME]
-    del graph.initializer[:], graph.node[:], graph.input[:]
-    graph.initializer.extend(initializers)
-    graph.node.extend(nodes)
-    graph.input.extend(inputs)
+    rebuild(graph, nodes, initializers)
+    graph.input.remove(next(value for value in graph.input if value.name == BITS_NAME))
 
 
 def _belongs_to_switch(node: onnx.NodeProto) -> bool:

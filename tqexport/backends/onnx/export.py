@@ -1,6 +1,7 @@
 """ONNX files with 8-bit codes and an explicit BitShift.
 
-A network is captured once into a :class:`Template`; a width is a set of initializer values put into it.
+A network is captured once into a template, an ONNX graph without the values of any width; a width is a set of
+initializer values put into it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,30 +24,17 @@ from torch import nn
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, OUTPUT_NAME, write_facts
-from tqexport.deploy import deploy, deployed_values, quantizer_values
+from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.model import TruncModel
 from tqexport.training.quantizers import plain_name
 from tqexport.truncation import FLOAT_BITS
 
-__all__ = ["OPSET", "Template", "capture", "export_onnx", "render"]
+__all__ = ["OPSET", "capture", "export_onnx", "render"]
 
 OPSET = 20
 IR_VERSION = 10  # what every onnxruntime of the last years reads
-
-
-@dataclass(frozen=True)
-class Template:
-    """A captured network, without the values of any width.
-
-    Attributes:
-        graph_model: The ONNX graph; its initializers carry the names of the deployed network's state dict.
-        relu: Whether activations are plain ReLU (32 bits), which is another graph.
-    """
-
-    graph_model: ir.Model
-    relu: bool
 
 
 def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
@@ -66,22 +53,24 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[in
     """
     for bits in widths:
         model.check_width(bits)
-    templates: dict[bool, Template] = {}
+    templates: dict[bool, ir.Model] = {}  # by whether activations are plain ReLU (32 bits), which is another graph
     for bits in widths:
         deployed = deploy(model, bits)
         relu = model.info.activation_width(bits) == FLOAT_BITS
         if relu not in templates:
-            templates[relu] = capture(deployed, model.info.input_shape, relu=relu)
+            templates[relu] = capture(deployed, model.info.input_shape)
         yield bits, render(templates[relu], deployed, facts_of_model(model, bits, LAYOUT))
 
 
-def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = False) -> Template:
+def capture(deployed: nn.Module, input_shape: tuple[int, ...]) -> ir.Model:
     """Capture a deployed network as an ONNX graph with a dynamic batch.
 
     Args:
         deployed: See :func:`tqexport.deploy.deploy`.
         input_shape: Shape of one sample.
-        relu: See :class:`Template`.
+
+    Returns:
+        The graph; its initializers carry the names of the deployed network's state dict.
 
     Raises:
         ConversionError: torch.export cannot take the network, its batch size is not free, or it has several outputs.
@@ -115,7 +104,7 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
             "wrap it in a module that returns one"
         )
     named = set(deployed_values(deployed))
-    _put_initializers_in_order(graph_model.graph, quantizer_values(deployed))
+    _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed))
     _simplify(graph_model, named)
     _name_after_modules(graph_model, named)
     passes.ClearMetadataAndDocStringPass()(graph_model)
@@ -125,10 +114,10 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...], *, relu: bool = F
     graph_model.producer_name = "tqexport"
     graph_model.producer_version = None
     graph_model.graph.name = "network"
-    return Template(graph_model, relu)
+    return graph_model
 
 
-def render(template: Template, deployed: nn.Module, facts: ArtifactFacts) -> bytes:
+def render(template: ir.Model, deployed: nn.Module, facts: ArtifactFacts) -> bytes:
     """Put the values of one width into a template.
 
     Args:
@@ -140,10 +129,10 @@ def render(template: Template, deployed: nn.Module, facts: ArtifactFacts) -> byt
         The serialised, checked ONNX model.
     """
     values = deployed_values(deployed)
-    for name, initializer in template.graph_model.graph.initializers.items():
+    for name, initializer in template.graph.initializers.items():
         if name in values:
             initializer.const_value = ir.Tensor(values[name].detach().contiguous().numpy(), name=name)
-    proto = ir.to_proto(template.graph_model)
+    proto = ir.to_proto(template)
     del proto.graph.value_info[:]  # shapes that every reader infers again, a fifth of a small file
     write_facts(proto, facts)
     content: bytes = proto.SerializeToString(deterministic=True)
@@ -205,13 +194,13 @@ def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _put_initializers_in_order(graph: ir.Graph, of_quantizers: Sequence[str]) -> None:
-    """Name initializers as checkpoints do; float parameters come first, then the quantisers' values by definition."""
+def _put_initializers_in_order(graph: ir.Graph, buffers: Sequence[str]) -> None:
+    """Name initializers as checkpoints do; float parameters come first, then buffers in the order given."""
     initializers = list(graph.initializers.values())
     graph.initializers.clear()
     for initializer in initializers:
         initializer.name = plain_name(str(initializer.name))
-    place = {name: position for position, name in enumerate(of_quantizers)}
+    place = {name: position for position, name in enumerate(buffers)}
     for initializer in sorted(initializers, key=lambda initializer: place.get(str(initializer.name), -1)):
         graph.initializers.add(initializer)
 

@@ -6,6 +6,7 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.base import TensorInfo
-from tqexport.errors import InputError
+from tqexport.errors import InputError, about
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
 from tqexport.truncation import STORED_BITS
 
@@ -26,6 +27,7 @@ __all__ = [
     "coded_weights",
     "describe",
     "parse",
+    "rebuild",
     "read_facts",
     "read_onnx",
     "shifted_codes",
@@ -84,10 +86,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; export it again with tqexport onnx")
-    try:
+    with about(str(path)):
         return parse(path.read_bytes())
-    except InputError as error:
-        raise InputError(f"{path} {error}") from error
 
 
 def parse(content: bytes) -> onnx.ModelProto:
@@ -115,6 +115,13 @@ def describe(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[Tens
         return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim))
 
     return tuple(map(info, model.graph.input)), tuple(map(info, model.graph.output))
+
+
+def rebuild(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
+    """Give a graph other nodes and initializers, which may be some of those that it has."""
+    for field, values in ((graph.node, list(nodes)), (graph.initializer, list(initializers))):
+        del field[:]
+        field.extend(values)
 
 
 def read_facts(model: onnx.ModelProto) -> Facts:

@@ -1,4 +1,4 @@
-"""Running ONNX files for verification: with a look inside, and stretch by stretch."""
+"""Running ONNX files for verification: with their inner values, and from one activation quantiser to the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from tqexport.backends.base import Runner, RuntimeRun
+from tqexport.backends.base import Runner
 from tqexport.backends.onnx.file import activation_outputs
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.layer_kinds import ONNX_OPERATORS
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRunner", "OnnxStretches"]
 
-_RUNTIME = "onnxruntime"
 _BATCH = 64
 # Operators whose results are kept: those of the layers, and what else adds, normalises or clips.
 _KEPT_OPERATORS = ONNX_OPERATORS | {"Add", "BatchNormalization", "Relu"}
@@ -27,47 +26,34 @@ _KEPT_OPERATORS = ONNX_OPERATORS | {"Add", "BatchNormalization", "Relu"}
 class OnnxRunner(Runner):
     """An ONNX file in onnxruntime, and a copy of it whose codes, activations and layer outputs are outputs."""
 
+    runtime = "onnxruntime"
+
     def __init__(self, content: bytes, bits: int | None = None, *, deployed: bool = True) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_runner`."""
-        self._deployed = deployed
         model = onnx.load_from_string(content)
-        self._weights = {
-            node.output[0]: node.input[0].removesuffix(".codes")
-            for node in model.graph.node
-            if node.op_type == "BitShift"
-        }
-        self._activations = activation_outputs(model)
-        self._values = [] if deployed else _layer_outputs(model)
+        shifts = [node for node in model.graph.node if node.op_type == "BitShift"]
+        self._weights = [node.input[0].removesuffix(".codes") for node in shifts]
+        activations, values = activation_outputs(model), [] if deployed else _layer_outputs(model)
+        super().__init__(activations, values, deployed=deployed)
         self._untouched = OnnxSession(content, bits=bits, optimized=deployed)
-        kept = (*self._weights, *self._activations, *self._values)
+        kept = (*(node.output[0] for node in shifts), *activations, *values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
         self._traced = OnnxSession(model.SerializeToString(), bits=bits, optimized=deployed)
 
-    def run(self, inputs: Inputs) -> RuntimeRun:
+    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
         traced = [self._traced.run(inputs[i : i + _BATCH]) for i in range(0, len(inputs), _BATCH)]
-        outputs = np.concatenate([parts[0] for parts in traced])
         codes: dict[str, list[Array]] = {}
-        for weight, value in zip(self._weights.values(), traced[0][1:], strict=False):
+        for weight, value in zip(self._weights, traced[0][1:], strict=False):
             codes.setdefault(weight, []).append(value)
-        inside = [
-            np.concatenate(parts) for parts in zip(*(parts[1 + len(self._weights) :] for parts in traced), strict=True)
-        ]
-        return RuntimeRun(
-            _RUNTIME,
-            codes,
-            dict(zip(self._activations, inside, strict=False)),
-            dict(zip(self._values, inside[len(self._activations) :], strict=True)),
-            outputs,
-            # Without optimisations the traced file runs the same operators in the same order.
-            self.run_untouched(inputs) if self._deployed else outputs,
-        )
+        of_samples = zip(*(parts[:1] + parts[1 + len(self._weights) :] for parts in traced), strict=True)
+        return codes, [np.concatenate(parts) for parts in of_samples]
 
     def run_untouched(self, inputs: Inputs) -> Array:
         return np.concatenate([self._untouched.run(inputs[i : i + _BATCH])[0] for i in range(0, len(inputs), _BATCH)])
 
 
 class OnnxStretches:
-    """An ONNX file whose roundings are inputs, and what they would have rounded are outputs."""
+    """An ONNX file cut at its roundings: their results are inputs, and what they would have rounded is output."""
 
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""

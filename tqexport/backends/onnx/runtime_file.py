@@ -1,4 +1,4 @@
-"""One ONNX file for every width, switched while it runs by a scalar input ``bits``.
+"""The run-time file in ONNX: every width in one file, chosen as it runs by a scalar input ``bits``.
 
 The fixed files of one network differ in nothing but the values of small initializers (shift, scale, activation levels,
 BatchNorm) and in metadata. The run-time file is such a file in which those values are the rows of a table, one row per
@@ -19,17 +19,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tqexport.backends.onnx.file import BITS_NAME, read_facts, write_facts
+from tqexport.backends.onnx.file import BITS_NAME, read_facts, rebuild, write_facts
 from tqexport.errors import ConversionError, InputError
-from tqexport.facts import ArtifactFacts, MultiWidthFacts
-from tqexport.truncation import STORED_BITS, check_shiftable
+from tqexport.facts import ArtifactFacts, MultiWidthFacts, check_mergeable
+from tqexport.truncation import STORED_BITS
 
-__all__ = ["FixedFile", "check_mergeable", "described", "fixed_files", "merge_onnx", "table_names"]
+__all__ = ["FixedFile", "facts_of_files", "fixed_files", "merge_onnx", "table_names"]
 
 SWITCH_PREFIX = f"{BITS_NAME}/"  # of every name that a run-time file has and a fixed one has not
 SCALAR_PREFIX = f"{SWITCH_PREFIX}scalar/"  # of the names of pieces that lose their only dimension
@@ -84,14 +85,12 @@ def merge_onnx(files: Iterable[tuple[int, bytes]]) -> bytes:
         ConversionError: A name in the network is one that the run-time file needs.
     """
     parts = dict(sorted(fixed_files(files).items()))
-    check_mergeable(parts)
     model = onnx.ModelProto.FromString(next(iter(parts.values())).skeleton)
     _check_names(model.graph)
     tables = _tables(model.graph, [part.values for part in parts.values()])
     _add_switch(model.graph, tables, parts)
-    by_width, digests = described(parts)
     places = {table.dtype: {"scalars": table.scalars, "positions": table.positions} for table in tables}
-    write_facts(model, MultiWidthFacts(by_width, digests, tables={PLACES: places}))
+    write_facts(model, facts_of_files(parts, {PLACES: places}))
     merged: bytes = model.SerializeToString(deterministic=True)
     onnx.checker.check_model(merged, full_check=True)
     return merged
@@ -104,7 +103,8 @@ def fixed_files(files: Iterable[tuple[int, bytes]]) -> dict[int, FixedFile]:
         files: See :func:`merge_onnx`.
 
     Raises:
-        InputError: They do not share one graph.
+        UsageError: Fewer than two widths.
+        InputError: They do not share one graph, or their codes may not be shifted.
     """
     parts: dict[int, FixedFile] = {}
     first: FixedFile | None = None
@@ -114,18 +114,16 @@ def fixed_files(files: Iterable[tuple[int, bytes]]) -> dict[int, FixedFile]:
         if part.skeleton != first.skeleton:
             raise InputError(_different_graphs(first, part))
         parts[bits] = part
+    check_mergeable(part.facts for part in parts.values())
     return parts
 
 
-def check_mergeable(parts: Mapping[int, FixedFile]) -> None:
-    """Refuse widths that no one file can hold; see :func:`tqexport.truncation.check_shiftable`."""
-    quantizers = {part.facts.scheme.quantizer for part in parts.values()}
-    check_shiftable(tuple(parts), quantizers.pop() if quantizers else "truncquant")
-
-
-def described(parts: Mapping[int, FixedFile]) -> tuple[dict[int, ArtifactFacts], dict[int, str]]:
-    """By width, what the fixed files say of themselves, and their hashes."""
-    return {bits: part.facts for bits, part in parts.items()}, {bits: part.sha256 for bits, part in parts.items()}
+def facts_of_files(
+    parts: Mapping[int, FixedFile], tables: Mapping[str, Any], own: int | None = None
+) -> MultiWidthFacts:
+    """What a file made of fixed files says of itself; see :class:`tqexport.facts.MultiWidthFacts`."""
+    by_width = {bits: part.facts for bits, part in parts.items()}
+    return MultiWidthFacts(by_width, {bits: part.sha256 for bits, part in parts.items()}, own, tables)
 
 
 def table_names(dtype: str) -> tuple[str, str, str]:
@@ -135,13 +133,14 @@ def table_names(dtype: str) -> tuple[str, str, str]:
 
 
 def _take_apart(content: bytes, first: FixedFile | None) -> FixedFile:
+    """Separate the values of a fixed file from its graph; values equal to those of ``first`` are shared with it."""
     model = onnx.load_from_string(content)
     facts = read_facts(model)
     if not isinstance(facts, ArtifactFacts):
         raise InputError("holds several widths already")
     values: dict[str, bytes] = {}
     for tensor in model.graph.initializer:
-        # Values that do not differ are kept once, whatever the number of widths.
+        # What does not differ is one object in memory, whatever the number of widths.
         known = first.values.get(tensor.name, b"") if first else b""
         values[tensor.name] = known if known == tensor.raw_data else tensor.raw_data
         tensor.ClearField("raw_data")
@@ -168,13 +167,12 @@ def _tables(graph: onnx.GraphProto, values: Sequence[Mapping[str, bytes]]) -> li
     for dtype, placed in sorted(differing.items()):
         positions, tensors = zip(*sorted(placed, key=lambda item: (len(item[1].dims), item[0])), strict=True)
         tables.append(_Table(dtype, positions, tensors))
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    rebuild(graph, graph.node, kept)
     return tables
 
 
 def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping[int, FixedFile]) -> None:
-    """Put the input ``bits``, its way to a row, and the tables in front of the graph."""
+    """Put in front of the graph the input ``bits``, the operators that choose the row of a width, and the tables."""
     rows = np.arange(len(parts), dtype=np.int64)
     row_of_width = np.full(STORED_BITS + 1, len(parts), np.int64)
     row_of_width[list(parts)] = rows
@@ -199,14 +197,12 @@ def _add_switch(graph: onnx.GraphProto, tables: Sequence[_Table], parts: Mapping
         constants.append(numpy_helper.from_array(lengths, sizes))
         nodes.append(helper.make_node("Gather", [name, _ROW], [row], row, axis=0))
         nodes.append(helper.make_node("Split", [row, sizes], pieces, f"{row}/Split", axis=0))
-    nodes += graph.node
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(constants)
+    rebuild(graph, (*nodes, *graph.node), (*graph.initializer, *constants))
     graph.input.append(helper.make_tensor_value_info(BITS_NAME, TensorProto.UINT8, []))
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse a network that uses a name which the run-time file needs."""
     taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     taken.update(name for node in graph.node for name in node.output)
     if clashes := sorted(name for name in taken if name == BITS_NAME or name.startswith(SWITCH_PREFIX)):

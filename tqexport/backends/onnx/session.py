@@ -49,6 +49,6 @@ class OnnxSession(Session):
     def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
         try:
             results: list[Array] = self._session.run(None, {self._input: batch, **self._switch, **given})
-        except Exception as error:  # as above
+        except Exception as error:  # of no common base, as when loading
             raise InputError(f"onnxruntime does not run the batch: {str(error).splitlines()[0]}") from error
         return results

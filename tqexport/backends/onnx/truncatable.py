@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 
 from tqexport.backends.onnx.file import read_facts, write_facts
-from tqexport.backends.onnx.runtime_file import check_mergeable, described, fixed_files
+from tqexport.backends.onnx.runtime_file import facts_of_files, fixed_files
 from tqexport.facts import MultiWidthFacts
 
 __all__ = ["plain_file", "put_row", "truncatable_onnx"]
@@ -42,8 +42,6 @@ def truncatable_onnx(files: Iterable[tuple[int, bytes]], widths: Sequence[int]) 
     """
     contents = dict(sorted(files))
     parts = fixed_files(contents.items())
-    check_mergeable(parts)
-    by_width, digests = described(parts)
     names = [tensor.name for tensor in onnx.load_from_string(next(iter(contents.values()))).graph.initializer]
     differing = [i for i, name in enumerate(names) if len({part.values[name] for part in parts.values()}) > 1]
     for bits in widths:
@@ -51,7 +49,7 @@ def truncatable_onnx(files: Iterable[tuple[int, bytes]], widths: Sequence[int]) 
         others = [part for width, part in parts.items() if width != bits]
         rows = b"".join(part.values[names[i]] for part in others for i in differing)
         tables = {_POSITIONS: differing, _ROWS: base64.b64encode(rows).decode()}
-        write_facts(model, MultiWidthFacts(by_width, digests, bits, tables))
+        write_facts(model, facts_of_files(parts, tables, bits))
         yield bits, model.SerializeToString(deterministic=True)
 
 

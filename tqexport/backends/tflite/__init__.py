@@ -9,7 +9,7 @@ from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stre
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
 from tqexport.integer.names import INTEGER
-from tqexport.truncation import STORED_BITS, check_shiftable
+from tqexport.truncation import STORED_BITS
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,6 @@ class TfliteBackend(Backend):
                 "one TFLite file of integers cannot hold several widths: its kernels want filters that are constants; "
                 "name the widths to export, or use the run-time ONNX file"
             )
-        check_shiftable(source.widths, source.quantizer)
         models = _onnx_models(source, source.widths)
         with source.step(f"Converting {len(models)} widths to one TFLite file"):
             return convert_to_runtime_tflite(models, kernel)[0]

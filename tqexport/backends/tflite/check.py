@@ -2,12 +2,15 @@
 
 onnx2tf guesses which axis holds channels, and on some operators it guesses wrong without a word. So the converted graph
 is run once against onnxruntime before anything is made of it, with so many activation levels that rounding does not
-matter. Where a value of three axes or more keeps PyTorch's order in the file, that is found on the way.
+matter. The run also shows which values of three axes or more keep PyTorch's order in the file.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
-from tqexport.errors import ConversionError, InputError
+from tqexport.errors import ConversionError, about
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 __all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
@@ -42,9 +45,6 @@ def refuse_operators(model: onnx.ModelProto) -> None:
     Raises:
         ConversionError: It has an operator that onnx2tf or TFLite lacks; it names each place.
     """
-    from importlib.util import find_spec
-    from pathlib import Path
-
     spec = find_spec("onnx2tf")
     folders = [Path(folder, "ops") for folder in (spec and spec.submodule_search_locations) or ()]
     known = {file.stem for folder in folders for file in folder.glob("*.py")}
@@ -61,8 +61,7 @@ def refuse_operators(model: onnx.ModelProto) -> None:
 
 def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with 2^20 levels in each activation quantiser, so that it is all but continuous."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copy.deepcopy(model)
     for tensor in changed.graph.initializer:
         if tensor.name.endswith(LEVELS_SUFFIX):
             tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), _FINE), tensor.name))
@@ -84,7 +83,7 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
     Raises:
         ConversionError: The two compute different things.
     """
-    kept = []
+    in_same_order = []
     worst = 0.0
     for name, expected, converted in _values(model, flat):
         if expected.size != converted.size:
@@ -97,7 +96,7 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
             for value in (converted, to_channels_first(converted))
         )
         if same < moved:
-            kept.append(name)
+            in_same_order.append(name)
         error = min(same, moved)
         if not error <= max(_TOLERANCE, _GROWTH * worst):
             raise ConversionError(
@@ -105,7 +104,7 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
                 f"{_suspects(model, name)}; replace the operator, or deploy the network as ONNX"
             )
         worst = max(worst, error)
-    return kept
+    return in_same_order
 
 
 def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Array, Array]]:
@@ -122,8 +121,7 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
 
 def _run_onnx(model: onnx.ModelProto, names: Sequence[str], x: Array) -> dict[str, Array]:
     """The output and the named values, by onnxruntime."""
-    traced = onnx.ModelProto()
-    traced.CopyFrom(model)
+    traced = copy.deepcopy(model)
     traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = OnnxSession(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
     return dict(zip((OUTPUT_NAME, *names), session.run(x), strict=True))
@@ -135,10 +133,9 @@ def _run_tflite(flat: FlatModel, x: Array) -> dict[str, Array]:
     rounded = [int(operator.outputs[0]) for operator in flat.graph.operators if flat.operator_name(operator) == "ROUND"]
     flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounded], np.int32), None
     try:
-        session = LiteRTSession(flat.pack())
-        return dict(zip(session.output_names, session.run_sample(np.ascontiguousarray(x)), strict=True))
-    except InputError as error:
-        raise ConversionError(f"LiteRT does not run what onnx2tf wrote: {error}") from error
+        with about("LiteRT does not run what onnx2tf wrote:", ConversionError):
+            session = LiteRTSession(flat.pack())
+            return dict(zip(session.output_names, session.run_sample(np.ascontiguousarray(x)), strict=True))
     finally:
         flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
 

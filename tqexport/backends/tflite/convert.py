@@ -32,7 +32,7 @@ from tqexport.backends.tflite.template import (
     parameters,
     with_fingerprints,
 )
-from tqexport.errors import ConversionError, InputError
+from tqexport.errors import ConversionError, InputError, about
 from tqexport.facts import ArtifactFacts
 
 __all__ = ["FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
@@ -92,31 +92,23 @@ def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
         for model, coded in zip(models, weights, strict=True)
     ]
     for model, coded, converted in zip(models, weights, _converted(floats), strict=True):
+        flat, origins, channels_first = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
             raise InputError("the ONNX file holds several widths; convert a file of one width each")
-        origins = guess_origins(converted.flat, coded) if converted.origins is None else converted.origins
-        facts = replace(facts, layout=LAYOUT, channels_first=tuple(converted.channels_first))
-        yield FloatNetwork(converted.flat, coded, origins, facts)
+        facts = replace(facts, layout=LAYOUT, channels_first=tuple(channels_first))
+        yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-@dataclass(frozen=True)
-class _Converted:
-    """A float network in TFLite.
+def _converted(
+    graphs: Sequence[FloatGraph],
+) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, Sequence[str]]]:
+    """Convert float networks to TFLite; those that differ in their parameters alone are converted once.
 
-    Attributes:
-        flat: The file.
-        origins: Where its filters come from; None where the converter combined parameters beyond recognition.
-        channels_first: The values in it that are channels first all the same.
+    Yields:
+        The file of each; where its filters come from, None where the converter combined parameters beyond recognition;
+        and the values in it that are channels first all the same.
     """
-
-    flat: FlatModel
-    origins: Sequence[FilterOrigin] | None
-    channels_first: Sequence[str]
-
-
-def _converted(graphs: Sequence[FloatGraph]) -> Iterator[_Converted]:
-    """Float networks in TFLite; those that differ in their parameters alone are converted once."""
     models = [graph.model for graph in graphs]
     keys = [graph_key(model) for model in models]
     one_of = dict(zip(keys, models, strict=True))
@@ -146,7 +138,7 @@ def _converted(graphs: Sequence[FloatGraph]) -> Iterator[_Converted]:
         template = templates[key]
         flat = written(template, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
-        yield _Converted(flat, origins, channels_first[key])
+        yield flat, origins, channels_first[key]
 
 
 def run_once(content: bytes, bits: int | None = None) -> None:
@@ -161,10 +153,8 @@ def run_once(content: bytes, bits: int | None = None) -> None:
     """
     where = "" if bits is None else f" at {bits} bits"
     for xnnpack in (True, False):
-        try:
+        with about(f"LiteRT does not run the converted file{where}:", ConversionError):
             outputs = LiteRTSession(content, bits=bits, xnnpack=xnnpack).run_zeros()
-        except InputError as error:
-            raise ConversionError(f"LiteRT does not run the converted file{where}: {error}") from error
         if not all(np.isfinite(output).all() for output in outputs):
             raise ConversionError(f"the converted file gives NaN or infinity{where} on an input of zeros")
 
@@ -172,11 +162,10 @@ def run_once(content: bytes, bits: int | None = None) -> None:
 def _check_operators(flat: FlatModel) -> None:
     """Refuse a file with an operator that plain TFLite does not have."""
     for operator in flat.graph.operators:
-        name = flat.operator_name(operator)
-        code = flat.model.operatorCodes[operator.opcodeIndex]
-        if name == "CUSTOM" or code.customCode:
-            custom = code.customCode.decode() if code.customCode else name
-            raise ConversionError(f"the network needs the operator {custom}, which plain TFLite does not have")
+        custom = flat.model.operatorCodes[operator.opcodeIndex].customCode
+        if custom or flat.operator_name(operator) == "CUSTOM":
+            name = custom.decode() if custom else "CUSTOM"
+            raise ConversionError(f"the network needs the operator {name}, which plain TFLite does not have")
 
 
 def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:

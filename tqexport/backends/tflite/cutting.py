@@ -21,7 +21,7 @@ from tqexport.backends.base import EXACT
 from tqexport.backends.onnx.file import CodedWeight
 from tqexport.backends.tflite.encode import encode_filter
 from tqexport.backends.tflite.file import AFFINE, OPERATOR_CODES, WEIGHTS, finish_fixed, subgraph_of, unpack
-from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.float_layers import filters_stored_once
 from tqexport.backends.tflite.provenance import FilterOrigin, filters
 from tqexport.errors import ConversionError, InputError
@@ -39,36 +39,22 @@ class ComputedWeight:
     """A quantised weight that a run-time file computes.
 
     Attributes:
-        operators: The operators that compute it, first to last.
         kind: The operator that the weight is the filter of.
+        codes: Tensor of the codes; the first that was added to the converter's.
+        shifted: Tensor of the shifted codes.
+        scale: Tensor of the scale per channel.
+        filter: Tensor of the weight.
     """
 
-    operators: Sequence[Operator]
     kind: str
-
-    @property
-    def codes(self) -> int:
-        """Tensor of the codes; the first that was added to the converter's."""
-        return int(self.operators[0].inputs[0])
-
-    @property
-    def shifted(self) -> int:
-        """Tensor of the shifted codes."""
-        return int(self.operators[0].outputs[0])
-
-    @property
-    def scale(self) -> int:
-        """Tensor of the scale per channel."""
-        return int(self.operators[2].inputs[1])
-
-    @property
-    def filter(self) -> int:
-        """Tensor of the weight."""
-        return int(self.operators[-1].outputs[0])
+    codes: int
+    shifted: int
+    scale: int
+    filter: int
 
 
 def cut_tflite(content: bytes, bits: int) -> bytes:
-    """The fixed file of one width.
+    """Cut the fixed file of one width out of a run-time file.
 
     Args:
         content: A run-time file.
@@ -98,8 +84,10 @@ def computed_weights(flat: FlatModel) -> list[ComputedWeight]:
     computed: list[ComputedWeight] = []
     position = 0
     while flat.operator_name(operators[position]) == _CHAIN[0]:
-        chain = operators[position : position + len(_CHAIN)]
-        computed.append(ComputedWeight(chain, kinds[int(chain[-1].outputs[0])]))
+        shift, _, scaling, addition = operators[position : position + len(_CHAIN)]
+        codes, shifted, scale = shift.inputs[0], shift.outputs[0], scaling.inputs[1]
+        filter_ = int(addition.outputs[0])
+        computed.append(ComputedWeight(kinds[filter_], int(codes), int(shifted), int(scale), filter_))
         position += len(_CHAIN)
     return computed[::-1]
 
@@ -116,6 +104,7 @@ def computed_codes(flat: FlatModel) -> dict[str, npt.NDArray[np.uint8]]:
 
 
 def _cut(model: Any, facts: MultiWidthFacts, bits: int) -> bytes:
+    """Undo, for one width, what made the run-time file, and put the codes back as a fixed file has them."""
     row = facts.widths.index(bits)
     flat = subgraph_of(model, bits)
     computed = computed_weights(flat)

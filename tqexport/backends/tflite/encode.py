@@ -63,7 +63,7 @@ def encode_filter(flat: FlatModel, origin: FilterOrigin, weight: CodedWeight, ke
         kernel: See :func:`put_codes_back`.
     """
     layout = FILTER_OPERATORS[origin.operator]
-    shape = [int(n) for n in flat.tensor(origin.filter).shape]
+    shape = flat.shape(origin.filter)
     form = integer_filter(weight, layout, shape, origin.total_gain(shape[layout.channel_axis]))
     readers = flat.consumers(origin.filter)
     # Whether every reader's output channels run over all of its input channels; those of groups do not.
@@ -90,4 +90,4 @@ def encode_filter(flat: FlatModel, origin: FilterOrigin, weight: CodedWeight, ke
 def _channels(flat: FlatModel, reader: Operator) -> int:
     """Input channels of an operator; 0 where its filter never runs over all of them."""
     layout = FILTER_OPERATORS[flat.operator_name(reader)]
-    return int(flat.tensor(reader.inputs[layout.data]).shape[-1]) if layout.over_all_channels else 0
+    return flat.shape(reader.inputs[layout.data])[-1] if layout.over_all_channels else 0

@@ -27,7 +27,6 @@ __all__ = [
     "WEIGHTS",
     "describe",
     "finish_fixed",
-    "graph_of",
     "make_signature",
     "signature_of",
     "single_graph",
@@ -57,7 +56,7 @@ def finish_fixed(flat: FlatModel, facts: ArtifactFacts) -> bytes:
     """
     # The converter leaves the signature out where TensorFlow cannot save the function first.
     flat.model.signatureDefs = [make_signature(flat.graph, _FIXED_SIGNATURE, 0)]
-    flat.set_metadata(_entries(facts))
+    describe(flat.model, facts)
     flat.model.description = DESCRIPTION
     return flat.pack()
 
@@ -83,7 +82,7 @@ def unpack(content: bytes) -> tuple[Any, Facts]:
 
 
 class _Reader(schema.Model):  # type: ignore[misc]
-    """A file whose subgraphs are left for :class:`_Subgraphs`."""
+    """The generated reader, but it leaves the subgraphs packed; :class:`_Subgraphs` unpacks them."""
 
     def SubgraphsIsNone(self) -> bool:  # noqa: N802 - the generated code's name
         return True
@@ -105,7 +104,7 @@ class _Subgraphs(Sequence[Any]):
         if index not in self._unpacked:
             try:
                 self._unpacked[index] = schema.SubGraphT.InitFromObj(self._reader.Subgraphs(index))
-            except Exception as error:  # as in unpack
+            except Exception as error:  # damage shows as any exception, as in unpack()
                 raise InputError(_NO_FILE) from error
         return self._unpacked[index]
 
@@ -125,7 +124,7 @@ def signature_of(bits: int) -> str:
 
 def describe(model: Any, facts: Facts) -> None:
     """Make facts the metadata of the schema's model object."""
-    model.metadata = []
+    model.metadata, model.metadataBuffer = [], None
     for name, content in _entries(facts).items():
         model.metadata.append(schema.MetadataT(name, len(model.buffers)))
         model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
@@ -150,16 +149,12 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactF
         flat = FlatModel(content)
     except ConversionError as error:
         raise InputError(str(error)) from error
-    described = flat.metadata(METADATA_NAME)
-    said = decode(json.loads(described)) if described else None
+    record = flat.metadata(METADATA_NAME)
+    described = decode(json.loads(record)) if record else None
     # A file that version 0.1 made with --truncatable holds facts of several widths, and computes with its own.
-    return flat, said.by_width[said.own or said.widths[-1]] if isinstance(said, MultiWidthFacts) else said
-
-
-def graph_of(model: Any, bits: int) -> Any:
-    """The subgraph of a width in a run-time file; the schema's object."""
-    signature = next(one for one in model.signatureDefs if _text(one.signatureKey) == signature_of(bits))
-    return model.subgraphs[signature.subgraphIndex]
+    if isinstance(described, MultiWidthFacts):
+        return flat, described.by_width[described.own or described.widths[-1]]
+    return flat, described
 
 
 def subgraph_of(model: Any, bits: int) -> FlatModel:
@@ -170,7 +165,8 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
         bits: A width that it has.
     """
     alone = copy.copy(model)
-    graph = copy.copy(graph_of(model, bits))
+    signature = next(entry for entry in model.signatureDefs if _text(entry.signatureKey) == signature_of(bits))
+    graph = copy.copy(model.subgraphs[signature.subgraphIndex])
     graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
     alone.subgraphs = [graph]
     alone.metadata = None

@@ -59,7 +59,6 @@ def store(
         return
     if np.ptp(scales) <= _EQUAL_SCALES * scales.max():
         scales = scales[:1]
-    quantization = schema.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = scales, np.zeros(len(scales), np.int64)
-    quantization.quantizedDimension = layout.channel_axis
-    tensor.quantization = quantization
+    tensor.quantization = schema.QuantizationParametersT(
+        scale=scales, zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=layout.channel_axis
+    )

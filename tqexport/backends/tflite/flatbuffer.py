@@ -1,4 +1,4 @@
-"""Editing TFLite files: a thin hand on the flatbuffer schema's object API.
+"""Editing TFLite files: a thin layer over the flatbuffer schema's object API.
 
 Knows tensors, buffers and operators; nothing of quantisation.
 """
@@ -74,6 +74,10 @@ class FlatModel:
         raw = self.tensor(index).name
         return raw.decode() if isinstance(raw, bytes) else str(raw)
 
+    def shape(self, index: int) -> list[int]:
+        """Shape of a tensor."""
+        return [int(n) for n in self.tensor(index).shape]
+
     def constant(self, index: int) -> npt.NDArray[Any] | None:
         """Value of a constant tensor, or None where it is computed or of another type."""
         tensor = self.tensor(index)
@@ -81,7 +85,7 @@ class FlatModel:
         dtype = _DTYPES.get(tensor.type)
         if data is None or dtype is None or len(data) == 0:
             return None
-        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape([int(n) for n in tensor.shape])
+        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(self.shape(index))
 
     def set_constant(self, index: int, value: npt.NDArray[Any]) -> None:
         """Give a constant tensor another value of the same shape and type."""
@@ -97,9 +101,7 @@ class FlatModel:
 
     def add_buffer(self, content: bytes) -> int:
         """Append a buffer and return its index."""
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(content, np.uint8)
-        self.model.buffers.append(buffer)
+        self.model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
         return len(self.model.buffers) - 1
 
     def add_constant(self, name: str, value: npt.NDArray[Any]) -> int:
@@ -110,9 +112,7 @@ class FlatModel:
 
     def add_tensor(self, name: str, shape: Sequence[int], dtype: type[np.generic] = np.float32) -> int:
         """Append a computed tensor and return its index."""
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, np.array(shape, np.int32), _TYPES[dtype], 0
-        self.graph.tensors.append(tensor)
+        self.graph.tensors.append(schema.TensorT(np.array(shape, np.int32), _TYPES[dtype], name=name))
         return len(self.graph.tensors) - 1
 
     def add_like(self, name: str, index: int, channels: int) -> int:
@@ -135,9 +135,8 @@ class FlatModel:
             options: The schema's options object of the operator.
             version: Operator version.
         """
-        operator = schema.OperatorT()
-        operator.opcodeIndex = self._operator_code(getattr(schema.BuiltinOperator, kind), version)
-        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        code = self._operator_code(getattr(schema.BuiltinOperator, kind), version)
+        operator = schema.OperatorT(code, np.array(inputs, np.int32), np.array([output], np.int32))
         if options is not None:
             operator.builtinOptions = options
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
@@ -145,22 +144,13 @@ class FlatModel:
 
     def insert_before(self, anchor: Operator, operators: Sequence[Operator]) -> None:
         """Place operators in front of another one."""
-        position = next(i for i, operator in enumerate(self.graph.operators) if operator is anchor)
+        position = self._position(anchor)
         self.graph.operators[position:position] = operators
 
     def insert_after(self, anchor: Operator, operators: Sequence[Operator]) -> None:
         """Place operators behind another one."""
-        position = next(i for i, operator in enumerate(self.graph.operators) if operator is anchor)
-        self.graph.operators[position + 1 : position + 1] = operators
-
-    def set_metadata(self, entries: dict[str, bytes]) -> None:
-        """Replace the file's metadata."""
-        self.model.metadata = []
-        for name, content in entries.items():
-            entry = schema.MetadataT()
-            entry.name, entry.buffer = name, self.add_buffer(content)
-            self.model.metadata.append(entry)
-        self.model.metadataBuffer = None
+        position = self._position(anchor) + 1
+        self.graph.operators[position:position] = operators
 
     def metadata(self, name: str) -> bytes | None:
         """One metadata entry, or None."""
@@ -173,11 +163,14 @@ class FlatModel:
         """Serialise, without the buffers that nothing uses any more and equal ones stored once."""
         return serialise(self.model)
 
+    def _position(self, operator: Operator) -> int:
+        """Where an operator stands; operators that are equal are told apart."""
+        return next(i for i, other in enumerate(self.graph.operators) if other is operator)
+
     def _operator_code(self, builtin: int, version: int) -> int:
+        """Index of an operator and version in the file's table, where it is entered if it is not there."""
         for index, code in enumerate(self.model.operatorCodes):
             if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version >= version:
                 return index
-        code = schema.OperatorCodeT()
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
-        self.model.operatorCodes.append(code)
+        self.model.operatorCodes.append(schema.OperatorCodeT(min(builtin, 127), None, version, builtin))
         return len(self.model.operatorCodes) - 1

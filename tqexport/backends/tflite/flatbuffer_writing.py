@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["serialise", "write"]
+__all__ = ["serialise"]
 
 _ALIGNMENT = 16
 
@@ -41,11 +41,6 @@ def serialise(model: Any) -> bytes:
             kept.append(schema.BufferT(np.frombuffer(content, np.uint8)))
         holder.buffer = where[content]
     model.buffers = kept
-    return write(model)
-
-
-def write(model: Any) -> bytes:
-    """Serialise the schema's model object with its buffers as they are."""
     builder = _Builder(1 << 20)
     builder.Finish((_sharing(model) if len(model.subgraphs) > 1 else model).Pack(builder), b"TFL3")
     return bytes(builder.Output())

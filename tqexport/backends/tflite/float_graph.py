@@ -1,7 +1,9 @@
-"""A network of ours as a converter that knows no shift can take it, and quickly."""
+"""Rewriting a fixed ONNX file as a float network, which a converter without BitShift can take, and quickly."""
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, CodedWeight
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, CodedWeight, rebuild
 from tqexport.backends.tflite.provenance import Folded
 
 __all__ = ["FloatGraph", "for_one_sample", "with_float_weights", "without_batch_norms"]
@@ -35,9 +37,8 @@ def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -
 
     This is what an ordinary exporter would have written; converters that know no shift can take it.
     """
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
-    graph = folded.graph
+    changed = copy.deepcopy(model)
+    graph = changed.graph
     named = {weight.name: weight for weight in weights}
     parts = {f"{name}.{part}" for name in named for part in ("codes", "shift", "scale", "offset")}
     # A weight used twice has two chains: an Add inherits the name of the codes that its chain starts from.
@@ -59,10 +60,9 @@ def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -
     initializers += [
         numpy_helper.from_array(weight.dequantized().astype(np.float32), name) for name, weight in named.items()
     ]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(initializers)
-    return folded
+    del graph.value_info[:]
+    rebuild(graph, kept, initializers)
+    return changed
 
 
 def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
@@ -73,15 +73,12 @@ def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
     Args:
         model: A network with float32 weights; it is not changed.
     """
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copy.deepcopy(model)
     graph = changed.graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     producers = {node.output[0]: node for node in graph.node}
-    readers: dict[str, int] = {value.name: 1 for value in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
     ranks: dict[str, int] = {}
     added: dict[str, npt.NDArray[np.float32]] = {}
     folded: dict[str, Folded] = {}
@@ -108,16 +105,13 @@ def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
             shape = (1, -1, *[1] * (ranks[source] - 2))
             added[f"{output}/gain"] = gain.reshape(shape).astype(np.float32)
             added[f"{output}/shift"] = shift.reshape(shape).astype(np.float32)
-            kept.append(onnx.helper.make_node("Mul", [source, f"{output}/gain"], [f"{output}/scaled"], f"{output}/Mul"))
-            kept.append(
-                onnx.helper.make_node("Add", [f"{output}/scaled", f"{output}/shift"], [output], f"{output}/Add")
-            )
+            scaled = f"{output}/scaled"
+            kept.append(onnx.helper.make_node("Mul", [source, f"{output}/gain"], [scaled], f"{output}/Mul"))
+            kept.append(onnx.helper.make_node("Add", [scaled, f"{output}/shift"], [output], f"{output}/Add"))
     used = {name for node in kept for name in node.input}
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
     initializers += [numpy_helper.from_array(value, name) for name, value in added.items()]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(initializers)
+    rebuild(graph, kept, initializers)
     return FloatGraph(changed, folded)
 
 
@@ -138,12 +132,11 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
-    """The same network with a batch of 1, and what follows from that alone computed.
+    """The same network for a batch of 1, with everything computed in advance that depends on the batch size alone.
 
     onnx2tf gets slices wrong where the batch is free, cannot compute shapes, and has no CastLike.
     """
-    changed = onnx.ModelProto()
-    changed.CopyFrom(float_graph.model)
+    changed = copy.deepcopy(float_graph.model)
     for value in (*changed.graph.input, *changed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     if not {"Shape", "CastLike"} & {node.op_type for node in changed.graph.node}:
@@ -152,18 +145,18 @@ def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
     from onnx_ir.passes import common as passes
     from onnxscript.optimizer import fold_constants
 
-    there = {tensor.name for tensor in changed.graph.initializer}
-    of_the_network = {name for name in there if not name.startswith(CONSTANT_PREFIX)}
+    before = {tensor.name for tensor in changed.graph.initializer}
+    of_the_network = {name for name in before if not name.startswith(CONSTANT_PREFIX)}
     graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(changed, data_prop=True))
 
-    def depends_on_it(node: ir.Node) -> bool:  # that would differ from width to width
+    def depends_on_it(node: ir.Node) -> bool:  # its result would differ from width to width
         return any(value is not None and value.name in of_the_network for value in node.inputs)
 
     fold_constants(graph_model, should_fold=lambda node: False if depends_on_it(node) else None)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph_model)
     passes.RemoveUnusedNodesPass()(graph_model)
     initializers = graph_model.graph.initializers
-    for name in [name for name in initializers if name not in there]:
+    for name in [name for name in initializers if name not in before]:
         initializer = initializers.pop(name)
         initializer.name = f"{CONSTANT_PREFIX}{name}"
         initializers.add(initializer)
@@ -173,6 +166,7 @@ def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
 def _gain_and_shift(
     node: onnx.NodeProto, values: dict[str, npt.NDArray[np.float32]]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """A BatchNormalization as ``gain * x + shift``, both per channel."""
     weight, bias, mean, variance = (values[name].astype(np.float64) for name in node.input[1:5])
     epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
     # As float32, so that whoever multiplies float32 weights by the stored gain gets the same float32 numbers.

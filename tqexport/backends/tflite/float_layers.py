@@ -67,12 +67,9 @@ def store_filters_once(flat: FlatModel, origins: Iterable[FilterOrigin], weights
     """
     for origin in origins:
         layout = FILTER_OPERATORS[origin.operator]
-        shape = [int(n) for n in flat.tensor(origin.filter).shape]
-        per_channel = np.ones(len(shape), np.int64)
-        per_channel[layout.channel_axis] = -1
         factors: list[tuple[str, Array, Any]] = []
         if origin.gain is not None and (origin.gain != 1).any():
-            factors.append(("MUL", origin.gain.astype(np.float32).reshape(per_channel), schema.MulOptionsT()))
+            factors.append(("MUL", layout.per_channel(origin.gain.astype(np.float32)), schema.MulOptionsT()))
         if origin.steps != 1:
             factors.append(("DIV", np.array([origin.steps], np.float32), schema.DivOptionsT()))
         if factors:
@@ -97,9 +94,8 @@ def filters_stored_once(flat: FlatModel, operators: Iterable[Operator]) -> list[
 
 def _compute(flat: FlatModel, origin: FilterOrigin, weight: Array, factors: Sequence[tuple[str, Array, Any]]) -> None:
     """Put the operators that compute one filter in front of all others."""
-    axes = FILTER_OPERATORS[origin.operator].torch_axes
-    shape = [int(n) for n in flat.tensor(origin.filter).shape]
-    stored = weight.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+    shape = flat.shape(origin.filter)
+    stored = FILTER_OPERATORS[origin.operator].from_torch(weight, shape)
     current = flat.add_constant(origin.weight + WEIGHT_SUFFIX, np.ascontiguousarray(stored))
     chain = []
     for kind, factor, options in factors:

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.flatbuffer_writing import write
+from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.grids import HIGHEST, OFFSET, Grid
 
@@ -28,7 +28,7 @@ class TFLiteGraph:
         graph.name, graph.tensors, graph.operators = "network", [], []
         graph.inputs = graph.outputs = np.array([], np.int32)
         model.subgraphs, model.buffers, model.operatorCodes = [graph], [schema.BufferT()], []
-        self.flat = FlatModel(write(model))
+        self.flat = FlatModel(serialise(model))
         for name in ("tensors", "operators"):
             setattr(self.flat.graph, name, getattr(self.flat.graph, name) or [])
         self.flat.model.operatorCodes = self.flat.model.operatorCodes or []

@@ -1,4 +1,4 @@
-"""What is missing where integers alone are not the weight: ``conv(x, scale * (q + k))`` with a constant k.
+"""Adding a constant to the integers of a filter: ``conv(x, scale * (q + k))``, where q is stored and k is not 0.
 
 Three exact ways, each where it costs least:
 
@@ -6,8 +6,8 @@ Three exact ways, each where it costs least:
   padding, stride and dilation, and needs a filter that runs over all channels.
 * **odd integers**, at 8 bits where it does not (depthwise, grouped): ``2 q + 1`` is exact in float16, and their scale
   is applied to the result. As many bytes as int8 and a second filter, half the time.
-* **a second filter** of ones, whose result is added: for what is left, and where integers multiply data that are
-  rounded to 8 bits, among which a sum would take the precision of the others.
+* **a second filter** of ones, whose result is added: in all other cases, and where integers multiply data that
+  are rounded to 8 bits: with a sum among the channels, that rounding would be too coarse for the other channels.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = ["add_second_filter", "can_scale_results", "scale_result", "widen_inpu
 
 _LARGEST_BIAS = 1e18  # after division by its scale; a gain of all but 0 would make it overflow
 _SMALLEST_SCALE = 1e-30
+_SUMMANDS = ("main", "constant")  # of the names of the two results that a second filter adds up
 
 
 def widen_input(flat: FlatModel, readers: Sequence[Operator], form: IntegerFilter) -> npt.NDArray[np.int8]:
@@ -63,11 +64,23 @@ def add_second_filter(
     signs = np.sign(form.constants).astype(np.int8).reshape(-1, *[1] * (form.integers.ndim - 1))
     shape = (len(form.integers), 1, *form.integers.shape[2:]) if by_sum else form.integers.shape
     ones = np.ones(shape, np.int8) * signs
-    scales = form.scales * np.abs(form.constants).astype(np.float32)
+    scales = np.maximum(form.scales * np.abs(form.constants).astype(np.float32), _SMALLEST_SCALE)
+    layout, filter_name = FILTER_OPERATORS[operator], f"{name}{CONSTANT_SUFFIX}"
     for reader in readers:
-        layout = FILTER_OPERATORS[operator]
         source = _channel_sum(flat, reader, layout) if by_sum else int(reader.inputs[layout.data])
-        _add_constant_part(flat, reader, source, layout, name, ones, scales)
+        output = int(reader.outputs[0])
+        filter_ = flat.add_tensor(filter_name, ())
+        store_dequantized(flat, filter_, layout, filter_name, ones, scales)
+        main, part = (flat.add_like(f"{flat.name(output)}/{suffix}", output, len(ones)) for suffix in _SUMMANDS)
+        second = copy.copy(reader)
+        no_bias = flat.add_constant(f"{name}/no_bias", np.zeros(len(scales), np.float32))
+        inputs = _with_input(_with_input(reader.inputs, layout.data, source), 1, filter_)
+        second.inputs = _with_input(inputs[: layout.bias], layout.bias, no_bias)
+        second.outputs = np.array([part], np.int32)
+        addition = schema.AddOptionsT()
+        _move_activation(reader, addition)
+        reader.outputs = np.array([main], np.int32)
+        flat.insert_after(reader, [second, flat.operator("ADD", [main, part], output, addition)])
 
 
 def can_scale_results(flat: FlatModel, readers: Sequence[Operator], scales: npt.NDArray[np.float32]) -> bool:
@@ -107,10 +120,9 @@ def _widen(flat: FlatModel, reader: Operator, multiples: npt.NDArray[np.float64]
             parts.append(flat.add_like(f"{flat.name(source)}/{value:.9g}_sum", source, 1))
             factor = flat.add_constant(f"{value:.9g}", np.array([value], np.float32))
             operators.append(flat.operator("MUL", [total, factor], parts[-1], schema.MulOptionsT()))
-        widened = flat.add_like(name, source, int(flat.tensor(source).shape[-1]) + len(multiples))
-        concatenation = schema.ConcatenationOptionsT()
-        concatenation.axis = len(flat.tensor(source).shape) - 1
-        operators.append(flat.operator("CONCATENATION", parts, widened, concatenation))
+        widened = flat.add_like(name, source, flat.shape(source)[-1] + len(multiples))
+        options = schema.ConcatenationOptionsT(len(flat.shape(source)) - 1)
+        operators.append(flat.operator("CONCATENATION", parts, widened, options))
         flat.insert_before(reader, operators)
     reader.inputs = _with_input(reader.inputs, layout.data, widened)
 
@@ -122,36 +134,9 @@ def _channel_sum(flat: FlatModel, reader: Operator, layout: FilterOperator) -> i
     total = flat.find(name)
     if total is None:
         total = flat.add_like(name, source, 1)
-        axis = flat.add_constant("last_axis", np.array([len(flat.tensor(source).shape) - 1], np.int32))
-        reducer = schema.ReducerOptionsT()
-        reducer.keepDims = True
-        flat.insert_before(reader, [flat.operator("SUM", [source, axis], total, reducer)])
+        axis = flat.add_constant("last_axis", np.array([len(flat.shape(source)) - 1], np.int32))
+        flat.insert_before(reader, [flat.operator("SUM", [source, axis], total, schema.ReducerOptionsT(keepDims=True))])
     return total
-
-
-def _add_constant_part(
-    flat: FlatModel,
-    reader: Operator,
-    source: int,
-    layout: FilterOperator,
-    weight: str,
-    ones: npt.NDArray[np.int8],
-    scales: npt.NDArray[np.float32],
-) -> None:
-    """Add ``conv(source, ones * scales)`` to an operator's result."""
-    output, name = int(reader.outputs[0]), f"{weight}{CONSTANT_SUFFIX}"
-    filter_ = flat.add_tensor(name, ())
-    store_dequantized(flat, filter_, layout, name, ones, np.maximum(scales, _SMALLEST_SCALE))
-    main, constant = (flat.add_like(f"{flat.name(output)}/{part}", output, len(ones)) for part in ("main", "constant"))
-    second = copy.copy(reader)
-    no_bias = flat.add_constant(f"{weight}/no_bias", np.zeros(len(scales), np.float32))
-    inputs = _with_input(_with_input(reader.inputs, layout.data, source), 1, filter_)
-    second.inputs = _with_input(inputs[: layout.bias], layout.bias, no_bias)
-    second.outputs = np.array([constant], np.int32)
-    addition = schema.AddOptionsT()
-    _move_activation(reader, addition)
-    reader.outputs = np.array([main], np.int32)
-    flat.insert_after(reader, [second, flat.operator("ADD", [main, constant], output, addition)])
 
 
 def _move_activation(reader: Operator, options: Any) -> None:

@@ -50,9 +50,7 @@ def integer_filter(weight: CodedWeight, layout: FilterOperator, shape: list[int]
         gain: float64, one per output channel.
     """
     scale, constant = _scale_and_constant(weight)
-    torch_shape = [shape[axis] for axis in layout.torch_axes]
-    from_torch = [layout.torch_axes.index(axis) for axis in layout.axes]
-    integers = integer_codes(weight.shifted(), weight.bits).reshape(torch_shape).transpose(from_torch)
+    integers = layout.from_torch(integer_codes(weight.shifted(), weight.bits), shape).transpose(layout.axes)
     negative = gain < 0
     turned = negative.reshape(-1, *[1] * (integers.ndim - 1))
     if weight.bits == STORED_BITS:  # ~q is -q - 1, which stays in int8

@@ -30,10 +30,10 @@ def check_converter() -> None:
     """
     for package in ("onnx2tf", "tensorflow", "tf_keras"):
         try:
-            there = importlib.util.find_spec(package) is not None
+            installed = importlib.util.find_spec(package) is not None
         except ValueError:  # somebody put None in the place of the module
-            there = False
-        if not there:
+            installed = False
+        if not installed:
             raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
 
 
@@ -69,6 +69,7 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
 
 
 def _last_words(returncode: int, printed: str) -> str:
+    """What a failed process says of the cause, on one line."""
     if returncode < 0:
         return f"it was ended by {signal.Signals(-returncode).name} (is there enough memory?)"
     lines = [line.strip() for line in printed.splitlines() if line.strip()]

@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _convert(source: str) -> bytes:
+    """The float TFLite file of one float ONNX file."""
     import onnx2tf
     import tensorflow as tf
     import tf_keras

@@ -9,7 +9,7 @@ parameters beyond recognition, so that there is no template, the gain is worked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,51 +83,28 @@ def guess_origins(flat: FlatModel, weights: Sequence[CodedWeight]) -> list[Filte
     """
     expected = {weight.name: weight.dequantized() for weight in weights}
     origins: list[FilterOrigin] = []
-    for index, name in filters(flat).items():
+    for index, operator in filters(flat).items():
         value = flat.constant(index)
         if value is None or value.dtype != np.float32:
             continue
-        gains = _gains(value, name, expected)
-        if gains:
-            weight, gain = next(iter(gains.items()))
-            origins.append(FilterOrigin(index, name, weight, gain))
+        layout = FILTER_OPERATORS[operator]
+        for name, weight in expected.items():
+            if weight.size != value.size:
+                continue
+            candidate = layout.from_torch(weight, value.shape).transpose(layout.axes)
+            gain = _gain(value.transpose(layout.axes), candidate)
+            if gain is not None:
+                origins.append(FilterOrigin(index, operator, name, gain))
+                break
     return origins
-
-
-def _gains(
-    value: Array, operator: str, expected: Mapping[str, npt.NDArray[np.float64]]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """By name, the weights that a filter may be, with the gain."""
-    layout = FILTER_OPERATORS[operator]
-    channels_first = value.transpose(layout.axes)
-    from_torch = [layout.torch_axes.index(axis) for axis in layout.axes]
-    gains = {}
-    for name, weight in expected.items():
-        if weight.size != value.size:
-            continue
-        torch_shape = [value.shape[axis] for axis in layout.torch_axes]
-        gain = _gain(channels_first, weight.reshape(torch_shape).transpose(from_torch))
-        if gain is not None:
-            gains[name] = gain
-    return gains
 
 
 def _gain(filter_: Array, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
     """``gain`` with ``filter_ == gain[:, None] * weight`` up to float32 rounding, or None if there is none."""
-    rows, reference = filter_.reshape(len(filter_), -1), weight.reshape(len(weight), -1)
-    if not _fits(rows[:1], reference[:1]):  # most candidates end here
-        return None
-    return _ratio(rows, reference) if _fits(rows, reference) else None
-
-
-def _ratio(rows: Array, reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The gain of each row by least squares."""
-    squares: npt.NDArray[np.float64] = (reference**2).sum(1)
-    products: npt.NDArray[np.float64] = (rows * reference).sum(1)
-    return products / squares
-
-
-def _fits(rows: Array, reference: npt.NDArray[np.float64]) -> bool:
-    """Whether each row is a multiple of its reference, up to rounding."""
-    error = np.abs(rows - _ratio(rows, reference)[:, None] * reference).max(1)
-    return bool((error <= _FIT * np.abs(rows).max(1)).all())
+    gain = None
+    for channels in (1, len(filter_)):  # most candidates do not fit in the first channel
+        rows, reference = filter_[:channels].reshape(channels, -1), weight[:channels].reshape(channels, -1)
+        gain = (rows * reference).sum(1) / (reference**2).sum(1)  # least squares
+        if not (np.abs(rows - gain[:, None] * reference).max(1) <= _FIT * np.abs(rows).max(1)).all():
+            return None
+    return gain

@@ -1,4 +1,4 @@
-"""Running TFLite files for verification: with a look inside, and stretch by stretch."""
+"""Running TFLite files for verification: with their inner values, and from one activation quantiser to the next."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tqexport.backends.base import Runner, RuntimeRun
+from tqexport.backends.base import Runner
 from tqexport.backends.onnx.file import OUTPUT_NAME
 from tqexport.backends.tflite.cutting import computed_weights
 from tqexport.backends.tflite.file import single_graph
-from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import stored_integers
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
@@ -22,51 +22,41 @@ if TYPE_CHECKING:
 
 __all__ = ["TfliteRunner", "TfliteStretches"]
 
-_RUNTIME = "LiteRT"
 _KEPT_OPERATORS = {*FILTER_OPERATORS, "ADD", "RELU"}  # operators whose results are kept
 
 
 class TfliteRunner(Runner):
     """A TFLite file in LiteRT, and a copy of it whose codes, activations and layer outputs are outputs."""
 
+    runtime = "LiteRT"
+
     def __init__(self, content: bytes, bits: int | None = None, *, deployed: bool = True) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_runner`."""
-        self._deployed = deployed
         flat, facts = single_graph(content, bits)
         self._channels_first: Collection[str] = facts.channels_first if facts else ()
         self._stored = stored_integers(flat) if bits is None else {}
-        self._activations, self._values = _kept_tensors(flat, layers=not deployed)
         self._shifted = {} if bits is None else _shifted_codes(flat)
-        outputs = [int(index) for index in flat.graph.outputs]
-        self._ends = len(outputs)
-        self._values = {index: name for index, name in self._values.items() if index not in outputs}
-        flat.graph.outputs = np.array([*outputs, *self._activations, *self._values, *self._shifted], np.int32)
+        activations, values = _kept_tensors(flat, layers=not deployed)
+        super().__init__(list(activations.values()), list(values.values()), deployed=deployed)
+        self._ends = len(flat.graph.outputs)
+        kept = [*flat.graph.outputs, *activations, *values, *self._shifted]
+        flat.graph.outputs = np.array(kept, np.int32)
         flat.model.signatureDefs = None
         self._traced = LiteRTSession(flat.pack(), xnnpack=deployed)
         self._untouched = LiteRTSession(content, bits=bits, xnnpack=deployed)
 
-    def run(self, inputs: Inputs) -> RuntimeRun:
+    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
         self._untouched.check(to_channels_last(inputs))
         traced = [self._traced.run_sample(sample) for sample in to_channels_last(inputs)]
         of_samples = len(traced[0]) - len(self._shifted)
-        names = (OUTPUT_NAME, *self._activations.values(), *self._values.values())
-        columns = zip(*(parts[:1] + parts[self._ends : of_samples] for parts in traced), strict=True)
-        ends, *inside = (
-            to_channels_first(np.concatenate(parts), kept=name in self._channels_first)
-            for name, parts in zip(names, columns, strict=True)
-        )
         codes = {name: list(places) for name, places in self._stored.items()}
         for (name, axes), value in zip(self._shifted.values(), traced[0][of_samples:], strict=True):
             codes.setdefault(name, []).append(value.transpose(axes))
-        return RuntimeRun(
-            _RUNTIME,
-            codes,
-            dict(zip(self._activations.values(), inside, strict=False)),
-            dict(zip(self._values.values(), inside[len(self._activations) :], strict=True)),
-            ends,
-            # LiteRT's own kernels are the same whatever is kept.
-            self.run_untouched(inputs) if self._deployed else ends,
-        )
+        columns = zip(*(parts[:1] + parts[self._ends : of_samples] for parts in traced), strict=True)
+        return codes, [
+            to_channels_first(np.concatenate(parts), kept=name in self._channels_first)
+            for name, parts in zip((OUTPUT_NAME, *self._activations, *self._values), columns, strict=True)
+        ]
 
     def run_untouched(self, inputs: Inputs) -> Array:
         outputs = self._untouched.run(to_channels_last(inputs))[0]
@@ -74,24 +64,22 @@ class TfliteRunner(Runner):
 
 
 class TfliteStretches:
-    """A TFLite file whose roundings are inputs, and what they would have rounded are outputs."""
+    """A TFLite file cut at its roundings: their results are inputs, and what they would have rounded is output."""
 
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""
         flat, facts = single_graph(content, bits)
         self._channels_first: Collection[str] = facts.channels_first if facts else ()
-        cut = {
-            flat.name(int(operator.outputs[0])): operator
-            for operator in flat.graph.operators
-            if flat.operator_name(operator) == "ROUND" and flat.name(int(operator.outputs[0])) in activations
-        }
-        removed = [id(operator) for operator in cut.values()]
-        flat.graph.operators = [operator for operator in flat.graph.operators if id(operator) not in removed]
-        roundings = cut.values()
-        flat.graph.inputs = np.array([*flat.graph.inputs, *(rounding.outputs[0] for rounding in roundings)], np.int32)
-        flat.graph.outputs = np.array([*flat.graph.outputs, *(rounding.inputs[0] for rounding in roundings)], np.int32)
+        kept: list[Operator] = []
+        cut: list[Operator] = []
+        for operator in flat.graph.operators:
+            is_cut = flat.operator_name(operator) == "ROUND" and flat.name(int(operator.outputs[0])) in activations
+            (cut if is_cut else kept).append(operator)
+        flat.graph.operators = kept
+        flat.graph.inputs = np.array([*flat.graph.inputs, *(rounding.outputs[0] for rounding in cut)], np.int32)
+        flat.graph.outputs = np.array([*flat.graph.outputs, *(rounding.inputs[0] for rounding in cut)], np.int32)
         flat.model.signatureDefs = None
-        self._names = list(cut)
+        self._names = [flat.name(int(rounding.outputs[0])) for rounding in cut]
         self._session = LiteRTSession(flat.pack())
 
     def __call__(self, inputs: Inputs, levels: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
@@ -105,7 +93,7 @@ class TfliteStretches:
 
 
 def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dict[int, str]]:
-    """Names by index: the activations, and the outputs of layers."""
+    """Names by index: the activations, and the outputs of layers that are not outputs of the file."""
     activations: dict[int, str] = {}
     values: dict[int, str] = {}
     of_sample = {int(index) for index in flat.graph.inputs}
@@ -116,7 +104,7 @@ def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dic
         of_sample.update(map(int, operator.outputs))
         if kind == "ROUND":
             activations[output] = flat.name(output)
-        elif layers and kind in _KEPT_OPERATORS:
+        elif layers and kind in _KEPT_OPERATORS and output not in flat.graph.outputs:
             values[output] = f"{flat.name(output)}#{output}"  # names need not be unique
     return activations, values
 

@@ -1,4 +1,4 @@
-"""One TFLite file for every width: a signature per width, and one copy of the codes.
+"""The run-time file in TFLite: a signature per width, and one copy of the codes.
 
 TFLite has no gather over whole networks, but a file may hold several subgraphs, and any number of tensors may read one
 buffer. So ``w1`` to ``w8`` are subgraphs of their own, with their own scales, BatchNorm values and activation levels,
@@ -43,9 +43,8 @@ from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.backends.tflite.float_layers import store_filters_once
 from tqexport.backends.tflite.provenance import FilterOrigin
 from tqexport.backends.tflite.template import parameters
-from tqexport.facts import ArtifactFacts, MultiWidthFacts
+from tqexport.facts import ArtifactFacts, MultiWidthFacts, check_mergeable
 from tqexport.layer_kinds import FILTER_OPERATORS
-from tqexport.truncation import check_shiftable
 
 __all__ = ["convert_to_runtime_tflite"]
 
@@ -86,8 +85,7 @@ def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = E
         ConversionError: As :func:`tqexport.backends.tflite.convert.convert_to_tflite`.
     """
     networks = list(float_networks(models))
-    quantizers = {network.facts.scheme.quantizer for network in networks}
-    check_shiftable([network.facts.width for network in networks], quantizers.pop() if quantizers else "truncquant")
+    check_mergeable(network.facts for network in networks)
     values = {network.facts.width: parameters(model) for network, model in zip(networks, models, strict=True)}
     merged = _empty()
     # The widest first: it is what runs where nobody names a signature.
@@ -105,12 +103,10 @@ def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = E
 
 
 def _empty() -> Any:
-    """A file without a network."""
-    merged = schema.ModelT()
-    merged.version, merged.description = 3, DESCRIPTION
-    merged.buffers = [schema.BufferT()]
-    merged.subgraphs, merged.operatorCodes, merged.signatureDefs = [], [], []
-    return merged
+    """An empty file, to which the network of each width is added."""
+    return schema.ModelT(
+        3, description=DESCRIPTION, buffers=[schema.BufferT()], subgraphs=[], operatorCodes=[], signatureDefs=[]
+    )
 
 
 def _add_width(
@@ -131,7 +127,7 @@ def _add_width(
 
 
 def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
-    """Write down what cutting a width needs."""
+    """Write into the metadata what cutting a width needs."""
     names = list(next(iter(widths.values())).weights)
     affine = [[(w.scale, w.offset) for w in (width.weights[name] for width in widths.values())] for name in names]
     tables = {
@@ -147,15 +143,12 @@ def _describe(merged: Any, widths: Mapping[int, _Width]) -> None:
 def _shift_at_run_time(flat: FlatModel, origin: FilterOrigin, weight: CodedWeight) -> None:
     """Compute a filter from codes, shift, scale and offset, where the converter wrote it as float32."""
     layout = FILTER_OPERATORS[origin.operator]
-    shape = [int(n) for n in flat.tensor(origin.filter).shape]
-    torch_shape = [shape[axis] for axis in layout.torch_axes]
-    codes = weight.codes.reshape(torch_shape).transpose(np.argsort(layout.torch_axes))
-    channels = np.ones(len(shape), np.int64)
-    channels[layout.channel_axis] = -1
+    shape = flat.shape(origin.filter)
+    codes = layout.from_torch(weight.codes, shape)
     gain = origin.total_gain(shape[layout.channel_axis])
 
     def per_channel(value: float) -> npt.NDArray[np.float32]:
-        return (gain * value).astype(np.float32).reshape(channels)
+        return layout.per_channel((gain * value).astype(np.float32))
 
     stored = flat.add_constant(f"{weight.name}.codes", np.ascontiguousarray(codes))
     shift = flat.add_constant(f"{weight.name}.shift", np.array([weight.shift], np.uint8))
@@ -165,9 +158,7 @@ def _shift_at_run_time(flat: FlatModel, origin: FilterOrigin, weight: CodedWeigh
     scaled = flat.add_tensor(f"{weight.name}.scaled", shape)
     offset = flat.add_constant(f"{weight.name}.offset", per_channel(weight.offset))
     flat.tensor(origin.filter).name, flat.tensor(origin.filter).buffer = weight.name, 0
-
-    cast = schema.CastOptionsT()
-    cast.inDataType, cast.outDataType = schema.TensorType.UINT8, schema.TensorType.FLOAT32
+    cast = schema.CastOptionsT(schema.TensorType.UINT8, schema.TensorType.FLOAT32)
     flat.graph.operators[:0] = [
         flat.operator("RIGHT_SHIFT", [stored, shift], shifted),
         flat.operator("CAST", [shifted], number, cast),

@@ -11,6 +11,7 @@ axis order in the file is that of the operator that reads it.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,10 +37,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Place:
-    """A constant of the file: a parameter, in ``order``, or its reciprocal, divided by a number of steps."""
+    """A constant of the file: a parameter or its reciprocal, divided by a number of steps."""
 
     parameter: str
-    order: tuple[int, ...] | None = None  # axes from PyTorch's to the file's
+    operator: str | None = None  # what reads it as its filter, in the axis order of such filters
     reciprocal: bool = False
     divided_by: str | None = None
 
@@ -65,15 +66,14 @@ class TfliteTemplate:
                 value = np.reciprocal(value)
             if place.divided_by is not None:
                 value = np.divide(value, values[place.divided_by], dtype=np.float32)
-            shape = [int(n) for n in flat.tensor(index).shape]
-            if place.order is not None:
-                torch_shape = [shape[axis] for axis in np.argsort(place.order)]
-                value = value.reshape(torch_shape).transpose(place.order)
+            shape = flat.shape(index)
+            if place.operator is not None:
+                value = FILTER_OPERATORS[place.operator].from_torch(value, shape)
             flat.set_constant(index, np.ascontiguousarray(value.reshape(shape), np.float32))
         return flat
 
     def origins(self, flat: FlatModel, values: Mapping[str, Array], folded: Mapping[str, Folded]) -> list[FilterOrigin]:
-        """Where each filter of a filled graph comes from.
+        """Where each filter of a graph from :meth:`fill` comes from.
 
         Args:
             flat: From :meth:`fill`.
@@ -102,8 +102,7 @@ def parameters(model: onnx.ModelProto) -> dict[str, Array]:
 
 def graph_key(model: onnx.ModelProto) -> bytes:
     """Equal for two networks that differ in the values of their parameters alone."""
-    bare = onnx.ModelProto()
-    bare.graph.CopyFrom(model.graph)
+    bare = onnx.ModelProto(graph=model.graph)
     names = set(parameters(model))
     for tensor in bare.graph.initializer:
         if tensor.name in names:
@@ -115,8 +114,7 @@ def graph_key(model: onnx.ModelProto) -> bytes:
 
 def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with random numbers from 0.5 to 1.5 as its parameters, always the same ones."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copy.deepcopy(model)
     random = np.random.default_rng(0)
     names = set(parameters(model))
     filters_alone = _read_as_filters_alone(model)
@@ -130,6 +128,7 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _read_as_filters_alone(model: onnx.ModelProto) -> set[str]:
+    """The values that convolutions read as their filter, and that nothing reads otherwise."""
     uses = [(name, node.op_type == "Conv" and i == 1) for node in model.graph.node for i, name in enumerate(node.input)]
     return {name for name, _ in uses} - {name for name, as_filter in uses if not as_filter}
 
@@ -159,23 +158,23 @@ def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteT
     return TfliteTemplate(content, places)
 
 
-def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]) -> list[_Place]:
-    """Everything that a constant may be, up to rounding."""
-    axes = None if kind is None else FILTER_OPERATORS[kind].torch_axes
-    order = None if axes is None else tuple(int(axis) for axis in np.argsort(axes))
-    flat = (value if axes is None else value.transpose(axes)).ravel()
+def _recognise(
+    value: Array, operator: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]
+) -> list[_Place]:
+    """Everything that a constant may be, up to rounding; ``operator`` reads it as its filter, if one does."""
+    flat = (value.transpose(FILTER_OPERATORS[operator].torch_axes) if operator else value).ravel()
     candidates = []
     for name, parameter in known.items():
         if parameter.size != flat.size:
             continue
         fingerprint = parameter.ravel()
         if name in steps and _equal(flat, np.reciprocal(fingerprint)):
-            candidates.append(_Place(name, order, reciprocal=True))
+            candidates.append(_Place(name, operator, reciprocal=True))
         if _equal(flat, fingerprint):
-            candidates.append(_Place(name, order))
+            candidates.append(_Place(name, operator))
         if flat.size > 1:
             candidates += [
-                _Place(name, order, divided_by=divisor)
+                _Place(name, operator, divided_by=divisor)
                 for divisor, levels in steps.items()
                 if _equal(flat[:1], fingerprint[:1] / levels) and _equal(flat, fingerprint / levels)
             ]
@@ -183,6 +182,7 @@ def _recognise(value: Array, kind: str | None, known: Mapping[str, Array], steps
 
 
 def _equal(a: Array, b: Array) -> bool:
+    """Whether two vectors agree up to rounding; most of those that do not differ at the start."""
     return bool(np.allclose(a[:16], b[:16], rtol=1e-6, atol=0) and np.allclose(a, b, rtol=1e-6, atol=0))
 
 

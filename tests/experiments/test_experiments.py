@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,22 +12,18 @@ import torch
 from networks import randomize_
 from onnx import numpy_helper
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tqexport.backends import run_file  # noqa: E402
-
-from experiments import convergence, dummy_tensor, open_questions, robustness, storage, tables  # noqa: E402
-from experiments.data import Data, digits, shifted, waves  # noqa: E402
-from experiments.networks import CodedActivation, conv1d, transformer, with_coded_activations  # noqa: E402
-from experiments.results import RESULTS, in_parallel, spread  # noqa: E402
-from experiments.training import Recipe, accuracy, train  # noqa: E402
-from tqexport import ActivationQuantizer, CheckpointInfo, Scheme, TruncModel, at_width, prepare  # noqa: E402
-from tqexport.analysis.gap import measure_gap  # noqa: E402
-from tqexport.networks.research_models import resnet50q  # noqa: E402
-from tqexport.networks.tiny_models import resnet8  # noqa: E402
-from tqexport.training.quantizers import quantized_weights, set_quantizer  # noqa: E402
-from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize  # noqa: E402
+from experiments import convergence, dummy_tensor, open_questions, robustness, storage, tables
+from experiments.data import Data, digits, shifted, waves
+from experiments.networks import CodedActivation, conv1d, transformer, with_coded_activations
+from experiments.results import RESULTS, in_parallel, spread
+from experiments.training import Recipe, accuracy, train
+from tqexport import ActivationQuantizer, CheckpointInfo, Scheme, TruncModel, at_width, prepare
+from tqexport.analysis.gap import measure_gap
+from tqexport.backends import run_file
+from tqexport.networks.research_models import resnet50q
+from tqexport.networks.tiny_models import resnet8
+from tqexport.training.quantizers import quantized_weights, set_quantizer
+from tqexport.truncation import FLOAT_BITS, direct_codes, max_code, normalize
 
 
 def test_digits_are_held_out_and_differ_by_seed():

@@ -8,38 +8,29 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import randomize_
-from tqexport.backends import run_file
+from ai_edge_litert.interpreter import Interpreter
+from networks import Layers, assert_parity, convert, model_of, one_dimensional, randomize_
+from places import artifact
 from torch import nn
-from tqexport.backends.tflite.codes import integer_codes, put_codes_back, stored_integers
 
-from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
-from tqexport.backends.onnx.export import export_onnx
+from tqexport import Scheme, prepare
+from tqexport.backends import run_file
 from tqexport.backends.onnx.file import coded_weights
-from tqexport.backends.tflite import export
-from tqexport.backends.tflite.convert import METADATA_NAME, convert_to_tflite
+from tqexport.backends.tflite import convert as conversion
+from tqexport.backends.tflite.convert import convert_to_tflite
+from tqexport.backends.tflite.encode import put_codes_back
+from tqexport.backends.tflite.file import METADATA_NAME
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.integers import stored_integers
+from tqexport.backends.tflite.provenance import guess_origins
 from tqexport.errors import ConversionError, InputError
-from tqexport.truncation import max_code
-from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 
 
-def tflite(folder, bits):
-    return (folder / "out" / f"ckpt-w{bits}.tflite").read_bytes()
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_the_integers_are_the_trained_levels_and_fit_a_byte(bits):
-    codes = np.arange(max_code(bits) + 1, dtype=np.uint8)
-    integers = integer_codes(codes, bits).astype(int)
-    assert np.array_equal(integers, codes.astype(int) - 128 if bits == 8 else 2 * codes.astype(int) - max_code(bits))
-
-
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_one_byte_per_quantised_weight_and_no_float_copy(exported_once, bits):
-    flat = FlatModel(tflite(exported_once, bits))
+    flat = FlatModel(artifact(exported_once, "tflite", bits))
     integers = stored_integers(flat)
     assert len(integers) == 8
     assert sum(len(places) for places in integers.values()) == 8
@@ -51,11 +42,11 @@ def test_one_byte_per_quantised_weight_and_no_float_copy(exported_once, bits):
     assert max(floats) == 640  # the classifier, which stays float
     stored = sum(value.size for places in integers.values() for value in places)
     assert stored == 76_288 if bits < 8 else 76_288 < stored < 1.05 * 76_288
-    assert len(tflite(exported_once, bits)) <= 1.03 * (76_288 + 4 * 3_290) + 30_000
+    assert len(artifact(exported_once, "tflite", bits)) <= 1.03 * (76_288 + 4 * 3_290) + 30_000
 
 
 def test_only_plain_operators(exported_once):
-    flat = FlatModel(tflite(exported_once, 8))
+    flat = FlatModel(artifact(exported_once, "tflite", 8))
     assert {flat.operator_name(operator) for operator in flat.graph.operators} == {
         "DEQUANTIZE", "CONV_2D", "FULLY_CONNECTED", "MINIMUM", "RELU", "MUL", "ROUND", "ADD", "PAD", "MEAN",
         "SUM", "CONCATENATION",
@@ -63,60 +54,17 @@ def test_only_plain_operators(exported_once):
 
 
 def test_a_file_describes_itself(digits, exported_once):
-    content = tflite(exported_once, 4)
+    content = artifact(exported_once, "tflite", 4)
     facts = json.loads(FlatModel(content).metadata(METADATA_NAME))
     assert (facts["width"], facts["quantizer"], facts["layout"]) == (4, "truncquant", "channels last")
     assert facts["checkpoint_sha256"] == digits.sha256
-    signature = open_interpreter(content).get_signature_list()["serving_default"]
+    signature = Interpreter(model_content=content).get_signature_list()["serving_default"]
     assert signature == {"inputs": ["input"], "outputs": ["output"]}
 
 
-def test_the_same_network_gives_the_same_bytes_whatever_is_converted_with_it(exported_once):
+def test_the_same_network_gives_the_same_bytes_whatever_is_converted_with_it(exported_once, converted_anew):
     alone = convert_to_tflite([onnx.load(exported_once / "out" / "ckpt-w3.onnx")])
-    assert alone == [tflite(exported_once, 3)]
-
-
-def convert(network, shape, widths=(1, 4, 8), scheme=Scheme(), activation_bits=()):
-    info = CheckpointInfo("test", {}, shape, tuple(widths), scheme, activation_bits)
-    model = TruncModel(network.eval(), info)
-    files = [onnx.load_from_string(content) for _, content in export_onnx(model, tuple(widths))]
-    return model, dict(zip(widths, convert_to_tflite(files), strict=True))
-
-
-def assert_parity(model, files, samples=4):
-    x = np.random.default_rng(0).random((samples, *model.info.input_shape), np.float32)
-    for bits, content in files.items():
-        found = compare(model, bits, run_file(content, x), x)
-        assert found.passed, (bits, found.problems)
-        assert found.codes > 0
-
-
-class Layers(nn.Module):
-    """Grouped, depthwise, dilated, strided, asymmetric and 1x1 convolutions, a linear layer behind a flatten."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, (3, 2), padding=(1, 0))
-        self.norm0 = nn.BatchNorm2d(8)
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-        self.norm1 = nn.BatchNorm2d(8)
-        self.pointwise = nn.Conv2d(8, 12, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(12)
-        self.grouped = nn.Conv2d(12, 6, (1, 3), stride=(2, 1), groups=3)
-        self.norm3 = nn.BatchNorm2d(6)
-        self.dilated = nn.Conv2d(6, 5, (3, 2), dilation=(1, 2), padding=(2, 1))
-        self.norm4 = nn.BatchNorm2d(5)
-        self.hidden = nn.Linear(5 * 7 * 7, 9)
-        self.last = nn.Linear(9, 3)
-        self.act0, self.act1, self.act2, self.act3, self.act4, self.act5 = (nn.ReLU() for _ in range(6))
-
-    def forward(self, x):
-        x = self.act0(self.norm0(self.first(x)))
-        x = self.act1(self.norm1(self.depthwise(x)))
-        x = self.act2(self.norm2(self.pointwise(x)))
-        x = self.act3(self.norm3(self.grouped(x)))
-        x = self.act4(self.norm4(self.dilated(x)))
-        return self.last(self.act5(self.hidden(x.flatten(1))))
+    assert alone == [artifact(exported_once, "tflite", 3)]
 
 
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(bias_correction=True), Scheme("dorefa")])
@@ -124,39 +72,40 @@ def test_layer_kinds_with_negative_batch_norm_gains(scheme):
     network = randomize_(prepare(Layers(), (1, 4, 8), scheme=scheme), 3)
     gains = [module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert any((gain < 0).any() for gain in gains)
-    assert_parity(*convert(network, (3, 9, 10), scheme=scheme))
+    model = model_of(network, (3, 9, 10), scheme=scheme)
+    assert_parity(model, convert(model))
 
 
 def test_fixed_and_float_activations():
     network = randomize_(prepare(Layers(), (2, 8)), 4)
-    assert_parity(*convert(network, (3, 9, 10), (2, 8), activation_bits=(4, 32)))
+    model = model_of(network, (3, 9, 10), (2, 8), activation_bits=(4, 32))
+    assert_parity(model, convert(model))
 
 
 def test_a_channel_that_batch_norm_silenced_keeps_its_codes():
     network = randomize_(prepare(Layers(), (1, 4, 8)), 5)
     for bits in ("1", "4", "8"):
         network.norm2.bn_dict[bits].weight.data[3] = 0
-    assert_parity(*convert(network, (3, 9, 10)))
+    model = model_of(network, (3, 9, 10))
+    assert_parity(model, convert(model))
 
 
 def test_one_dimensional_convolutions():
-    network = nn.Sequential(
-        nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 5, 4, stride=2, padding=1), nn.BatchNorm1d(5),
-        nn.ReLU(), nn.Flatten(), nn.Linear(5 * 6, 4), nn.ReLU(), nn.Linear(4, 2),
-    )  # fmt: skip
-    assert_parity(*convert(randomize_(prepare(network, (1, 4, 8)), 6), (3, 14)))
+    model = model_of(randomize_(prepare(one_dimensional(), (1, 4, 8)), 6), (3, 14))
+    assert_parity(model, convert(model))
 
 
 def test_fully_connected_networks():
     network = nn.Sequential(nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5), nn.ReLU(), nn.Linear(5, 3))
-    assert_parity(*convert(randomize_(prepare(network, (1, 4, 8)), 7), (7,)))
+    model = model_of(randomize_(prepare(network, (1, 4, 8)), 7), (7,))
+    assert_parity(model, convert(model))
 
 
 def conversions(monkeypatch):
     """Counts the networks that go through onnx2tf."""
     counts = []
-    original = export._run_onnx2tf
-    monkeypatch.setattr(export, "_run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
+    original = conversion.run_onnx2tf
+    monkeypatch.setattr(conversion, "run_onnx2tf", lambda models: counts.append(len(models)) or original(models))
     return counts
 
 
@@ -165,7 +114,8 @@ def test_all_widths_cost_one_conversion(monkeypatch):
     network = nn.Sequential(
         nn.Linear(7, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Linear(11, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)
     )
-    assert_parity(*convert(randomize_(prepare(network, WIDTHS), 8), (7,), WIDTHS))
+    model = model_of(randomize_(prepare(network, WIDTHS), 8), (7,), WIDTHS)
+    assert_parity(model, convert(model))
     assert counts == [1]
 
 
@@ -184,14 +134,16 @@ class LearnedScale(nn.Module):
 
 def test_parameters_that_the_converter_combines(monkeypatch):
     counts = conversions(monkeypatch)
-    assert_parity(*convert(randomize_(prepare(LearnedScale(), (1, 4, 8)), 9), (2, 8, 9)))
+    model = model_of(randomize_(prepare(LearnedScale(), (1, 4, 8)), 9), (2, 8, 9))
+    assert_parity(model, convert(model))
     assert counts == [1, 4]  # each width by itself, and one to see that it is the same function
 
 
 def test_a_layer_whose_codes_are_not_found_is_named(exported_once):
-    flat = FlatModel(tflite(exported_once, 4))  # holds integers, so no float filter matches
+    flat = FlatModel(artifact(exported_once, "tflite", 4))  # holds integers, so no float filter matches
+    weights = coded_weights(onnx.load(exported_once / "out" / "ckpt-w4.onnx"))
     with pytest.raises(ConversionError, match=r"weights of layer layers.0.conv0 are not recognisable.*8 of 8"):
-        put_codes_back(flat, coded_weights(onnx.load(exported_once / "out" / "ckpt-w4.onnx")))
+        put_codes_back(flat, weights, guess_origins(flat, weights), "exact")
 
 
 class Ending(nn.Module):
@@ -212,7 +164,8 @@ class Function(nn.Module):
 
 
 def convert_ending(ending):
-    return convert(randomize_(prepare(Ending(ending), (2, 8), float_layers=["first"]), 4), (3, 9, 10), (2, 8))
+    model = model_of(randomize_(prepare(Ending(ending), (2, 8), float_layers=["first"]), 4), (3, 9, 10), (2, 8))
+    return model, convert(model)
 
 
 def test_operators_between_layers():
@@ -247,7 +200,8 @@ class Tokens(nn.Module):
 
 def test_attention_over_tokens():
     torch.manual_seed(3)
-    assert_parity(*convert(prepare(Tokens(), (2, 8)), (8, 5), (2, 8)))
+    model = model_of(prepare(Tokens(), (2, 8)), (8, 5), (2, 8))
+    assert_parity(model, convert(model))
 
 
 @pytest.mark.parametrize(
@@ -266,17 +220,17 @@ def test_what_cannot_be_converted_is_refused_by_name(ending, words):
 
 def test_damaged_files_are_refused(exported_once):
     x = np.zeros((1, 1, 8, 8), np.float32)
-    for content in (b"", b"TFL3", b"\x00" * 64, tflite(exported_once, 8)[:2000]):
+    for content in (b"", b"TFL3", b"\x00" * 64, artifact(exported_once, "tflite", 8)[:2000]):
         with pytest.raises(InputError):
             run_file(content, x)
 
 
 def test_samples_of_another_shape_are_refused(exported_once):
     with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), not \(9, 8, 1\)"):
-        run_file(tflite(exported_once, 8), np.zeros((1, 1, 9, 8), np.float32))
+        run_file(artifact(exported_once, "tflite", 8), np.zeros((1, 1, 9, 8), np.float32))
 
 
-def test_conversion_leaves_no_file_behind(exported_once, tmp_path, monkeypatch):
+def test_conversion_leaves_no_file_behind(exported_once, converted_anew, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

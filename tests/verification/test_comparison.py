@@ -5,28 +5,26 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from tqexport.backends import open_runner, run_file
+from damage import scaled_tflite
+from places import artifact
 
+from tqexport.backends import open_runner, run_file
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.verification.comparison import compare
+from tqexport.verification.comparison import compare, wilson_interval
 
 WIDTHS = range(1, 9)
 
 
-def content_of(folder, kind, bits):
-    return (folder / "out" / f"ckpt-w{bits}.{kind}").read_bytes()
-
-
 def verdict(digits, samples, kind, bits, content, count=64):
-    run = (run_onnx if kind == "onnx" else run_tflite)(content, samples.inputs[:count])
+    run = run_file(content, samples.inputs[:count])
     return compare(digits, bits, run, samples.inputs[:count], samples.labels[:count])
 
 
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_every_export_of_the_trained_network_passes_on_real_digits(digits, digits_samples, exported_once, kind, bits):
-    found = verdict(digits, digits_samples, kind, bits, content_of(exported_once, kind, bits), 450)
+    found = verdict(digits, digits_samples, kind, bits, artifact(exported_once, kind, bits), 450)
     assert found.passed, found.problems
     assert found.codes == 76_288
     assert found.codes_wrong == found.activations_wrong == 0
@@ -40,7 +38,7 @@ def test_every_export_of_the_trained_network_passes_on_real_digits(digits, digit
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_without_optimisations_every_layer_is_compared(digits, digits_samples, exported_once, kind, bits):
     inputs = digits_samples.inputs[:64]
-    run = open_runner(content_of(exported_once, kind, bits), deployed=False).run(inputs)
+    run = open_runner(artifact(exported_once, kind, bits), deployed=False).run(inputs)
     found = compare(digits, bits, run, inputs)
     assert found.passed, found.problems
     layers = {"layers.0.bn0", "layers.1.bn0", "layers.1.bn1", "layers.2.bn1"}
@@ -75,16 +73,20 @@ def test_dynamic_kernels_hold_the_trained_weights_and_round_their_input(digits, 
 
 @pytest.mark.parametrize("bits", [4, 6, 7, 8])  # at fewer bits the next level is a large part of the range
 def test_a_wrong_scale_in_front_of_dynamic_kernels_is_caught(digits, digits_samples, dynamic, bits):
-    flat = FlatModel(dynamic[bits])
-    codes = next(t for i, t in enumerate(flat.graph.tensors) if flat.name(i) == "layers.1.conv1.weight.codes")
-    codes.quantization.scale = np.asarray(codes.quantization.scale) * np.float32(1.3)
     inputs = digits_samples.inputs[:64]
-    found = compare(digits, bits, run_file(flat.pack(), inputs), inputs, None, "dynamic")
+    found = compare(digits, bits, run_file(scaled_tflite(dynamic[bits], 1.3), inputs), inputs, None, "dynamic")
     assert not found.passed
 
 
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])
 def test_a_file_of_another_width_is_caught(digits, digits_samples, exported_once, kind):
-    found = verdict(digits, digits_samples, kind, 4, content_of(exported_once, kind, 3))
+    found = verdict(digits, digits_samples, kind, 4, artifact(exported_once, kind, 3))
     assert not found.passed
     assert found.codes_wrong > 0
+
+
+def test_wilson_intervals_hold_the_share_and_shrink():
+    assert wilson_interval(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-4)  # published: 72.2 % for 10 of 10
+    assert wilson_interval(0.0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
+    low, high = wilson_interval(0.5, 10_000)
+    assert 0.49 < low < 0.5 < high < 0.51

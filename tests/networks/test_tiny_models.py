@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import randomize_
-from test_tflite_export import assert_parity, convert
+from networks import assert_parity, convert, model_of, randomize_
 from torch import nn
 
 from tqexport import prepare
@@ -27,7 +26,8 @@ def test_mlperf_tiny_networks(factory):
     network = randomize_(factory(widths=(1, 4, 8), quantize_all=True), 0)
     with torch.no_grad():
         assert network(torch.rand(2, *shape)).shape == (2, outputs)
-    model, files = convert(network, shape)
+    model = model_of(network, shape)
+    files = convert(model)
     assert_parity(model, files, samples=2)
     codes = sum(weight.original.numel() for weight in quantized_weights(network).values())
     for bits, content in files.items():
@@ -63,4 +63,5 @@ class Between(nn.Module):
 
 def test_operators_between_layers():
     network = randomize_(prepare(Between(), (1, 4, 8)), 2)
-    assert_parity(*convert(network, (2, 13, 16)))
+    model = model_of(network, (2, 13, 16))
+    assert_parity(model, convert(model))

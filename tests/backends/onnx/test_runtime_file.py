@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from networks import randomize_
+from networks import Layers, model_of, randomize_
 from onnx import numpy_helper
-from tqexport.backends import run_file
-from test_tflite_export import Layers
+from places import artifact
 from torch import nn
 
-from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport import Scheme, prepare
 from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.onnx.file import read_metadata
-from tqexport.backends.onnx.runtime_file import export_switchable_onnx, merge_onnx
+from tqexport.backends.onnx.file import read_facts
+from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.verification.comparison import compare
 
@@ -27,21 +24,12 @@ WIDTHS = range(1, 9)
 
 
 @pytest.fixture(scope="module")
-def files(digits) -> dict[int, bytes]:
-    return dict(export_onnx(digits, tuple(WIDTHS)))
-
-
-@pytest.fixture(scope="module")
-def switchable(files) -> bytes:
-    return merge_onnx(files.items())
+def files(exported_once) -> dict[int, bytes]:
+    return {bits: artifact(exported_once, "onnx", bits) for bits in WIDTHS}
 
 
 def values_of(content):
     return {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(content).graph.initializer}
-
-
-def model_of(network, shape, widths=(1, 4, 8), scheme=Scheme(), activation_bits=()):
-    return TruncModel(network.eval(), CheckpointInfo("test", {}, shape, tuple(widths), scheme, activation_bits))
 
 
 def raw_run(content, feeds):
@@ -53,9 +41,11 @@ def raw_run(content, feeds):
 # The file
 
 
-def test_one_set_of_codes_and_a_required_scalar_input(files, switchable):
-    model = onnx.load_from_string(switchable)
-    codes = {name: value for name, value in values_of(switchable).items() if value.dtype == np.uint8 and value.ndim > 2}
+def test_one_set_of_codes_and_a_required_scalar_input(files, runtime_onnx):
+    model = onnx.load_from_string(runtime_onnx)
+    codes = {
+        name: value for name, value in values_of(runtime_onnx).items() if value.dtype == np.uint8 and value.ndim > 2
+    }
     assert len(codes) == 8
     assert sum(value.size for value in codes.values()) == 76_288
     assert all(np.array_equal(value, values_of(files[8])[name]) for name, value in codes.items())
@@ -64,28 +54,27 @@ def test_one_set_of_codes_and_a_required_scalar_input(files, switchable):
     assert bits.name == "bits"
     assert bits.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert len(bits.type.tensor_type.shape.dim) == 0
-    assert "bits" not in values_of(switchable)
-    assert read_metadata(model)["widths"] == list(WIDTHS)
+    assert "bits" not in values_of(runtime_onnx)
+    assert read_facts(model).widths == tuple(WIDTHS)
 
 
-def test_the_file_is_hardly_larger_than_its_codes_and_tables(switchable):
-    values = values_of(switchable)
+def test_the_file_is_hardly_larger_than_its_codes_and_tables(runtime_onnx):
+    values = values_of(runtime_onnx)
     tables = sum(value.size for name, value in values.items() if name.endswith("/table"))
     assert tables > 8 * 1000
-    assert len(switchable) <= 1.03 * (76_288 + 4 * tables) + 30_000
+    assert len(runtime_onnx) <= 1.03 * (76_288 + 4 * tables) + 30_000
 
 
-def test_the_same_files_in_any_order_give_the_same_bytes(digits, files, switchable):
-    assert merge_onnx(reversed(files.items())) == switchable
-    assert export_switchable_onnx(digits, tuple(WIDTHS)) == switchable
+def test_the_same_files_in_any_order_give_the_same_bytes(files, runtime_onnx):
+    assert merge_onnx(reversed(files.items())) == runtime_onnx
 
 
 # What it computes
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
-    run = run_file(switchable, digits_samples.inputs, bits)
+def test_parity_on_real_digits_at_every_width(digits, digits_samples, runtime_onnx, bits):
+    run = run_file(runtime_onnx, digits_samples.inputs, bits)
     found = compare(digits, bits, run, digits_samples.inputs, digits_samples.labels)
     assert found.passed, found.problems
     assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
@@ -93,9 +82,9 @@ def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable
     assert found.accuracy == pytest.approx(found.reference_accuracy, abs=0.003)
 
 
-def test_one_session_switches_back_and_forth(digits_samples, files, switchable):
+def test_one_session_switches_back_and_forth(digits_samples, files, runtime_onnx):
     x = digits_samples.inputs[:4]
-    session = ort.InferenceSession(switchable)
+    session = ort.InferenceSession(runtime_onnx)
     for bits in (8, 1, 8, 2, 5, 1):
         got = session.run(None, {"input": x, "bits": np.array(bits, np.uint8)})[0]
         assert np.allclose(got, raw_run(files[bits], {"input": x})[0], atol=1e-4)
@@ -120,18 +109,18 @@ def test_a_width_the_file_lacks_fails_in_the_run(files, bits):
         (np.array([4], np.uint8), "bits/uint8/row"),
     ],
 )
-def test_bits_is_required_and_a_uint8_scalar(switchable, bits, message):
+def test_bits_is_required_and_a_uint8_scalar(runtime_onnx, bits, message):
     feeds = {"input": np.zeros((1, 1, 8, 8), np.float32)} | ({} if bits is None else {"bits": bits})
     with pytest.raises(Exception, match=message):
-        raw_run(switchable, feeds)
+        raw_run(runtime_onnx, feeds)
 
 
 @pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"])
-def test_no_optimisation_of_onnxruntime_takes_the_switch_or_the_check_away(digits_samples, files, switchable, level):
+def test_no_optimisation_of_onnxruntime_takes_the_switch_or_the_check_away(digits_samples, files, runtime_onnx, level):
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.log_severity_level = 4
-    session = ort.InferenceSession(switchable, options)
+    session = ort.InferenceSession(runtime_onnx, options)
     x = digits_samples.inputs[:2]
     for bits in (2, 8):
         got = session.run(None, {"input": x, "bits": np.array(bits, np.uint8)})[0]
@@ -173,8 +162,6 @@ def test_rounded_codes_are_refused():
     network = prepare(nn.Sequential(nn.Linear(4, 3)), (2, 8), scheme=Scheme("dorefa"), float_layers=[])
     model = model_of(network, (4,), (2, 8), Scheme("dorefa"))
     with pytest.raises(InputError, match=r"dorefa cannot switch .* must not be shifted"):
-        export_switchable_onnx(model, (2, 8))
-    with pytest.raises(InputError, match=r"dorefa cannot switch"):
         merge_onnx(export_onnx(model, (2, 8)))
 
 
@@ -182,8 +169,8 @@ def test_widths_that_do_not_share_one_graph_are_refused():
     network = prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), (2, 4, 8), float_layers=[])
     model = model_of(network, (4,), (2, 4, 8), activation_bits=(2, 4, 32))
     with pytest.raises(InputError, match=r"2 bits with 2-bit activations and 8 bits with 32-bit activations"):
-        export_switchable_onnx(model, (2, 4, 8))
-    assert export_switchable_onnx(model, (2, 4))
+        merge_onnx(export_onnx(model, (2, 4, 8)))
+    assert merge_onnx(export_onnx(model, (2, 4)))
 
 
 def test_widths_of_another_network_are_refused(files):
@@ -193,9 +180,9 @@ def test_widths_of_another_network_are_refused(files):
 
 
 @pytest.mark.parametrize("widths", [(), (4,), (4, 4)])
-def test_one_width_is_nothing_to_switch(digits, widths):
+def test_one_width_is_nothing_to_switch(files, widths):
     with pytest.raises(UsageError, match="at least two widths"):
-        export_switchable_onnx(digits, widths)
+        merge_onnx((width, files[width]) for width in widths)
 
 
 def test_a_module_named_bits_is_refused():
@@ -209,30 +196,17 @@ def test_a_module_named_bits_is_refused():
             return self.last(self.bits(x))
 
     with pytest.raises(ConversionError, match="named 'bits'"):
-        export_switchable_onnx(model_of(prepare(Named(), (2, 8), float_layers=[]), (4,), (2, 8)), (2, 8))
+        merge_onnx(export_onnx(model_of(prepare(Named(), (2, 8), float_layers=[]), (4,), (2, 8)), (2, 8)))
 
 
 # Truncation
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_truncation_gives_the_bytes_of_a_direct_export(files, switchable, tmp_path, bits):
+def test_truncation_gives_the_bytes_of_a_direct_export(files, runtime_onnx, tmp_path, bits):
     path = tmp_path / "net.onnx"
-    path.write_bytes(switchable)
-    assert truncate_file(path, bits) == truncate_file(switchable, bits) == files[bits]
-
-
-def test_truncation_needs_neither_torch_nor_a_runtime(files, switchable, tmp_path):
-    (tmp_path / "net.onnx").write_bytes(switchable)
-    program = (
-        "import sys, pathlib; from tqexport.artifacts.truncate import truncate_file\n"
-        "pathlib.Path('w3.onnx').write_bytes(truncate_file(pathlib.Path('net.onnx'), 3))\n"
-        "print(*sorted({'torch', 'tensorflow', 'onnxruntime', 'onnxscript', 'onnx2tf', 'ai_edge_litert.interpreter'} "
-        "& set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-    assert (tmp_path / "w3.onnx").read_bytes() == files[3]
+    path.write_bytes(runtime_onnx)
+    assert truncate_file(path, bits) == truncate_file(runtime_onnx, bits) == files[bits]
 
 
 def test_a_file_of_one_width_is_refused_with_the_way_out(files, tmp_path):
@@ -249,21 +223,19 @@ def test_a_width_the_file_lacks_is_refused(files):
             truncate_file(content, bits)
 
 
-def test_damaged_and_foreign_files_are_refused(switchable, tmp_path):
-    foreign = onnx.load_from_string(switchable)
+def test_damaged_and_foreign_files_are_refused(runtime_onnx, tmp_path):
+    foreign = onnx.load_from_string(runtime_onnx)
     del foreign.metadata_props[:]
-    for content in (b"", b"hello", switchable[: len(switchable) // 2], foreign.SerializeToString()):
-        with pytest.raises(
-            InputError, match=r"the file (is not a valid ONNX or TFLite file|holds no tables of tqexport)"
-        ):
+    for content in (b"", b"hello", runtime_onnx[: len(runtime_onnx) // 2], foreign.SerializeToString()):
+        with pytest.raises(InputError, match=r"the file (is not a valid ONNX|was not written by tqexport)"):
             truncate_file(content, 4)
     with pytest.raises(InputError, match=r"nothing.onnx cannot be read: No such file"):
         truncate_file(tmp_path / "nothing.onnx", 4)
 
 
 @pytest.mark.parametrize("name", ["layers.1.conv1.weight.codes", "bits/float32/table", "bits/float32/sizes"])
-def test_a_file_that_was_changed_is_refused(switchable, name):
-    model = onnx.load_from_string(switchable)
+def test_a_file_that_was_changed_is_refused(runtime_onnx, name):
+    model = onnx.load_from_string(runtime_onnx)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     tensor.raw_data = bytes([tensor.raw_data[0] ^ 0x40]) + tensor.raw_data[1:]
     with pytest.raises(InputError, match="was changed or damaged since its export"):

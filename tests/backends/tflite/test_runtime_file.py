@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
-from networks import randomize_
-from tqexport.backends import run_file
-from test_tflite_export import Layers
+from ai_edge_litert.interpreter import Interpreter
+from networks import FloatLayers, Layers, model_of, one_dimensional, randomize_
+from places import artifact
 from torch import nn
 
-from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport import Scheme, prepare
 from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.file import subgraph_of, unpack
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
@@ -28,35 +25,29 @@ from tqexport.verification.comparison import compare
 WIDTHS = range(1, 9)
 
 
-@pytest.fixture(scope="module")
-def switchable(exported_once) -> bytes:
-    models = [onnx.load(exported_once / "out" / f"ckpt-w{bits}.onnx") for bits in WIDTHS]
-    return convert_to_runtime_tflite(models)[0]
-
-
 def fixed(exported_once, bits):
-    return (exported_once / "out" / f"ckpt-w{bits}.tflite").read_bytes()
+    return artifact(exported_once, "tflite", bits)
 
 
 def buffers(content):
     return [bytes(b.data) if b.data is not None else b"" for b in unpack(content)[0].buffers]
 
 
-def test_a_signature_per_width_over_one_copy_of_the_codes(digits, switchable):
-    signatures = open_interpreter(switchable).get_signature_list()
+def test_a_signature_per_width_over_one_copy_of_the_codes(digits, runtime_tflite):
+    signatures = Interpreter(model_content=runtime_tflite).get_signature_list()
     assert signatures == {f"w{bits}": {"inputs": ["input"], "outputs": ["output"]} for bits in WIDTHS}
-    stored = buffers(switchable)
+    stored = buffers(runtime_tflite)
     for weight in quantized_weights(digits.module).values():
         codes = direct_codes(normalize(weight.original.detach()), 8).byte().numpy()
         assert stored.count(codes.transpose(0, 2, 3, 1).tobytes()) == 1
-    model = unpack(switchable)[0]
+    model = unpack(runtime_tflite)[0]
     used = [{t.buffer for t in graph.tensors if t.name.endswith(b".weight.codes")} for graph in model.subgraphs]
     assert len(used) == 8
     assert all(each == used[0] and len(each) == 8 for each in used)
 
 
-def test_the_shift_is_in_the_file(switchable):
-    model = unpack(switchable)[0]
+def test_the_shift_is_in_the_file(runtime_tflite):
+    model = unpack(runtime_tflite)[0]
     for bits in WIDTHS:
         flat = subgraph_of(model, bits)
         shifts = [operator for operator in flat.graph.operators if flat.operator_name(operator) == "RIGHT_SHIFT"]
@@ -67,41 +58,41 @@ def test_the_shift_is_in_the_file(switchable):
             assert by.tolist() == [8 - bits]
 
 
-def test_eight_widths_take_a_quarter_of_eight_files(exported_once, switchable):
-    assert len(switchable) < 0.25 * sum(len(fixed(exported_once, bits)) for bits in WIDTHS)
-    assert sum(map(len, buffers(switchable))) < 76_288 + 4 * 11_000
+def test_eight_widths_take_a_quarter_of_eight_files(exported_once, runtime_tflite):
+    assert len(runtime_tflite) < 0.25 * sum(len(fixed(exported_once, bits)) for bits in WIDTHS)
+    assert sum(map(len, buffers(runtime_tflite))) < 76_288 + 4 * 11_000
 
 
-def test_the_file_is_hardly_larger_than_its_codes_and_tables(switchable):
-    model = unpack(switchable)[0]
+def test_the_file_is_hardly_larger_than_its_codes_and_tables(runtime_tflite):
+    model = unpack(runtime_tflite)[0]
     described = sum(len(model.buffers[entry.buffer].data) for entry in model.metadata)
-    assert len(switchable) <= 1.03 * (sum(map(len, buffers(switchable))) - described) + 30_000
+    assert len(runtime_tflite) <= 1.03 * (sum(map(len, buffers(runtime_tflite))) - described) + 30_000
 
 
-def test_buffers_lie_where_the_schema_wants_them(switchable):
+def test_buffers_lie_where_the_schema_wants_them(runtime_tflite):
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.Model.GetRootAsModel(switchable, 0)
+    model = schema.Model.GetRootAsModel(runtime_tflite, 0)
     held = [model.Buffers(i) for i in range(model.BuffersLength()) if model.Buffers(i).DataLength()]
     assert all(buffer._tab.Vector(buffer._tab.Offset(4)) % 16 == 0 for buffer in held)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_parity_on_real_digits_at_every_width(digits, digits_samples, switchable, bits):
+def test_parity_on_real_digits_at_every_width(digits, digits_samples, runtime_tflite, bits):
     inputs, labels = digits_samples.inputs[:100], digits_samples.labels[:100]
-    found = compare(digits, bits, run_file(switchable, inputs, bits), inputs, labels)
+    found = compare(digits, bits, run_file(runtime_tflite, inputs, bits), inputs, labels)
     assert found.passed, found.problems
     assert (found.codes, found.codes_wrong, found.activations_wrong) == (76_288, 0, 0)
     assert found.top1_agreement >= 0.99
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_truncation_gives_the_bytes_of_a_direct_export(exported_once, switchable, bits):
-    assert truncate_file(switchable, bits) == fixed(exported_once, bits)
+def test_truncation_gives_the_bytes_of_a_direct_export(exported_once, runtime_tflite, bits):
+    assert truncate_file(runtime_tflite, bits) == fixed(exported_once, bits)
 
 
-def test_every_width_answers_as_its_fixed_file(exported_once, switchable, digits_samples):
-    model = SwitchableModel(switchable)
+def test_every_width_answers_as_its_fixed_file(exported_once, runtime_tflite, digits_samples):
+    model = SwitchableModel(runtime_tflite)
     assert model.widths == tuple(WIDTHS)
     x = digits_samples.inputs[:5]
     for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
@@ -113,39 +104,19 @@ def test_every_width_answers_as_its_fixed_file(exported_once, switchable, digits
             model.run(wrong)
 
 
-def test_truncating_and_running_load_no_framework(switchable, exported_once, tmp_path):
-    (tmp_path / "net.tflite").write_bytes(switchable)
-    program = (
-        "import sys, pathlib, numpy; from tqexport.artifacts.truncate import truncate_file\n"
-        "heavy = {'torch', 'tensorflow', 'onnxscript', 'onnx2tf', 'onnxruntime', 'ai_edge_litert.interpreter'}\n"
-        "pathlib.Path('w3.tflite').write_bytes(truncate_file(pathlib.Path('net.tflite'), 3))\n"
-        "print(*sorted(heavy & set(sys.modules)))\n"
-        "from tqexport.runtime import SwitchableModel\n"
-        "SwitchableModel('net.tflite', 2).run(numpy.zeros((1, 8, 8, 1), numpy.float32))\n"
-        "print(*sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "\nai_edge_litert.interpreter\n"
-    assert (tmp_path / "w3.tflite").read_bytes() == fixed(exported_once, 3)
-
-
 # Networks of every layer kind, with negative BatchNorm gains
 
 
 def convert(network, shape, widths, scheme=Scheme(), activation_bits=(), kernel="exact"):
-    info = CheckpointInfo("test", {}, shape, tuple(widths), scheme, activation_bits)
-    model = TruncModel(network.eval(), info)
+    model = model_of(network, shape, widths, scheme, activation_bits)
     models = [onnx.load_from_string(content) for _, content in export_onnx(model, tuple(widths))]
     return model, *convert_to_runtime_tflite(models, kernel)
 
 
 def assert_right(model, content, fixed_files):
     x = np.random.default_rng(0).random((4, *model.info.input_shape), np.float32)
-    shapes = {name: weight.original.shape for name, weight in quantized_weights(model.module).items()}
     for bits, direct in fixed_files.items():
-        run = run_file(content, x, bits)
-        codes = {name: [place.reshape(shapes[name]) for place in places] for name, places in run.codes.items()}
-        found = compare(model, bits, dataclasses.replace(run, codes=codes), x)
+        found = compare(model, bits, run_file(content, x, bits), x)
         assert found.passed, (bits, found.problems)
         assert found.codes > 0
         assert truncate_file(content, bits) == direct
@@ -165,11 +136,32 @@ def test_bias_correction_and_widths_of_different_activation_kinds():
 
 
 def test_one_dimensional_and_fully_connected_layers_and_fixed_files_of_the_dynamic_kernel():
-    network = nn.Sequential(
-        nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 5, 4, stride=2, padding=1), nn.BatchNorm1d(5),
-        nn.ReLU(), nn.Flatten(), nn.Linear(5 * 6, 4), nn.ReLU(), nn.Linear(4, 2),
-    )  # fmt: skip
-    assert_right(*convert(randomize_(prepare(network, (2, 8)), 6), (3, 14), (2, 8), kernel="dynamic"))
+    network = randomize_(prepare(one_dimensional(), (2, 8)), 6)
+    assert_right(*convert(network, (3, 14), (2, 8), kernel="dynamic"))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernel"),
+    [(Scheme(), "dynamic"), (Scheme(bias_correction=True), "dynamic")],
+)
+def test_fixed_files_of_the_dynamic_kernel_come_back_with_every_form_of_filter(scheme, kernel):
+    network = randomize_(prepare(Layers(), (1, 4, 8), scheme=scheme), 3)
+    network.norm2.bn_dict["8"].weight.data[3] = 0
+    assert_right(*convert(network, (3, 9, 10), (1, 4, 8), scheme, kernel=kernel))
+
+
+@pytest.mark.parametrize("more", [[], ["twice"]])
+def test_float_layers_are_stored_once_and_come_back_bit_for_bit(more):
+    network = prepare(FloatLayers(), (1, 4, 8), float_layers=["first", "shortcut", "last", *more])
+    network = randomize_(network, 7)
+    if more:
+        network.norm1.bn_dict["4"].weight.data[3] = 0  # a silenced channel says nothing about its weights
+    model, content, fixed_files = convert(network, (2, 7, 6), (1, 4, 8))
+    held = unpack(content)[0]
+    weights = [tensor.buffer for graph in held.subgraphs for tensor in graph.tensors if tensor.name.endswith(b".float")]
+    assert len(weights) == 3 + 3 + 2 + 6 * len(more)  # at 1 bit there is nothing to divide the classifier by
+    assert len(set(weights)) == 3 + len(more)
+    assert_right(model, content, fixed_files)
 
 
 # What is refused
@@ -191,22 +183,26 @@ def test_a_file_of_one_width_is_refused_with_the_way_out(exported_once):
     assert SwitchableModel(path).widths == (8,)
 
 
-def test_damaged_foreign_and_changed_files_are_refused(switchable):
-    for content in (switchable[:200], switchable[: len(switchable) // 2], b"\x00" * 4 + b"TFL3" + b"\x00" * 64):
+def test_damaged_foreign_and_changed_files_are_refused(runtime_tflite):
+    for content in (
+        runtime_tflite[:200],
+        runtime_tflite[: len(runtime_tflite) // 2],
+        b"\x00" * 4 + b"TFL3" + b"\x00" * 64,
+    ):
         with pytest.raises(InputError, match="the file is not a valid TFLite file of tqexport"):
             truncate_file(content, 4)
     with pytest.raises(InputError, match="cannot be truncated to 9"):
-        truncate_file(switchable, 9)
-    codes = max(buffers(switchable), key=len)
+        truncate_file(runtime_tflite, 9)
+    codes = max(buffers(runtime_tflite), key=len)
     changed = codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:]
-    assert switchable.count(codes) == 1
+    assert runtime_tflite.count(codes) == 1
     with pytest.raises(InputError, match="was changed or damaged since its export"):
-        truncate_file(switchable.replace(codes, changed), 1)
+        truncate_file(runtime_tflite.replace(codes, changed), 1)
 
 
-def test_one_changed_code_is_caught_by_verification(digits, digits_samples, switchable):
-    codes = max(buffers(switchable), key=len)
-    content = switchable.replace(codes, codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:])
+def test_one_changed_code_is_caught_by_verification(digits, digits_samples, runtime_tflite):
+    codes = max(buffers(runtime_tflite), key=len)
+    content = runtime_tflite.replace(codes, codes[:9] + bytes([codes[9] ^ 0x80]) + codes[10:])
     x = digits_samples.inputs[:4]
     for bits in (1, 8):
         found = compare(digits, bits, run_file(content, x, bits), x)

@@ -9,24 +9,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import float_weight, randomize_
+from networks import float_weight, model_of, randomize_
 from onnx import numpy_helper
-from tqexport.backends import run_file
+from places import artifact
 from torch import nn
 
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from tqexport.backends import run_file
 from tqexport.backends.onnx import export
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.onnx.file import coded_weights, read_metadata, read_onnx
+from tqexport.backends.onnx.file import coded_weights, read_facts, read_onnx
 from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.errors import ConversionError, InputError
+from tqexport.facts import facts_of_model
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import direct_codes, normalize
 
 
 @pytest.fixture(scope="module")
-def files(digits) -> dict[int, bytes]:
-    return dict(export_onnx(digits, tuple(range(1, 9))))
+def files(exported_once) -> dict[int, bytes]:
+    return {bits: artifact(exported_once, "onnx", bits) for bits in range(1, 9)}
 
 
 def test_every_quantised_layer_is_uint8_codes_and_a_bitshift(digits, files):
@@ -72,12 +74,7 @@ def test_the_same_network_gives_the_same_bytes_whatever_else_is_exported(digits,
 
 def test_a_file_says_what_it_is_and_nothing_of_this_machine(digits, files):
     model = onnx.load_from_string(files[4])
-    facts = read_metadata(model)
-    assert facts["width"] == facts["activation_width"] == 4
-    assert facts["quantizer"] == "truncquant"
-    assert facts["checkpoint_sha256"] == digits.sha256
-    assert facts["class_names"] == list("0123456789")
-    assert facts["normalization"]["mean"] == pytest.approx(digits.info.normalization.mean)
+    assert read_facts(model) == facts_of_model(digits, 4, "channels first")
     assert model.opset_import[0].version == 20
     assert model.ir_version == 10
     for local in (os.getcwd(), getpass.getuser() + "/", "site-packages", ".py", "pkg.torch"):
@@ -125,7 +122,7 @@ class Odd(nn.Module):
 def test_any_module_that_torch_can_capture(scheme, activation_bits):
     torch.manual_seed(0)
     network = randomize_(prepare(Odd(), (1, 3, 8), scheme=scheme), 1)
-    model = TruncModel(network, CheckpointInfo("odd", {}, (3, 9, 5), (1, 3, 8), scheme, activation_bits))
+    model = model_of(network, (3, 9, 5), (1, 3, 8), scheme, activation_bits)
     x = torch.rand(5, 3, 9, 5)
     for bits, content in export_onnx(model, (1, 3, 8)):
         with torch.no_grad(), model.at_width(bits) as reference:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import DIGITS
+from places import DIGITS
 
 from tqexport import CheckpointInfo, Normalization, ReadOptions, Scheme, load_checkpoint, prepare, save_checkpoint
 from tqexport.errors import InputError, UsageError
@@ -151,7 +151,9 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
         "from torch import nn\nfrom tqexport import prepare\n"
         "def build(hidden):\n"
         "    return prepare(nn.Sequential(nn.Linear(4, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 2)))\n"
-        "def unprepared(hidden):\n    return nn.Linear(hidden, 2)\n"
+        "def other(hidden):\n    return nn.Linear(hidden, 2)\n"
+        "def unprepared(hidden):\n"
+        "    return nn.Sequential(nn.Linear(4, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 2))\n"
     )
     monkeypatch.chdir(tmp_path)
     module = prepare(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)))
@@ -168,7 +170,9 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
         ):
             with pytest.raises(UsageError, match=message):
                 load_checkpoint("net.pt", ReadOptions(model=wrong))
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="does not fit its architecture: missing weight"):
+            load_checkpoint("net.pt", ReadOptions(model="mine:other"))
+        with pytest.raises(InputError, match=r"1\.weight was trained quantised, .* has it float; build it as it was"):
             load_checkpoint("net.pt", ReadOptions(model="mine:unprepared"))
     finally:
         sys.modules.pop("mine", None)

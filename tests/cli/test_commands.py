@@ -5,58 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
+import click
 import numpy as np
-import onnx
 import pytest
 import torch
-from conftest import DIGITS, DIGITS_DATA
-from onnx import numpy_helper
-
-COMMAND = Path(sys.executable).with_name("tqexport")
-
-
-def run(*arguments, cwd, **kwargs):
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs
-    )
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+from commands import run
+from damage import changed_onnx, changed_tflite, flip_a_bit, replace_artifact
+from places import DIGITS, DIGITS_DATA, files
+from tqexport.cli import cli, common
 
 
 @pytest.fixture
 def workplace(tmp_path):
     shutil.copy(DIGITS, tmp_path / "ckpt.pt")
     return tmp_path
-
-
-def test_the_three_lines_as_typed(workplace):
-    before = (workplace / "ckpt.pt").read_bytes()
-    first = run("onnx", "ckpt.pt", "--bits", "8", cwd=workplace)
-    assert (first.returncode, first.stderr) == (0, "")
-    second = run("tflite", cwd=workplace)
-    assert (second.returncode, second.stderr) == (0, "")
-    assert "channels last" in second.stdout
-    third = run("verify", "--bits", "2,4,6", cwd=workplace)
-    assert (third.returncode, third.stderr) == (0, "")
-    assert third.stdout.rstrip().endswith("PASS: every artifact equals PyTorch")
-    assert all(f"{bits}*" in third.stdout for bits in (2, 4, 6))
-    assert files(workplace) == [
-        "ckpt.pt", "tqexport-out/ckpt-w8.onnx", "tqexport-out/ckpt-w8.tflite", "tqexport-out/tqexport.json",
-    ]  # fmt: skip
-    assert (workplace / "ckpt.pt").read_bytes() == before
-    manifest = json.loads((workplace / "tqexport-out" / "tqexport.json").read_text())
-    assert manifest["checkpoint"] == "../ckpt.pt"
-    assert [artifact["file"] for artifact in manifest["artifacts"]] == ["ckpt-w8.onnx", "ckpt-w8.tflite"]
-    assert manifest["artifacts"][1]["inputs"][0]["shape"] == [1, 8, 8, 1]
-    assert str(workplace) not in json.dumps(manifest)
 
 
 def test_json_is_all_there_is_on_standard_output(workplace):
@@ -105,38 +69,10 @@ def test_a_later_export_adds_to_the_folder_and_a_new_checkpoint_starts_it_anew(w
     assert "holds exports of ../ckpt.pt; choose another folder" in other.stderr
 
 
-def damage(exported, kind, change):
-    """Change an artifact and enter its new hash, as a build that went wrong would."""
-    path = exported / "out" / f"ckpt-w4.{kind}"
-    path.write_bytes(change(path.read_bytes()))
-    manifest = exported / "out" / "tqexport.json"
-    content = json.loads(manifest.read_text())
-    for entry in content["artifacts"]:
-        if entry["file"] == path.name:
-            import hashlib
-
-            entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    manifest.write_text(json.dumps(content))
-
-
-def flip_onnx_code(content):
-    model = onnx.load_from_string(content)
-    tensor = next(t for t in model.graph.initializer if t.name == "layers.1.conv0.weight.codes")
-    codes = numpy_helper.to_array(tensor).copy()
-    codes[0, 0, 0, 0] ^= 0x10
-    tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
-    return model.SerializeToString()
-
-
-def flip_tflite_code(content):
-    from test_damage import changed_tflite, flip_a_bit
-
-    return changed_tflite(content, "layers.1.conv0.weight.codes", flip_a_bit)
-
-
-@pytest.mark.parametrize(("kind", "change"), [("onnx", flip_onnx_code), ("tflite", flip_tflite_code)])
+@pytest.mark.parametrize(("kind", "change"), [("onnx", changed_onnx), ("tflite", changed_tflite)])
 def test_one_flipped_code_turns_verify_red(exported, kind, change):
-    damage(exported, kind, change)
+    codes = "layers.1.conv0.weight.codes"
+    replace_artifact(exported / "out", f"ckpt-w4.{kind}", lambda content: change(content, codes, flip_a_bit))
     result = run("verify", "out", "--bits", "4", cwd=exported)
     assert result.returncode == 1
     assert "layer layers.1.conv0: 1 of 4608 codes differ" in result.stdout
@@ -229,40 +165,15 @@ def test_names_with_spaces(tmp_path):
     assert files(tmp_path / "out put") == ["my best net-w2.onnx", "my best net-w2.tflite", "tqexport.json"]
 
 
-@pytest.mark.parametrize("seconds", [0.7, 5])
-def test_an_interrupt_leaves_nothing_half_written(exported, seconds):
-    shutil.rmtree(exported / "out")
-    process = subprocess.Popen(
-        [COMMAND, "tflite", "ckpt.pt", "--bits", "all", "-o", "out"],
-        cwd=exported,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in stderr
-    assert [name for name in files(exported) if name.endswith(".tmp")] == []
-
-
-def test_help_does_not_wait_for_the_heavy_imports():
-    heavy = ("torch", "tensorflow", "onnx", "onnxruntime", "onnx2tf", "numpy", "rich")
-    code = f"import sys, tqexport.cli; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
 def test_every_command_is_in_the_help_and_has_json(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    for name in ("onnx", "tflite", "verify", "truncate", "inspect", "convert"):
+    assert set(cli.commands) == {"onnx", "tflite", "verify", "truncate", "inspect", "gap", "convert"}
+    for name in cli.commands:
         assert f"\n  {name} " in text
         assert "--json" in run(name, "--help", cwd=tmp_path).stdout
 
 
 def test_a_bug_does_not_look_like_a_parity_failure(monkeypatch, capsys):
-    import click
-    from tqexport.cli import common
-
     @click.command()
     def broken():
         raise ZeroDivisionError("oops")
@@ -305,3 +216,50 @@ def test_one_file_for_every_width_and_back(exported):
     assert refused.returncode == 3
     assert "holds one width only (4 bits)" in refused.stderr
     assert run("verify", "out", "--bits", "runtime", cwd=exported).returncode == 2
+
+
+def test_a_damaged_file_is_refused_before_the_others_run(exported):
+    path = exported / "out" / "ckpt-w8.tflite"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    done = run("verify", "out", "--bits", "1-8", cwd=exported)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "ckpt-w8.tflite is not the file that was exported" in done.stderr
+    assert run("verify", "out", "--bits", "1", "--samples", "2", cwd=exported).returncode == 0
+
+
+def test_files_that_others_can_be_cut_from(exported):
+    fixed = {path.name: path.read_bytes() for path in (exported / "out").iterdir()}
+    done = run("onnx", "ckpt.pt", "--bits", "4", "--truncatable", "-o", "new", cwd=exported)
+    assert done.returncode == 0, done.stderr
+    assert "can be truncated to 1, 2, 3, 5, 6, 7, 8" in done.stdout
+    manifest = json.loads((exported / "new" / "tqexport.json").read_text())
+    assert [(e["file"], e["widths"], e["truncatable_to"]) for e in manifest["artifacts"]] == [
+        ("ckpt-w4.onnx", [4], [1, 2, 3, 5, 6, 7, 8]),
+    ]
+    # the tables of the ONNX file must not be taken for facts of the TFLite file made from it
+    assert run("tflite", "new", "--bits", "4", "-o", "plain", cwd=exported).returncode == 0
+    assert (exported / "plain" / "ckpt-w4.tflite").read_bytes() == fixed["ckpt-w4.tflite"]
+
+    before = {path.name: path.read_bytes() for path in (exported / "new").iterdir()}
+    assert run("truncate", "new/ckpt-w4.onnx", cwd=exported).returncode == 0
+    added = {path.name: path.read_bytes() for path in (exported / "new").iterdir() if path.name not in before}
+    assert sorted(added) == [f"ckpt-w{bits}.onnx" for bits in (1, 2, 3, 5, 6, 7, 8)]
+    assert all(content == fixed[name] for name, content in added.items())
+
+    refused = run("truncate", "new/ckpt-w4.onnx", "--bits", "4", cwd=exported)
+    assert (refused.returncode, "is another file already" in refused.stderr) == (2, True)
+    assert (exported / "new" / "ckpt-w4.onnx").read_bytes() == before["ckpt-w4.onnx"]
+    refused = run("truncate", "out/ckpt-w4.onnx", "--bits", "2", cwd=exported)
+    assert (refused.returncode, "--truncatable" in refused.stderr) == (3, True)
+    refused = run("onnx", "ckpt.pt", "--bits", "runtime", "--truncatable", cwd=exported)
+    assert (refused.returncode, "leave --truncatable out" in refused.stderr) == (2, True)
+
+
+def test_tflite_files_of_one_width_hold_no_other_and_the_refusal_says_what_to_do(exported):
+    before = files(exported)
+    refused = run("tflite", "out", "--bits", "4", "--truncatable", "-o", "new", cwd=exported)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--bits runtime" in refused.stderr
+    assert "ONNX file made with --truncatable" in refused.stderr
+    assert files(exported) == before
+    assert "--truncatable" not in run("tflite", "--help", cwd=exported).stdout

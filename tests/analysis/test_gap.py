@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, DIGITS_DATA
+from commands import run
 from PIL import Image
-from test_cli import run
+from places import DIGITS, DIGITS_DATA
 
 from tqexport import (
     CheckpointInfo,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from networks import randomize_
+from networks import assert_parity, model_of, randomize_, samples_for
+from research import training_file
 from torch import nn
 
-from tqexport import CheckpointInfo, TruncModel
+from tqexport import ReadOptions, load_checkpoint
 from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.errors import InputError, UsageError
 from tqexport.networks.research_models import RESEARCH_ARCHITECTURES, recognize, resnet20q
-from tqexport.training.quantizers import ActivationQuantizer, Clamp, quantized_weights
+from tqexport.training.quantizers import Clamp, quantized_weights
 from tqexport.training.widths import at_width
-from tqexport.truncation import max_code
 
 FAMILY = [1, 2, 4, 8, 32]
 NATURAL = {
@@ -312,80 +312,42 @@ def test_the_natural_input_gives_a_row_of_logits_per_sample(architecture, argume
 
 
 PARITY = {
-    "resnet20q, any-precision": ("resnet20q", {"variant": "any-precision", "widths": FAMILY}, (3, 9, 14)),
-    "resnet20q, switchable": ("resnet20q", {"variant": "switchable", "widths": FAMILY}, (3, 15, 9)),
-    "resnet20q, shared-bn": ("resnet20q", {"variant": "shared-bn", "widths": []}, (3, 11, 11)),
-    "svhnq": ("svhnq", {"expansion": 1, "widths": FAMILY}, (3, 43, 41)),
-    "svhnq, plain": ("svhnq", {"expansion": 1, "widths": []}, (3, 40, 42)),
-    "preresnet18q": ("preresnet18q", {"planes": 8, "num_classes": 10, "widths": FAMILY}, (3, 193, 200)),
-    "resnet50q": ("resnet50q", {"planes": 4, "num_classes": 10, "widths": FAMILY}, (3, 47, 33)),
+    "resnet20q, any-precision": ("resnet20q", {"variant": "any-precision", "widths": FAMILY}, (3, 9, 14), False),
+    "resnet20q, switchable": ("resnet20q", {"variant": "switchable", "num_classes": 5}, (3, 15, 9), False),
+    "resnet20q, corrected": ("resnet20q", {"variant": "switchable", "num_classes": 5}, (3, 15, 9), True),
+    "resnet20q, shared-bn": ("resnet20q", {"variant": "shared-bn", "widths": []}, (3, 11, 11), False),
+    "svhnq": ("svhnq", {"expansion": 2, "widths": FAMILY}, (3, 43, 41), False),
+    "svhnq, plain": ("svhnq", {"expansion": 1, "widths": []}, (3, 40, 42), False),
+    "preresnet18q": ("preresnet18q", {"planes": 8, "num_classes": 6, "widths": FAMILY}, (3, 193, 200), False),
+    "resnet50q": ("resnet50q", {"planes": 4, "num_classes": 11, "widths": FAMILY}, (3, 47, 33), False),
 }
 
 
-@pytest.mark.parametrize(("architecture", "arguments", "shape"), PARITY.values(), ids=PARITY)
-def test_onnx_gives_the_logits_of_the_reference(architecture, arguments, shape):
-    network = randomize_(build(architecture, arguments), 1)
-    model = TruncModel(network, CheckpointInfo(architecture, arguments, shape, (1, 2, 4, 8)))
-    batch = draw_batch(shape)
-    activations = {name: part for name, part in network.named_modules() if isinstance(part, ActivationQuantizer)}
-    for bits, content in export_onnx(model, (1, 2, 4, 8)):
-        logits, *values = run_file(content, batch, activations)
-        hooks = [
-            part.register_forward_hook(take_over(torch.from_numpy(value), bits))
-            for part, value in zip(activations.values(), values, strict=True)
-        ]
-        with torch.no_grad(), model.at_width(bits) as reference:
-            check_logits(logits, reference(batch).numpy())
-        for hook in hooks:
-            hook.remove()
+@pytest.mark.parametrize(("architecture", "arguments", "shape", "correction"), PARITY.values(), ids=PARITY)
+def test_parity_of_every_architecture_in_both_formats(tmp_path, architecture, arguments, shape, correction):
+    """From the file that the training scripts write."""
+    torch.save(training_file(randomize_(build(architecture, arguments), 1), architecture), tmp_path / "net.pth.tar")
+    model = load_checkpoint(tmp_path / "net.pth.tar", ReadOptions(input_shape=shape, bias_correction=correction))
+    widths = (1, 2, 4, 8)
+    files = dict(export_onnx(model, widths))
+    converted = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in widths])
+    for found in (*onnx_parity(model, files), *assert_parity(model, dict(zip(widths, converted, strict=True)), 3)):
+        assert found.codes > 10_000
+        assert found.activations > 1_000
 
 
-def test_onnx_gives_the_logits_of_the_reference_with_float_activations():
+def test_parity_with_float_activations():
     arguments = {"expansion": 1, "widths": FAMILY}
-    info = CheckpointInfo("svhnq", arguments, NATURAL["svhnq"], (2, 8), activation_bits=(32, 32))
-    model = TruncModel(randomize_(build("svhnq", arguments), 1), info)
-    batch = draw_batch(info.input_shape)
-    for bits, content in export_onnx(model, (2, 8)):
+    model = model_of(randomize_(build("svhnq", arguments), 1), NATURAL["svhnq"], (2, 8), activation_bits=(32, 32))
+    onnx_parity(model, dict(export_onnx(model, (2, 8))))
+
+
+def onnx_parity(model, files):
+    """Every logit within 1e-5 of the largest, of samples far enough apart for that to prove something."""
+    for bits in files:
         with torch.no_grad(), model.at_width(bits) as reference:
-            check_logits(run_file(content, batch)[0], reference(batch).numpy())
-
-
-def draw_batch(shape):
-    return torch.rand((3, *shape), generator=torch.Generator().manual_seed(2)) * 2 - 1
-
-
-def run_file(content, batch, also=()):
-    """The logits of an ONNX file, and the values of the modules named in ``also``."""
-    graph_model = onnx.load_from_string(content)
-    graph_model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph_model.SerializeToString(), options, ["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: batch.numpy()})
-
-
-def take_over(value, bits):
-    """A hook that puts onnxruntime's activations in place of PyTorch's.
-
-    Activations are steps: a value on the edge of one may land on either side of it, and what follows then differs
-    without being wrong. Such a flip is taken over; any other difference is an error.
-    """
-    levels = max_code(bits)
-
-    def hook(_module, inputs, output):
-        moved = (value - output).abs() * levels
-        exact = inputs[0].clamp(0, 1) * levels
-        from_edge = (exact - exact.floor() - 0.5).abs()
-        assert moved.max() < 1.001, "more than one step away"
-        assert torch.all(from_edge[moved > 0.001] < 2e-5 * levels), "another step without being at the edge of it"
-        return value
-
-    return hook
-
-
-def check_logits(actual, expected):
-    """Every logit within 1e-5 of the largest, and the samples far enough apart for that to prove something."""
-    largest = np.abs(expected).max()
-    assert expected.std(axis=0).mean() > 1e-3 * largest
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= 1e-5 * largest
+            logits = reference(torch.from_numpy(samples_for(model, 3))).numpy()
+        assert logits.std(axis=0).mean() > 1e-3 * np.abs(logits).max()
+    verdicts = assert_parity(model, files, 3)
+    assert all(found.output_error <= 1e-5 for found in verdicts)
+    return verdicts

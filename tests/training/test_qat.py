@@ -8,10 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import run
 from networks import float_weight, randomize_
 from onnx import numpy_helper
-from tqexport.backends import run_file
-from test_cli import run
 from torch import nn
 
 from tqexport import (
@@ -28,6 +27,7 @@ from tqexport import (
     save_checkpoint,
     set_quantizer,
 )
+from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import InputError, UsageError

@@ -1,0 +1,92 @@
+"""What a process of its own has to show: the first lines as typed, interrupts, missing packages, imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import COMMAND, run_process
+from pictures import write_pictures
+from places import DIGITS, files
+
+
+def test_the_three_lines_as_typed(tmp_path):
+    workplace = tmp_path
+    shutil.copy(DIGITS, workplace / "ckpt.pt")
+    before = (workplace / "ckpt.pt").read_bytes()
+    first = run_process("onnx", "ckpt.pt", "--bits", "8", cwd=workplace)
+    assert (first.returncode, first.stderr) == (0, "")
+    second = run_process("tflite", cwd=workplace)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "channels last" in second.stdout
+    third = run_process("verify", "--bits", "2,4,6", cwd=workplace)
+    assert (third.returncode, third.stderr) == (0, "")
+    assert third.stdout.rstrip().endswith("PASS: every artifact equals PyTorch")
+    assert all(f"{bits}*" in third.stdout for bits in (2, 4, 6))
+    assert files(workplace) == [
+        "ckpt.pt", "tqexport-out/ckpt-w8.onnx", "tqexport-out/ckpt-w8.tflite", "tqexport-out/tqexport.json",
+    ]  # fmt: skip
+    assert (workplace / "ckpt.pt").read_bytes() == before
+    manifest = json.loads((workplace / "tqexport-out" / "tqexport.json").read_text())
+    assert manifest["checkpoint"] == "../ckpt.pt"
+    assert [artifact["file"] for artifact in manifest["artifacts"]] == ["ckpt-w8.onnx", "ckpt-w8.tflite"]
+    assert manifest["artifacts"][1]["inputs"][0]["shape"] == [1, 8, 8, 1]
+    assert str(workplace) not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize("seconds", [0.7, 5])
+def test_an_interrupt_leaves_nothing_half_written(exported, seconds):
+    shutil.rmtree(exported / "out")
+    process = subprocess.Popen(
+        [COMMAND, "tflite", "ckpt.pt", "--bits", "all", "-o", "out"],
+        cwd=exported,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    assert [name for name in files(exported) if name.endswith(".tmp")] == []
+
+
+def test_help_does_not_wait_for_the_heavy_imports():
+    heavy = ("torch", "tensorflow", "onnx", "onnxruntime", "onnx2tf", "numpy", "rich")
+    code = f"import sys, tqexport.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def run_without(module, *arguments, cwd):
+    """The command where a module cannot be imported."""
+    hide = cwd / "hide"
+    hide.mkdir(exist_ok=True)
+    (hide / "sitecustomize.py").write_text(f"import sys; sys.modules[{module!r}] = None\n")
+    return run_process(*arguments, cwd=cwd, env={**os.environ, "PYTHONPATH": str(hide)})
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("onnxruntime", ["out", "--bits", "2"], "pip install onnxruntime"),
+        ("ai_edge_litert", ["out", "--bits", "2"], "pip install ai-edge-litert"),
+        ("tensorflow", ["ckpt.pt", "--bits", "2"], "pip install tensorflow"),
+        ("matplotlib", ["out", "--bits", "2", "--report", "r.html"], "pip install 'tqexport[report]'"),
+        ("jinja2", ["out", "--bits", "2", "--report", "r.html"], "pip install 'tqexport[report]'"),
+        ("PIL", ["out", "--bits", "2", "--data", "pictures"], "pip install 'tqexport[report]'"),
+    ],
+)
+def test_what_is_missing_is_named_with_what_to_install(exported, module, arguments, message):
+    write_pictures(exported / "pictures", 3)
+    done = run_without(module, "verify", *arguments, cwd=exported)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not (exported / "r.html").exists()

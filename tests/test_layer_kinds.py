@@ -1,0 +1,50 @@
+"""The table of layer kinds says what PyTorch and the formats have."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from torch import nn
+
+from tqexport import prepare
+from tqexport.layer_kinds import FILTER_OPERATORS, LAYER_KINDS, ONNX_OPERATORS, kind_of
+
+
+def a_layer(kind):
+    """A layer of a kind, from 2 channels to 4."""
+    return getattr(nn, kind.name)(2, 4, *([3] if kind.name.startswith("Conv") else []))
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.name)
+def test_a_row_names_the_parameters_and_their_output_channels(kind):
+    layer = a_layer(kind)
+    for parameter in kind.parameters:
+        shape = getattr(layer, parameter).shape
+        assert (shape[kind.output_axis], shape[1 - kind.output_axis]) == (4, 2)
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.name)
+def test_a_layer_is_of_its_kind_quantised_or_not_and_so_are_those_derived_from_it(kind):
+    layer = a_layer(kind)
+    derived = type("Derived", (type(layer),), {})
+    assert kind_of(layer) is kind_of(prepare(layer, (8,), float_layers=[])) is kind
+    assert kind_of(derived.__new__(derived)) is kind
+    assert kind_of(nn.Conv3d(1, 1, 1)) is kind_of(nn.ReLU()) is None
+
+
+def test_onnx_has_the_operators():
+    assert all(onnx.defs.has(name) for name in ONNX_OPERATORS)
+
+
+@pytest.mark.parametrize("operator", FILTER_OPERATORS.values(), ids=FILTER_OPERATORS)
+def test_a_weight_becomes_a_filter_and_comes_back(operator):
+    shape = (2, 3, 5, 7)[: len(operator.axes)]
+    torch_shape = [shape[axis] for axis in operator.torch_axes]
+    weight = np.arange(np.prod(shape)).reshape(torch_shape)
+    stored = operator.from_torch(weight, shape)
+    assert stored.shape == shape
+    assert np.array_equal(stored.transpose(operator.torch_axes), weight)
+    gains = operator.per_channel(np.arange(shape[operator.channel_axis]))
+    assert (stored * gains).shape == shape
+    assert gains.shape[operator.channel_axis] == shape[operator.channel_axis]

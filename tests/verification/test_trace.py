@@ -1,0 +1,93 @@
+"""Modules that a network calls several times: right files pass, and what is wrong in them is found."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import pytest
+from damage import changed_onnx, changed_tflite, flip_a_bit
+from exactness import verdicts
+from networks import model_of, randomize_, samples_for
+from torch import nn
+
+from tqexport import prepare
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.convert import convert_to_tflite
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.verification.trace import count_calls
+
+WIDTHS = (2, 8)
+
+
+class Shared(nn.Module):
+    """One convolution is called twice, and one BatchNorm and one activation three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv, self.last = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 3, 1)
+        self.norm, self.act = nn.BatchNorm2d(6), nn.ReLU()
+
+    def forward(self, x):
+        x = self.act(self.norm(self.first(x)))
+        x = self.act(self.norm(self.conv(x)))
+        x = self.act(self.norm(self.conv(x)))
+        return self.last(x).mean((2, 3))
+
+
+@functools.cache
+def shared():
+    """The network, and its files by kind and width."""
+    model = model_of(randomize_(prepare(Shared(), WIDTHS), 6), (2, 8, 7), WIDTHS)
+    files = dict(export_onnx(model, WIDTHS))
+    converted = convert_to_tflite([onnx.load_from_string(content) for content in files.values()])
+    return model, {"onnx": files, "tflite": dict(zip(WIDTHS, converted, strict=True))}
+
+
+def test_the_modules_are_called_several_times():
+    import torch
+
+    model, _ = shared()
+    with torch.no_grad():
+        _, calls = count_calls(model.module, torch.from_numpy(samples_for(model, 2)))
+    assert (calls["conv"], calls["norm"], calls["act"]) == (2, 3, 3)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_right_files_pass_as_deployed_and_layer_by_layer(kind, bits):
+    model, files = shared()
+    for found in verdicts(model, files[kind][bits], bits):
+        assert found.passed, found.problems
+        assert found.activations == 3 * 3 * 6 * 6 * 5  # samples, calls, channels, and 6 by 5 places
+        assert found.codes >= 324
+
+
+def changed_bias(content, kind):
+    """Another bias in the shared convolution, into which TFLite files have folded the BatchNorm."""
+    if kind == "onnx":
+        return changed_onnx(content, "conv.bias", lambda value: value + np.float32(0.05))
+    flat = FlatModel(content)
+    filters = {int(op.outputs[0]) for op in flat.graph.operators if flat.operator_name(op) == "DEQUANTIZE"}
+    biases = {int(op.inputs[2]) for op in flat.graph.operators if filters & set(map(int, op.inputs[1:2]))}
+    for index in biases:
+        flat.set_constant(index, flat.constant(index) + np.float32(0.05))
+    return flat.pack()
+
+
+def changed_code(content, kind):
+    return (changed_onnx if kind == "onnx" else changed_tflite)(content, "conv.weight.codes", flip_a_bit)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+@pytest.mark.parametrize("change", [changed_bias, changed_code])
+def test_damage_to_a_shared_layer_is_found(kind, bits, change):
+    model, files = shared()
+    content = change(files[kind][bits], kind)
+    assert content != files[kind][bits]
+    for found in verdicts(model, content, bits):
+        assert not found.passed
+        assert (found.codes_wrong > 0) == (change is changed_code)
+        assert found.activations_wrong > 0 or change is changed_code
