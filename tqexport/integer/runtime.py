@@ -35,12 +35,12 @@ class IntegerRuntime(ABC):
     Attributes:
         name: The runtime, for people.
         rounding: How it rounds.
-        differing_weights: Layers whose stored weights are not those of the integer model.
+        differing: Names of the constants in the file that are not those of the integer model.
     """
 
     name: str
     rounding: Rounding
-    differing_weights: tuple[str, ...]
+    differing: tuple[str, ...]
 
     @abstractmethod
     def run(self, inputs: npt.NDArray[np.float32]) -> IntegerRun:

@@ -3,8 +3,9 @@
 Two steps, each with the runtime's own values as the input of every layer, so that one difference does not hide the
 next:
 
-* **against the integer model** (:mod:`tqexport.integer.model`) with that runtime's rounding: stored weights and every
-  level that the runtime gives must be equal, and so must the outputs of the untouched file.
+* **against the integer model** (:mod:`tqexport.integer.model`) with that runtime's rounding: every constant of the file
+  (weights, biases, scales, zero points), every level that the runtime gives, and the outputs of the untouched file must
+  be equal.
 * **against PyTorch**, whose network has the same grids and rounds to them in float32: a level must be equal, or the
   neighbouring one with PyTorch's value on the boundary between the two; then it is a flip and is counted. How far from
   a boundary a value may be for that is computed: what float32 rounding explains of PyTorch's value
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from tqexport.integer.arithmetic import Rounding
 from tqexport.integer.build import integer_model
-from tqexport.integer.grids import HIGHEST, Grid, without_grids
+from tqexport.integer.grids import HIGHEST, without_grids
 from tqexport.integer.model import Add, Average, Convolution, IntegerModel, Operation
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.integer.runtime import IntegerRuntime, Levels
@@ -59,8 +60,8 @@ class IntegerComparison:
         self._levels = self._flips = self._wrong = self._samples = self._agreeing = 0
         self._flip_bound = 0.0
         self._right: list[tuple[int, int]] = []
-        for layer in runtime.differing_weights:
-            self._problems[layer] = f"layer {layer}: the weights in the file are not those of the checkpoint"
+        for constant in runtime.differing:
+            self._problems[constant] = f"{constant}: the file has another value than the checkpoint gives"
 
     def add(self, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Run and compare further samples, float32 (N, *input_shape), and their classes (N,) if known."""
@@ -90,7 +91,7 @@ class IntegerComparison:
         accuracy, reference_accuracy = (
             (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
         )
-        differing = set(self._runtime.differing_weights)
+        differing = {constant.rpartition(".weight")[0] for constant in self._runtime.differing}
         sizes = {layer.name: layer.codes.codes.size for layer in codes if layer.codes}
         return Verdict(
             bits=self._bits,
@@ -162,29 +163,35 @@ class IntegerComparison:
 def _own_rounding(operation: Operation, network: IntegerModel, rounding: Rounding, value: Array) -> Array:
     """How far the integer arithmetic may be from real numbers in front of its last rounding, in levels.
 
-    A share of the result for its factors, float32 or of 21 bits; half a unit of a bias, which is a whole number of
-    them; and where the product is rounded before it is shifted, one unit of the sum.
+    A share of the result for its factors, which are float32 or of 21 bits; half a unit of a bias, which is a whole
+    number of units; and what a runtime that rounds twice loses the first time (:func:`_first_rounding`).
     """
     target, sources = network.grids[operation.output], [network.grids[name] for name in operation.inputs]
     magnitude = np.abs(value.astype(np.float64)) / target.scale
-    rounded_twice = rounding in ("litert", "tflm")
+    twice = rounding in ("litert", "tflm")
+    step = sources[0].scale / target.scale
     match operation:
         case Add():
             return np.asarray(_RELATIVE * sum(HIGHEST * source.scale for source in sources) / target.scale)
         case Convolution():
-            unit = sources[0].scale * operation.scale.astype(np.float64) / target.scale
-            units = (unit * (1.5 if rounded_twice else 0.5)).reshape(1, -1, *[1] * (value.ndim - 2))
-            return np.asarray(_RELATIVE * magnitude + units)
+            unit = step * operation.scale.astype(np.float64)
+            per_channel = unit / 2 + (_first_rounding(unit) if twice else 0.0)
+            return np.asarray(_RELATIVE * magnitude + per_channel.reshape(1, -1, *[1] * (value.ndim - 2)))
         case Average():
-            step = sources[0].scale / target.scale
-            return np.asarray(_RELATIVE * (magnitude + HIGHEST * step) + (step if rounded_twice else 0.0))
-    return np.asarray(_RELATIVE * magnitude + (_unit(sources, target) if rounded_twice else 0.0))
+            count = float(np.prod(network.shapes[operation.inputs[0]][1:]))
+            first = _first_rounding(step / 2 ** np.floor(np.log2(count))) if twice else 0.0
+            return np.asarray(_RELATIVE * (magnitude + HIGHEST * step) + first)
+    moved = any(source.same_levels != target.same_levels for source in sources)
+    return np.asarray(_RELATIVE * magnitude + (_first_rounding(step) if twice and moved else 0.0))
 
 
-def _unit(sources: Sequence[Grid], target: Grid) -> float:
-    """The largest step of an input, in levels of the output; 0 where values pass as they are."""
-    steps = [source.scale / target.scale for source in sources if source.same_levels != target.same_levels]
-    return max(steps, default=0.0)
+def _first_rounding(factor: Any) -> Array:
+    """What is lost where a product with ``factor`` is rounded to a whole number and then shifted right, in levels.
+
+    TFLite's ``MultiplyByQuantizedMultiplier``: half a whole number, shifted by the exponent of the factor.
+    """
+    exponent = np.frexp(np.asarray(factor, np.float64))[1]
+    return np.where(exponent < 0, 0.5 * np.exp2(np.minimum(exponent, 0)), 0.0)
 
 
 class _PutIn(NamedCalls):

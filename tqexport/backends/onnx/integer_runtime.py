@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tqexport.backends.onnx.cutting import cut_onnx
-from tqexport.backends.onnx.file import parse
-from tqexport.backends.onnx.integer_form import LEVELS
+from tqexport.backends.onnx.file import parse, read_facts
+from tqexport.backends.onnx.integer_form import LEVELS, render_onnx
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.facts import ArtifactFacts
 from tqexport.integer.arithmetic import to_grid
-from tqexport.integer.halves import halves_of
-from tqexport.integer.model import Convolution, IntegerModel
+from tqexport.integer.model import IntegerModel
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
@@ -50,8 +50,7 @@ class IntegerOnnxRuntime(IntegerRuntime):
         self._traced = OnnxSession(file.SerializeToString(), bits=bits)
         self._untouched = OnnxSession(content, bits=bits)
         fixed = parse(cut_onnx(content, network.bits)) if switched else file
-        stored = {tensor.name: tensor for tensor in fixed.graph.initializer}
-        self.differing_weights = tuple(dict.fromkeys(_differing(network, stored)))
+        self.differing = tuple(_differing(network, fixed))
 
     def run(self, inputs: Inputs) -> IntegerRun:
         _, *levels = self._traced.run(inputs)
@@ -62,25 +61,19 @@ class IntegerOnnxRuntime(IntegerRuntime):
         return to_grid(self._untouched.run(inputs)[0], self._network.grids[self._network.output])
 
 
-def _differing(network: IntegerModel, stored: Mapping[str, onnx.TensorProto]) -> Iterator[str]:
-    """Names of the layers whose weights in the file are others."""
-    for layer in network.operations:
-        if isinstance(layer, Convolution):
-            for name, expected in _expected(layer, stored):
-                value = numpy_helper.to_array(stored[name]) if name in stored else None
-                if value is None or value.dtype != expected.dtype or value.tobytes() != expected.tobytes():
-                    yield layer.name
+def _differing(network: IntegerModel, file: onnx.ModelProto) -> Iterator[str]:
+    """Names of the constants that a fixed file has otherwise than a fresh export, or lacks."""
+    facts = read_facts(file)
+    stored = {tensor.name: tensor for tensor in file.graph.initializer}
+    folded = any(name.endswith(".weight.integers") for name in stored)
+    fused = any(node.op_type == "QLinearConv" for node in file.graph.node)
+    assert isinstance(facts, ArtifactFacts)
+    for tensor in parse(render_onnx(network, facts, folded=folded, fused=fused)).graph.initializer:
+        if tensor.name not in stored or not _equal(stored[tensor.name], tensor):
+            yield tensor.name
 
 
-def _expected(
-    layer: Convolution, stored: Mapping[str, onnx.TensorProto]
-) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    """Name and value of what the file must store of a layer's weights."""
-    name = f"{layer.name}.weight"
-    if f"{name}.integers" in stored:
-        yield f"{name}.integers", halves_of(layer).weight if layer.wide else layer.weight.astype(np.int8)
-    elif layer.codes is None:
-        yield f"{name}.unsigned", layer.unsigned.astype(np.int8)
-    else:
-        yield f"{name}.codes", layer.codes.codes
-        yield f"{name}.shift", np.array(layer.codes.shift, np.uint8)
+def _equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Whether two constants have the same type, shape and values."""
+    value, expected = numpy_helper.to_array(one), numpy_helper.to_array(other)
+    return value.dtype == expected.dtype and np.array_equal(value, expected)

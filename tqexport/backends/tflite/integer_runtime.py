@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.integer_form import render_tflite
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import InputError
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.grids import OFFSET
-from tqexport.integer.halves import halves_of
-from tqexport.integer.model import Convolution, IntegerModel
+from tqexport.integer.model import IntegerModel
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
@@ -45,14 +45,10 @@ class _TfliteRuntime(IntegerRuntime):
     """What the runtimes of TFLite share: int8 values, channels last, one sample at a time."""
 
     def __init__(self, content: bytes, network: IntegerModel) -> None:
-        flat, _ = single_graph(content, None)
-        stored = {flat.name(index): index for index in range(len(flat.graph.tensors))}
+        flat, facts = single_graph(content, None)
         self._network = network
-        self.differing_weights = tuple(
-            layer.name
-            for layer in network.operations
-            if isinstance(layer, Convolution) and not _same_filter(flat, stored.get(f"{layer.name}.weight"), layer)
-        )
+        assert facts is not None
+        self.differing = tuple(_differing(flat, FlatModel(render_tflite(network, facts))))
 
     def run(self, inputs: Inputs) -> IntegerRun:
         return IntegerRun({}, self.run_untouched(inputs))
@@ -123,16 +119,27 @@ class _Micro(_TfliteRuntime):
         return self._levels(parts, self._network.output)
 
 
-def _same_filter(flat: FlatModel, index: int | None, layer: Convolution) -> bool:
-    """Whether a file's filter is the layer's, in TFLite's order of axes."""
-    stored = None if index is None else flat.constant(index)
-    if stored is None:
-        return False
-    weight = halves_of(layer).weight if layer.wide else layer.weight.astype(np.int8)
-    if layer.window is None:
-        return bool(np.array_equal(stored, weight))
-    if layer.wide and layer.groups > 1:
-        weight = weight.reshape(*weight.shape[:-2], -1)
-    weight = weight.reshape(*weight.shape[:2], *([1] if weight.ndim == 3 else []), *weight.shape[2:])
-    depthwise = stored.shape[0] == 1 and stored.shape[-1] == weight.shape[0] and layer.groups > 1
-    return bool(np.array_equal(stored, weight.transpose(1, 2, 3, 0) if depthwise else weight.transpose(0, 2, 3, 1)))
+def _differing(flat: FlatModel, fresh: FlatModel) -> Iterator[str]:
+    """Names of the tensors that a file has otherwise than a fresh export, in value or in grid, or lacks."""
+    for index in range(len(fresh.graph.tensors)):
+        name = fresh.name(index)
+        own = flat.find(name)
+        if own is None or not (
+            _same_value(flat.constant(own), fresh.constant(index)) and _same_grid(flat, own, fresh, index)
+        ):
+            yield name
+
+
+def _same_value(value: npt.NDArray[Any] | None, expected: npt.NDArray[Any] | None) -> bool:
+    """Whether two tensors are the same constant, or both are computed."""
+    if value is None or expected is None:
+        return value is expected
+    return value.dtype == expected.dtype and np.array_equal(value, expected)
+
+
+def _same_grid(flat: FlatModel, index: int, fresh: FlatModel, expected: int) -> bool:
+    """Whether two tensors have the same scales and zero points."""
+    own, other = flat.tensor(index).quantization, fresh.tensor(expected).quantization
+    if own is None or other is None:
+        return own is other
+    return all(np.array_equal(getattr(own, part), getattr(other, part)) for part in ("scale", "zeroPoint"))

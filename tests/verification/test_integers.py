@@ -1,0 +1,168 @@
+"""verify of integer files: right ones pass in every runtime, and whatever is changed in one place is found."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tqexport.backends import backend_of
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.integer_form import integer_tflite
+from tqexport.integer.build import integer_model
+from tqexport.integer.grids import grids_of
+from tqexport.verification.integers import IntegerComparison
+
+SAMPLES = 24
+
+
+def verdicts(model, bits, content, inputs, *, switched=False):
+    """A file against the integer model and PyTorch, in every runtime that is here, by the runtime's name."""
+    network = integer_model(model, bits)
+    found = {}
+    for runtime in backend_of(content).open_integers(content, network, switched=switched):
+        comparison = IntegerComparison(model, bits, runtime)
+        comparison.add(inputs)
+        found[runtime.name] = comparison.verdict()
+    return found
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_right_files_pass_in_every_runtime(calibrated, held_out, bits):
+    for content in (integer_onnx(calibrated, bits), integer_tflite(calibrated, bits)):
+        for name, verdict in verdicts(calibrated, bits, content, held_out[:SAMPLES]).items():
+            assert verdict.passed, (name, verdict.problems)
+            assert verdict.codes == 76_288
+            assert verdict.codes_wrong == verdict.activations_wrong == 0
+            assert verdict.activations > SAMPLES * 5_000
+            assert verdict.flips < 0.02 * verdict.activations
+            assert verdict.flip_bound < 0.3
+            assert verdict.top1_agreement == 1
+
+
+@pytest.mark.parametrize("bits", [1, 4, 7])
+def test_one_file_for_all_widths_passes_at_each(calibrated, held_out, bits):
+    content = runtime_integer_onnx(calibrated, range(1, 8))
+    (verdict,) = verdicts(calibrated, bits, content, held_out[:SAMPLES], switched=True).values()
+    assert verdict.passed, verdict.problems
+    (other,) = verdicts(calibrated, 2, content, held_out[:SAMPLES], switched=True).values()
+    assert other.passed
+
+
+def changed_onnx(content, name, change):
+    model = onnx.load_from_string(content)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    value = change(numpy_helper.to_array(tensor).copy())
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
+    return model.SerializeToString()
+
+
+def one_more(value):
+    value.reshape(-1)[3] += 1
+    return value
+
+
+def one_bit(value):
+    value.reshape(-1)[17] ^= 0x80
+    return value
+
+
+ONNX_DAMAGE = {
+    "a code": ("layers.1.conv1.weight.codes", one_bit, "layers.1.conv1.weight."),
+    "the shift": ("layers.1.conv1.weight.shift", lambda value: value + np.uint8(1), "layers.1.conv1.weight."),
+    "a weight of a float layer": ("fc.weight.unsigned", one_more, "fc.weight.unsigned: "),
+    "a bias by one unit": ("layers.1.conv1.bias_integers", one_more, "layers.1.conv1.bias_integers: "),
+    "a scale": ("layers.2.conv0.scale", lambda value: value * np.float32(1.01), "layers.2.conv0.scale: "),
+    "the grid of a sum's term": ("layers.1.bn1:scale", lambda value: value * np.float32(1.01), "layers.1"),
+    "a zero point": ("layers.1.bn1:zero_point", lambda value: value + np.uint8(1), "layers.1"),
+    "the levels of an activation": ("layers.0.act1:high", lambda value: value - np.uint8(1), "layers.0.act1:high: "),
+}
+
+
+@pytest.mark.parametrize("case", ONNX_DAMAGE)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_is_changed_in_an_onnx_file_is_found_and_named(calibrated, held_out, case, bits):
+    name, change, words = ONNX_DAMAGE[case]
+    content = changed_onnx(integer_onnx(calibrated, bits), name, change)
+    (verdict,) = verdicts(calibrated, bits, content, held_out).values()
+    assert not verdict.passed
+    assert verdict.problems[0].startswith(words), verdict.problems
+    assert verdict.diverged
+
+
+def changed_tflite(content, name, change):
+    flat = FlatModel(content)
+    index = flat.find(name)
+    flat.set_constant(index, np.ascontiguousarray(change(flat.constant(index).copy())))
+    return flat.pack()
+
+
+def rescaled(content, name):
+    flat = FlatModel(content)
+    quantization = flat.tensor(flat.find(name)).quantization
+    quantization.scale = np.asarray(quantization.scale) * np.float32(1.01)
+    return flat.pack()
+
+
+TFLITE_DAMAGE = {
+    "a weight": lambda content: changed_tflite(content, "layers.1.conv1.weight", lambda value: -value),
+    "a bias": lambda content: changed_tflite(content, "layers.1.conv1.bias", lambda value: value + 40),
+    "a filter's scale": lambda content: rescaled(content, "layers.1.conv1.weight"),
+    "a grid": lambda content: rescaled(content, "layers.1.bn1"),
+}
+
+
+@pytest.mark.parametrize("case", TFLITE_DAMAGE)
+@pytest.mark.parametrize("bits", [2, 8])
+def test_what_is_changed_in_a_tflite_file_is_found(calibrated, held_out, case, bits):
+    content = TFLITE_DAMAGE[case](integer_tflite(calibrated, bits))
+    for name, verdict in verdicts(calibrated, bits, content, held_out).items():
+        assert not verdict.passed, name
+        assert verdict.problems[0].startswith("layers.1.")
+
+
+@pytest.mark.parametrize("what", ["scale", "zero_point"])
+def test_a_reference_with_another_grid_is_told_from_the_file(calibrated, held_out, what):
+    """The checkpoint changes and the file stays: the file is no longer right."""
+    content = integer_onnx(calibrated, 4)
+    grids = grids_of(calibrated.module)
+    row, column = grids.widths.index(4), grids.names.index("layers.1.bn1")
+    before = getattr(grids, what).clone()
+    try:
+        getattr(grids, what)[row, column] += 0.01 * before[row, column] if what == "scale" else 1
+        (verdict,) = verdicts(calibrated, 4, content, held_out[:SAMPLES]).values()
+        assert not verdict.passed
+    finally:
+        getattr(grids, what).copy_(before)
+
+
+def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out, monkeypatch):
+    """A wrong integer model agrees with its own files; PyTorch does not agree with either."""
+    from tqexport.verification import integers
+
+    right = integer_model(calibrated, 4)
+    wrong = dataclasses.replace(
+        right,
+        operations=tuple(
+            dataclasses.replace(operation, bias=operation.bias + 60)
+            if operation.name == "layers.1.conv1"
+            else operation
+            for operation in right.operations
+        ),
+    )
+    monkeypatch.setattr(integers, "integer_model", lambda *_: wrong)
+    content = changed_onnx(
+        integer_onnx(calibrated, 4), "layers.1.conv1.bias_integers", lambda value: value + np.int32(60)
+    )
+    (runtime,) = backend_of(content).open_integers(content, wrong, switched=False)
+    comparison = IntegerComparison(calibrated, 4, runtime)
+    comparison.add(held_out[:SAMPLES])
+    verdict = comparison.verdict()
+    assert not verdict.passed
+    assert "differ from PyTorch" in verdict.problems[0]
+    assert verdict.problems[0].startswith("layers.1.bn1")
