@@ -136,3 +136,8 @@ def test_a_width_the_file_lacks_is_refused_in_the_run(calibrated, held_out):
 def test_eight_bits_are_a_file_of_their_own(calibrated):
     with pytest.raises(InputError, match="8 bits need nine-bit integers"):
         switchable_integer_onnx(calibrated, (4, 8))
+
+
+def test_layers_that_saturate_without_vnni_are_named(calibrated):
+    assert integer_model(calibrated, 7).beyond_int16() == ("conv", "fc")  # their inputs have 256 levels
+    assert "layers.0.conv0" in integer_model(calibrated, 8).beyond_int16()

@@ -169,13 +169,16 @@ class _Builder:
         scale = np.where(huge | (signs == 0), np.maximum(np.abs(bias) / (1 << 20) / source.scale, 1e-20), scale)
         scale32 = scale.astype(np.float32)
         unit = np.float64(np.float32(source.scale)) * scale32.astype(np.float64)
+        whole = np.rint(bias / unit)
+        if (most / source.scale + np.abs(whole)).max() > np.iinfo(np.int32).max:
+            raise ConversionError(f"sums of {step.call.name} may exceed 32 bits; it has no integer form")
         return Convolution(
             step.call.name,
             step.inputs,
             step.output,
             weight.values,
             scale32,
-            np.rint(bias / unit).astype(np.int32),
+            whole.astype(np.int32),
             window,
             groups,
             weight.codes,

@@ -16,7 +16,7 @@ from tqexport.errors import InputError, UsageError
 from tqexport.integer.biases import round_biases
 from tqexport.integer.capture import capture_calls
 from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_range, grid_of_values
-from tqexport.integer.grids import Grid, attach_grids, grids_of, without_grids
+from tqexport.integer.grids import Grid, attach_grids, detach_grids
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.integer.plan import Plan, plan_of
 from tqexport.integer.weights import is_float_layer, round_to_int8
@@ -61,11 +61,8 @@ def calibrate(
     if estimator not in ESTIMATORS:
         raise UsageError(f"there is no estimator {estimator!r}; choose {', '.join(ESTIMATORS)}")
     _check_samples(inputs, model.info.input_shape)
-    with without_grids(model.module):
-        module = copy.deepcopy(model.module)
-    found = grids_of(module)
-    if found is not None:
-        found.enabled = False
+    module = copy.deepcopy(model.module).eval()
+    detach_grids(module)
     for name, layer in module.named_modules():
         if is_float_layer(layer):
             round_to_int8(name, layer)
@@ -78,16 +75,12 @@ def calibrate(
             grids[bits] = _grids_at(network, plans[bits], inputs, estimator, symmetric)
     # Widths with float activations may need grids where others have an activation quantiser.
     names = tuple(dict.fromkeys(name for plan in plans.values() for name in plan.grids))
-    if found is not None:
-        del module._modules["grids"]
-    module._forward_hooks.clear()
-    module._forward_pre_hooks.clear()
     if len({plan.grids for plan in plans.values()}) > 1:
         raise InputError("the network has quantised activations at some widths and floats at others; keep one kind")
     table = attach_grids(module, names, model.info.widths)
     for bits in model.info.widths:
         table.set(bits, grids[bits])
-    calibrated = TruncModel(module.eval(), replace(model.info, grids=names))
+    calibrated = TruncModel(module, replace(model.info, grids=names))
     for bits in model.info.widths:
         round_biases(calibrated, bits)
     return calibrated

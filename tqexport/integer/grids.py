@@ -20,7 +20,7 @@ from tqexport.errors import InputError, UsageError
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.training.widths import FollowsWidth
 
-__all__ = ["HIGHEST", "OFFSET", "Grid", "Grids", "attach_grids", "grids_of", "without_grids"]
+__all__ = ["HIGHEST", "OFFSET", "Grid", "Grids", "attach_grids", "detach_grids", "grids_of", "without_grids"]
 
 HIGHEST = 255
 OFFSET = 128  # int8 values in files are levels less this
@@ -161,6 +161,18 @@ def attach_grids(module: nn.Module, names: Sequence[str], widths: Sequence[int])
     module.register_forward_pre_hook(_begin)
     module.register_forward_hook(_end, always_call=True)
     return grids
+
+
+def detach_grids(module: nn.Module) -> None:
+    """Take the grids off a network again, in place; it runs as if it had never had any."""
+    if grids_of(module) is None:
+        return
+    del module._modules[ATTRIBUTE]
+    for hooks, ours in ((module._forward_pre_hooks, _begin), (module._forward_hooks, _end)):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            del hooks[key]
+    for key in [key for key in module._forward_hooks_always_called if key not in module._forward_hooks]:
+        del module._forward_hooks_always_called[key]
 
 
 def grids_of(module: nn.Module) -> Grids | None:

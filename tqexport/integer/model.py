@@ -16,7 +16,7 @@ from tqexport.errors import InputError
 from tqexport.integer.arithmetic import Rounding, add, average, requantize, to_grid
 from tqexport.integer.grids import Grid
 from tqexport.integer.naming import INPUT
-from tqexport.integer.weights import Codes
+from tqexport.integer.weights import LARGEST, Codes
 from tqexport.integer.windows import convolve, maximum
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 Levels = npt.NDArray[np.uint8]
+
+_INT16 = 32767
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,19 @@ class IntegerModel:
                 sums = inputs[0].astype(np.int64) - sources[0].zero_point
                 return requantize(sums, sources[0].scale, 1.0, target, rounding)
         raise TypeError(f"{type(operation).__name__} is no operation of the integer model")
+
+    def beyond_int16(self) -> tuple[str, ...]:
+        """Layers in which two products may exceed 16 bits together, by name.
+
+        x86 processors without VNNI add products in pairs and saturate there: onnxruntime is wrong on them where both
+        weights and values are large. Quantised layers of up to 7 bits with activations as wide stay below.
+        """
+        return tuple(
+            layer.name
+            for layer in self.operations
+            if isinstance(layer, Convolution)
+            if 2 * self.grids[layer.inputs[0]].high * min(int(np.abs(layer.unsigned).max()), LARGEST) > _INT16
+        )
 
     def to_floats(self, name: str, levels: Levels) -> npt.NDArray[np.float32]:
         """What the levels of a value stand for, float32, same shape."""
