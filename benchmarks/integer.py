@@ -8,6 +8,7 @@ weights per channel, min-max) gets the same network with plain weights and ReLUs
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 import tempfile
@@ -23,23 +24,25 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.nn.utils import parametrize
+from tqexport.integer.onnx_form import integer_onnx
+from tqexport.integer.onnx_switching import runtime_integer_onnx
+from tqexport.integer.tflite_form import integer_tflite
 
 from tqexport import CheckpointInfo, TruncModel
+from tqexport.backends.onnx.export import export_onnx
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.grids import OFFSET
-from tqexport.integer.onnx_form import integer_onnx
-from tqexport.integer.onnx_switching import switchable_integer_onnx
-from tqexport.integer.tflite_form import integer_tflite
-from tqexport.layers import ActivationQuantizer, quantized_layers, switchable_batch_norms
 from tqexport.networks.registry import find_factory
-from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.tflite.litert import open_interpreter
+from tqexport.training.layers import switchable_batch_norms
+from tqexport.training.quantizers import ActivationQuantizer, quantized_weights
 
 Run = Callable[[], object]
 Inputs = npt.NDArray[np.float32]
@@ -75,7 +78,8 @@ def onnx_peer(name: str, content: bytes, x: Inputs, **more: Any) -> Peer:
 
 def tflite_peer(name: str, content: bytes, x: npt.NDArray[np.int8]) -> Peer:
     """A TFLite file in LiteRT with XNNPACK."""
-    interpreter = open_interpreter(content)
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
     index = interpreter.get_input_details()[0]["index"]
 
     def run() -> None:
@@ -114,13 +118,11 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def statically_quantized(model: TruncModel, inputs: Inputs, folder: Path) -> tuple[bytes, bytes]:
     """The plain float network, and what onnxruntime's static quantisation makes of it."""
     with model.at_width(8) as reference:
-        import copy
-
         memo: dict[int, Any] = {}
-        for layer in quantized_layers(reference).values():
-            plain = copy.deepcopy(layer)
-            plain.__class__ = type(layer).__mro__[2]
-            memo[id(layer)] = plain
+        for weight in quantized_weights(reference).values():
+            plain = copy.deepcopy(weight.module)
+            parametrize.remove_parametrizations(plain, weight.parameter, leave_parametrized=False)
+            memo[id(weight.module)] = plain
         for norm in switchable_batch_norms(reference).values():
             memo[id(norm)] = copy.deepcopy(norm.current)
         for part in reference.modules():
@@ -185,7 +187,7 @@ def main(name: str, rounds: int, least: float) -> None:
     peers = [onnx_peer("float network", plain, x), onnx_peer("onnxruntime static int8", static, x)]
     peers += [onnx_peer("exact, 4 bits", next(content for _, content in export_onnx(model, (4,))), x)]
     peers += [onnx_peer(f"integer, {bits} bits", integer_onnx(calibrated, bits), x) for bits in WIDTHS]
-    switchable = switchable_integer_onnx(calibrated, [bits for bits in WIDTHS if bits < 8])
+    switchable = runtime_integer_onnx(calibrated, [bits for bits in WIDTHS if bits < 8])
     peers.append(onnx_peer("integer, run-time at 4 bits", switchable, x, bits=np.array(4, np.uint8)))
     for bits in (4, 8):
         levels = integer_model(calibrated, bits).run(x)["input"].astype(np.int16) - OFFSET

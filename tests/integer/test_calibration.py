@@ -9,13 +9,13 @@ from networks import randomize_
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, load_checkpoint, prepare, save_checkpoint
+from tqexport.backends import run_file
+from tqexport.backends.onnx.export import export_onnx
 from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.estimators import grid_of_range
 from tqexport.integer.grids import grids_of
-from tqexport.backends.onnx.export import export_onnx
-from tqexport.verification.runtimes import run_onnx
 
 
 def logits(model, bits, inputs):
@@ -72,7 +72,7 @@ def test_calibrating_again_finds_the_same_grids(calibrated, digits_samples):
 
 def test_the_float_kernel_exports_the_grids_too(calibrated, held_out):
     ((_, content),) = export_onnx(calibrated, (2,))
-    assert np.allclose(run_onnx(content, held_out[:50]).outputs, logits(calibrated, 2, held_out[:50]), atol=1e-5)
+    assert np.allclose(run_file(content, held_out[:50]).outputs, logits(calibrated, 2, held_out[:50]), atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.integer.build import integer_model
-from tqexport.integer.onnx_form import integer_onnx
-from tqexport.integer.tflite_form import integer_tflite
 
 
 @pytest.mark.parametrize("bits", [2, 8])

@@ -5,18 +5,24 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from runs import TFLITE_ROUNDINGS, differing_operations, levels_of_onnx, optimised_operators, run_tflite_levels
+from integer_runs import (
+    TFLITE_ROUNDINGS,
+    differing_operations,
+    levels_of_onnx,
+    onnx_session,
+    optimised_operators,
+    run_tflite_levels,
+    tflite_interpreter,
+)
 
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
+from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.naming import INPUT
-from tqexport.integer.onnx_form import integer_onnx
-from tqexport.integer.onnx_switching import switchable_integer_onnx
-from tqexport.integer.tflite_form import integer_tflite
-from tqexport.layers import quantized_layers
-from tqexport.ort import open_session
-from tqexport.backends.tflite.litert import open_interpreter
+from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import store
 
 EVERY_WIDTH = range(1, 9)
@@ -29,7 +35,7 @@ FLOAT = {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "Red
 def test_onnxruntime_equals_the_integer_model(calibrated, held_out, bits, folded):
     network = integer_model(calibrated, bits)
     content = integer_onnx(calibrated, bits, folded=folded)
-    (found,) = open_session(content).run(None, {INPUT: held_out})
+    (found,) = onnx_session(content).run(None, {INPUT: held_out})
     assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
 
 
@@ -76,10 +82,10 @@ def test_onnxruntime_computes_every_layer_in_integers(calibrated, tmp_path, bits
 def test_the_file_holds_the_codes_of_the_checkpoint_and_the_shift(calibrated):
     model = onnx.load_from_string(integer_onnx(calibrated, 3))
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for name, layer in quantized_layers(calibrated.module).items():
-        assert np.array_equal(values[f"{name}.weight.codes"], store(layer.weight, 3).codes.numpy())
-        assert values[f"{name}.weight.shift"] == 5
-    assert sum(node.op_type == "BitShift" for node in model.graph.node) == len(quantized_layers(calibrated.module))
+    for name, weight in quantized_weights(calibrated.module).items():
+        assert np.array_equal(values[f"{name}.codes"], store(weight.original, 3).codes.numpy())
+        assert values[f"{name}.shift"] == 5
+    assert sum(node.op_type == "BitShift" for node in model.graph.node) == len(quantized_weights(calibrated.module))
 
 
 def test_a_folded_file_holds_int8_weights_and_no_shift(calibrated):
@@ -100,7 +106,7 @@ def test_tflite_equals_the_integer_model(calibrated, held_out, bits, rounding):
 
 def test_tflite_takes_floats_where_asked_for(calibrated, held_out):
     network = integer_model(calibrated, 4)
-    interpreter = open_interpreter(integer_tflite(calibrated, 4, float_io=True))
+    interpreter = tflite_interpreter(integer_tflite(calibrated, 4, float_io=True))
     source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     assert source["dtype"] == result["dtype"] == np.float32
     interpreter.set_tensor(source["index"], np.moveaxis(held_out[:1], 1, -1))
@@ -115,8 +121,8 @@ def test_the_same_checkpoint_gives_the_same_bytes(calibrated):
 
 
 def test_one_file_switches_between_the_widths(calibrated, held_out, tmp_path):
-    content = switchable_integer_onnx(calibrated, range(1, 8))
-    session = open_session(content)
+    content = runtime_integer_onnx(calibrated, range(1, 8))
+    session = onnx_session(content)
     for bits in range(1, 8):
         network = integer_model(calibrated, bits)
         (found,) = session.run(None, {INPUT: held_out, "bits": np.array(bits, np.uint8)})
@@ -128,14 +134,14 @@ def test_one_file_switches_between_the_widths(calibrated, held_out, tmp_path):
 
 
 def test_a_width_the_file_lacks_is_refused_in_the_run(calibrated, held_out):
-    session = open_session(switchable_integer_onnx(calibrated, (2, 4)))
+    session = onnx_session(runtime_integer_onnx(calibrated, (2, 4)))
     with pytest.raises(Exception, match="bits must be one of 2, 4"):
         session.run(None, {INPUT: held_out, "bits": np.array(3, np.uint8)})
 
 
 def test_eight_bits_are_a_file_of_their_own(calibrated):
     with pytest.raises(InputError, match="8 bits need nine-bit integers"):
-        switchable_integer_onnx(calibrated, (4, 8))
+        runtime_integer_onnx(calibrated, (4, 8))
 
 
 def test_layers_that_saturate_without_vnni_are_named(calibrated):

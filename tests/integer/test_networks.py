@@ -5,21 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from integer_runs import TFLITE_ROUNDINGS, onnx_session, run_tflite_levels
 from networks import randomize_
-from runs import TFLITE_ROUNDINGS, run_tflite_levels
 from torch import Tensor, nn
 
 from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.errors import ConversionError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.model import Convolution
 from tqexport.integer.naming import INPUT
-from tqexport.integer.onnx_form import integer_onnx
-from tqexport.integer.tflite_form import integer_tflite
-from tqexport.layers import Clamp
 from tqexport.networks.registry import ARCHITECTURES
-from tqexport.ort import open_session
+from tqexport.training.quantizers import Clamp
 from tqexport.truncation import Scheme
 
 WIDTHS = (1, 2, 4, 8)
@@ -86,7 +85,7 @@ def network(request):
 def test_every_runtime_equals_the_integer_model(network, bits):
     model, inputs = network
     integers = integer_model(model, bits)
-    (found,) = open_session(integer_onnx(model, bits)).run(None, {INPUT: inputs})
+    (found,) = onnx_session(integer_onnx(model, bits)).run(None, {INPUT: inputs})
     assert np.array_equal(found, integers.to_floats(integers.output, integers.run(inputs)[integers.output]))
     content = integer_tflite(model, bits)
     for rounding in TFLITE_ROUNDINGS:
@@ -118,7 +117,7 @@ def test_a_gain_of_zero_leaves_the_bias():
         network = integer_model(model, bits)
         (layer,) = (each for each in network.operations if isinstance(each, Convolution) and each.name == "2")
         assert layer.signs[1] == layer.signs[2] == 0
-        (found,) = open_session(integer_onnx(model, bits)).run(None, {INPUT: inputs})
+        (found,) = onnx_session(integer_onnx(model, bits)).run(None, {INPUT: inputs})
         assert np.array_equal(found, network.to_floats(network.output, network.run(inputs)[network.output]))
 
 

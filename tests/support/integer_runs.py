@@ -6,19 +6,43 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from onnx import helper
 
+from tqexport.backends.onnx.integer_form import LEVELS
+from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.integer.arithmetic import Rounding
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
 from tqexport.integer.naming import INPUT
-from tqexport.integer.onnx_form import LEVELS
-from tqexport.ort import open_session
-from tqexport.backends.tflite.litert import open_interpreter
-from tqexport.verification.runtimes import to_channels_first, to_channels_last
 
-__all__ = ["TFLITE_ROUNDINGS", "differing_operations", "levels_of_onnx", "optimised_operators", "run_tflite_levels"]
+__all__ = [
+    "TFLITE_ROUNDINGS",
+    "differing_operations",
+    "levels_of_onnx",
+    "onnx_session",
+    "optimised_operators",
+    "run_tflite_levels",
+    "tflite_interpreter",
+]
+
+
+def onnx_session(content: bytes) -> Any:
+    """A file in onnxruntime with its default optimisations, on one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def tflite_interpreter(content: bytes, *, xnnpack: bool = True) -> Any:
+    """A file in LiteRT, with XNNPACK or its own kernels."""
+    resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
+    interpreter.allocate_tensors()
+    return interpreter
+
 
 TFLITE_ROUNDINGS: tuple[Rounding, ...] = ("xnnpack", "litert", "tflm")
 
@@ -37,7 +61,7 @@ def run_tflite_levels(content: bytes, levels: Any, rounding: Rounding) -> Any:
             micro.invoke()
             outputs.append(micro.get_output(0))
     else:
-        interpreter = open_interpreter(content, xnnpack=rounding == "xnnpack")
+        interpreter = tflite_interpreter(content, xnnpack=rounding == "xnnpack")
         source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
         for sample in samples:
             interpreter.set_tensor(source, sample[None])
@@ -53,14 +77,12 @@ def levels_of_onnx(content: bytes, inputs: Any, names: list[str], dtype: Any = n
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     outputs = [helper.make_tensor_value_info(name + LEVELS, kind, None) for name in names]
     model.graph.output.extend(outputs)
-    session = open_session(model.SerializeToString())
+    session = onnx_session(model.SerializeToString())
     return dict(zip(names, session.run([name + LEVELS for name in names], {INPUT: inputs}), strict=True))
 
 
 def optimised_operators(content: bytes, folder: Any) -> list[str]:
     """The operators that onnxruntime runs."""
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(folder / "optimised.onnx")

@@ -1,0 +1,71 @@
+"""What grids cost is said as it is, and tqexport calibrate writes what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import run
+from places import DIGITS, DIGITS_DATA
+
+from tqexport import load_checkpoint
+from tqexport.integer.price import price_of_grids
+
+
+def test_the_price_of_nothing_is_nothing(digits, digits_samples):
+    for price in price_of_grids(digits, digits, digits_samples.inputs[:50], digits_samples.labels[:50], (2, 8)):
+        assert price.before == price.after
+        assert (price.agreement, price.error) == (1, 0)
+
+
+def test_calibrate_writes_a_checkpoint_and_says_what_it_costs(tmp_path):
+    done = run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "ckpt-int.pt", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["grids"] == list(load_checkpoint(tmp_path / "ckpt-int.pt").info.grids)
+    assert [price["bits"] for price in document["widths"]] == list(range(1, 9))
+    assert all(price["after"] >= price["before"] - 0.02 for price in document["widths"])
+
+
+@pytest.fixture(scope="module")
+def calibrated_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrated")
+    assert run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "net-int.pt", cwd=folder).returncode == 0
+    return folder
+
+
+def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
+    def good(*arguments):
+        done = run(*arguments, cwd=calibrated_file)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "net-int-w4-integer.onnx" in good("onnx", "net-int.pt", "--bits", "4,8")
+    assert "net-int-integer.onnx" in good("onnx", "net-int.pt", "--bits", "runtime")
+    assert "net-int-w8-integer.tflite" in good("tflite")
+    said = json.loads(good("verify", "--bits", "2,4,8", "--samples", "8", "--json"))
+    runtimes = {(check["bits"], check["runtime"]) for check in said["results"]}
+    assert {(4, "onnxruntime integer"), (4, "onnxruntime integer switched"), (8, "LiteRT XNNPACK integer")} <= runtimes
+    assert {(2, "LiteRT integer"), (2, "onnxruntime integer switched"), (8, "onnxruntime integer")} <= runtimes
+    assert (8, "onnxruntime integer switched") not in runtimes  # which is another graph
+    assert "net-int-w2-integer.onnx" in good(
+        "truncate", "tqexport-out/net-int-integer.onnx", "--bits", "2", "-o", "cut"
+    )
+    assert "ONNX" in good("inspect", "cut/net-int-w2-integer.onnx")
+    assert "PASS" in good("verify", "tqexport-out", "--bits", "4", "--samples", "2", "--report", "report.html")
+
+
+def test_what_makes_no_sense_with_integers_is_refused(calibrated_file):
+    folder = calibrated_file
+    for arguments, code, words in (
+        (
+            ("onnx", DIGITS, "--kernel", "integer", "-o", "a"),
+            3,
+            "input has no grid to be an integer on; tqexport calibrate",
+        ),
+        (("onnx", "net-int.pt", "--kernel", "exact", "-o", "b"), 2, "was calibrated"),
+        (("tflite", "net-int.pt", "--bits", "runtime", "-o", "c"), 2, "cannot hold several widths"),
+        (("calibrate", "net-int.pt", "--data", DIGITS_DATA, "-o", "net-int.pt"), 2, "is the checkpoint itself"),
+    ):
+        done = run(*arguments, cwd=folder)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
