@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 from commands import run
 from places import DATA, DIGITS, made_once
@@ -13,7 +14,7 @@ from places import DATA, DIGITS, made_once
 from tqexport import ReadOptions
 from tqexport.artifacts.project import open_project
 from tqexport.artifacts.truncate import open_artifact, truncate_file
-from tqexport.backends import BACKENDS
+from tqexport.backends import BACKENDS, run_file
 
 GOLDEN = json.loads((DATA / "golden.json").read_text())
 WIDTHS = (1, 2, 4, 8)
@@ -76,13 +77,16 @@ def test_files_of_version_0_1_truncate_to_the_files_of_then(name):
             assert cut == (DATA / "v0.1" / f"svhnq-w{bits}.tflite").read_bytes()
 
 
-def test_tflite_files_that_version_0_1_made_truncatable_are_refused_with_the_way_out(tmp_path):
+def test_tflite_files_that_version_0_1_made_truncatable_are_fixed_files_now(tmp_path):
     name = "svhnq-w4.tflite"
     shutil.copy(DATA / "v0.1-truncatable" / name, tmp_path)
-    held = open_artifact(tmp_path / name)
-    assert (held.widths, held.own, held.holds_several) == ((1, 2, 4), 4, True)
+    held, fixed = open_artifact(tmp_path / name), open_artifact(DATA / "v0.1" / name)
+    assert (held.widths, held.own, held.holds_several) == ((4,), 4, False)
+    assert held.facts == fixed.facts
+    x = np.random.default_rng(0).random((2, 3, 40, 40), np.float32)
+    assert np.array_equal(run_file(held.content, x).outputs, run_file(fixed.content, x).outputs)
     refused = run("truncate", name, "--bits", "2", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (3, "")
-    assert refused.stderr.startswith(f"tqexport: {name} was made with --truncatable by an earlier tqexport")
+    assert f"{name} holds one width only (4 bits)" in refused.stderr
     assert "--bits runtime" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -13,7 +13,7 @@ from tqexport.runtime import SwitchableModel
 WIDTHS = range(1, 9)
 
 
-def test_every_width_of_an_runtime_files_answers_as_its_fixed_file(runtime_files, exported_once, digits_samples):
+def test_every_width_of_an_onnx_file_answers_as_its_fixed_file(runtime_files, exported_once, digits_samples):
     x = digits_samples.inputs[:64]
     model = SwitchableModel(runtime_files / "ckpt.onnx")
     assert model.widths == tuple(WIDTHS)

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ class Done:
     stderr: str
 
 
-def run(*arguments: object, cwd: Path) -> Done:
-    """Run ``tqexport ARGUMENTS`` in a folder, by the entry point that the installed command has."""
+def run(*arguments: object, cwd: Path, entry: Callable[[], object] = main) -> Done:
+    """Run ``tqexport ARGUMENTS`` in a folder, by the entry point that the installed command has, or by another."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with _as_it_was(), contextlib.chdir(cwd):
         sys.argv = ["tqexport", *map(str, arguments)]
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
-                main()
+                entry()
             except SystemExit as end:
                 code = end.code
     assert isinstance(code, int)

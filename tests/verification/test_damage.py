@@ -84,7 +84,7 @@ def test_damage_is_caught_at_every_width_and_named(digits, digits_samples, expor
         found = compare(digits, bits, run, inputs)
         assert not found.passed
         assert found.activations_wrong > 0 or found.codes_wrong > 0 or not deployed
-        assert layer in found.diverged
+        assert found.diverged.startswith(("layers.1.conv1", "layers.1.bn1"))
         first = found.problems[0]
         assert layer in first, first
         # The index, and what stands there in both: codes, levels or values.

@@ -485,15 +485,17 @@ def test_errors_come_out_with_the_variance_that_is_carried(case: Case) -> None:
 
     exact, weights = [x.double() for x in inexact], [x.double() for x in fixed]
     expected, generator = case.compute(*exact, *weights), torch.Generator().manual_seed(0)
-    found = torch.zeros_like(expected)
+    observed = torch.zeros_like(expected)
     for _ in range(DRAWS):
         moved = [x + d * torch.randn(x.shape, generator=generator) for x, d in zip(exact, deviations, strict=True)]
-        found += (case.compute(*moved, *weights) - expected).nan_to_num(0.0).square() / DRAWS
+        observed += (case.compute(*moved, *weights) - expected).nan_to_num(0.0).square() / DRAWS
     if case.tried:
-        found, carried = found.mean(), carried.mean()
-    assert (found <= 1.6 * carried + NEXT_TO_NOTHING).all(), f"{(found / carried).max():.3g} times what is carried"
-    assert (found >= case.passes * carried - NEXT_TO_NOTHING**2).all(), (
-        f"only {(found / carried).min():.3g} of what is carried"
+        observed, carried = observed.mean(), carried.mean()
+    assert (observed <= 1.6 * carried + NEXT_TO_NOTHING).all(), (
+        f"{(observed / carried).max():.3g} times what is carried"
+    )
+    assert (observed >= case.passes * carried - NEXT_TO_NOTHING**2).all(), (
+        f"only {(observed / carried).min():.3g} of what is carried"
     )
 
 

@@ -11,11 +11,12 @@ well. With the errors of the inputs passed on::
 
     variance  =  (2 u W)^2 n sum x_i^2  +  u^2 n (sum a_i)^2 / 9  +  sum w_i^2 variance_i
 
-Operators without a rule here are tried on inputs moved by their error.
+Operators without a rule here are tried on inputs moved by their error and by rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,8 @@ __all__ = ["MARGIN", "RoundingErrors"]
 
 MARGIN = 8.0  # standard deviations that a difference may have: two computations, and a tail that nothing right reaches
 UNIT = 2.0**-24  # of float32
-_TRIALS = 4
+_TRIALS = 8
+_SMALLEST = torch.finfo(torch.float32).tiny  # variance of what is too small for its variance to be a float32
 _ENLARGED = 256.0  # a trial moves inputs by this many standard deviations, so that rounding does not hide the effect
 
 
@@ -71,7 +73,7 @@ class RoundingErrors(TorchDispatchMode):
         Zero for a tensor that does not depend on an exact one.
         """
         variance = self._variances.get(value)
-        result: Tensor = torch.zeros_like(value) if variance is None else MARGIN * variance.sqrt()
+        result: Tensor = torch.zeros_like(value) if variance is None else MARGIN * (variance + _SMALLEST).sqrt()
         return result
 
     def __torch_dispatch__(
@@ -107,9 +109,13 @@ class _Call:
     kwargs: Mapping[str, Any]
     result: Any
 
+    def inexact(self, value: Any) -> bool:
+        """Whether an argument depends on the sample."""
+        return isinstance(value, Tensor) and value in self.errors._variances
+
     def variance(self, value: Any) -> Any:
         """Variance of an argument's error; 0 where the argument does not depend on the sample."""
-        return self.errors._variances.get(value, 0.0) if isinstance(value, Tensor) else 0.0
+        return self.errors._variances[value] if self.inexact(value) else 0.0
 
     def repeated(self, change: Callable[[Tensor], Tensor]) -> Any:
         """The result with every tensor among the arguments changed."""
@@ -122,31 +128,47 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _moved(call: _Call) -> Any:
     """An operator that only moves values moves their errors likewise."""
-    return call.repeated(lambda x: call.variance(x) if x in call.errors._variances else torch.zeros_like(x))
+    return call.repeated(lambda x: call.variance(x) if call.inexact(x) else torch.zeros_like(x))
+
+
+def _padded(call: _Call) -> Any:
+    """An operator that moves values, and adds constants, which have no error."""
+    return call.func(call.variance(call.args[0]), call.args[1])
 
 
 def _averaged(call: _Call) -> Any:
     """A mean: errors that are all alike do not average out, and each sum is rounded."""
     terms = call.args[0].numel() / max(call.result.numel(), 1)
-    return _moved(call) + UNIT**2 * terms * call.result.square()
+    if call.func.overloadpacket is _aten.avg_pool2d:  # whose windows may overlap
+        terms = call.args[1][0] * call.args[1][-1]
+    return _moved(call) + UNIT**2 * (terms * call.result.square() + call.repeated(torch.square))
 
 
 def _clamped(call: _Call) -> Any:
     """An operator whose slope is never above 1 does not enlarge an error."""
+    if any(call.inexact(limit) for limit in call.args[1:]):
+        return _tried(call)
     return call.variance(call.args[0])
 
 
 def _added(call: _Call) -> Any:
     """A sum or difference: the errors add up, and the result is rounded."""
-    return call.variance(call.args[0]) + call.variance(call.args[1]) + (UNIT * call.result).square()
+    left, right = call.args[:2]
+    alpha = call.kwargs.get("alpha", call.args[2] if len(call.args) > 2 else 1)  # what the right one is multiplied by
+    product = 0 if alpha == 1 else (UNIT * alpha * right) ** 2
+    return call.variance(left) + alpha**2 * call.variance(right) + product + (UNIT * call.result).square()
 
 
 def _scaled(call: _Call) -> Any:
-    """A product or quotient with what does not depend on the sample."""
-    left, right = call.args
-    if isinstance(right, Tensor) and right in call.errors._variances:
+    """A product or quotient; the errors of both are taken to be alike, which they are in ``x * x``."""
+    if call.kwargs:  # a quotient that is rounded to an integer
         return _tried(call)
-    return call.func(call.func(call.variance(left), right), right) + (UNIT * call.result).square()
+    left, right = call.args
+    spread = call.func(call.variance(left).sqrt(), right).abs() if call.inexact(left) else 0.0
+    if call.inexact(right):
+        slope = left if call.func.overloadpacket is _aten.mul else call.result / right
+        spread = spread + (slope * call.variance(right).sqrt()).abs()
+    return spread**2 + (UNIT * call.result).square()
 
 
 def _normalised(call: _Call) -> Any:
@@ -161,9 +183,11 @@ def _normalised(call: _Call) -> Any:
     return slope * call.variance(value) + (2 * UNIT) ** 2 * (slope * value.square() + constants.view(shape))
 
 
-def _convolved(call: _Call) -> Tensor:
+def _convolved(call: _Call) -> Any:
     """A convolution, transposed or not."""
-    value, weight, _, *geometry = call.args
+    value, weight, bias, *geometry = call.args
+    if call.inexact(weight) or call.inexact(bias):
+        return _tried(call)
     groups = geometry[-1]
 
     def sum_of_squares(x: Tensor) -> Tensor:
@@ -178,9 +202,11 @@ def _convolved(call: _Call) -> Tensor:
     return _dot_products(call, value, weight, weight.numel() // call.result.shape[1], sum_of_squares, passed_on)
 
 
-def _multiplied(call: _Call) -> Tensor:
+def _multiplied(call: _Call) -> Any:
     """A product of matrices, of which both may depend on the sample."""
     left, right = call.args[-2:]
+    if call.kwargs:  # the parts of an addmm are multiplied
+        return _tried(call)
     variance = _dot_products(
         call,
         left,
@@ -189,9 +215,9 @@ def _multiplied(call: _Call) -> Tensor:
         lambda x: x.square().sum(-1, keepdim=True).expand_as(call.result),
         lambda variance: torch.matmul(variance, right.square()),
     )
-    if right in call.errors._variances:
+    if call.inexact(right):
         variance = variance + left.square() @ call.variance(right)
-    return variance
+    return variance + call.variance(call.args[0]) if len(call.args) > 2 else variance  # of what addmm adds
 
 
 def _dot_products(
@@ -212,21 +238,31 @@ def _dot_products(
 
 
 def _tried(call: _Call) -> list[Tensor]:
-    """Try any operator on inputs that are off by their error, to either side at random, and measure the effect."""
+    """Try any operator on inputs that are off by their error and by rounding, at random; the largest effect counts."""
 
     def off(value: Tensor) -> Tensor:
-        if value not in call.errors._variances:
-            return value
-        signs = torch.randint(0, 2, value.shape, generator=call.errors._random) * 2 - 1
-        moved: Tensor = value + _ENLARGED * call.variance(value).sqrt() * signs
-        return moved
+        if not call.inexact(value) or not value.is_floating_point():
+            return value.clone() if call.func._schema.is_mutable else value
+        spread = (call.variance(value) + (4 * UNIT * value).square()).sqrt()
+        share = 2.5 * torch.rand(value.shape, generator=call.errors._random) - 1.25  # of signs, two may always cancel
+        return torch.where(value.isfinite(), value + _ENLARGED * share * spread, value)
 
     results = _tensors(call.result)
-    variances = [(4 * UNIT * value).square() for value in results]
+    effects = [torch.zeros_like(value) for value in results]
     for _ in range(_TRIALS):
-        for variance, value, moved in zip(variances, results, _tensors(call.repeated(off)), strict=True):
-            variance += ((moved - value) / _ENLARGED).square() / _TRIALS
-    return variances
+        for effect, value, moved in zip(effects, results, _tensors(call.repeated(off)), strict=True):
+            if value.is_floating_point():  # NaN: outside of what the operator is defined for
+                change = ((moved - value) / _ENLARGED).abs().nan_to_num(0.0, math.inf)
+                torch.maximum(effect, change, out=effect)
+    return [effect.square() + (4 * UNIT * value).square() for effect, value in zip(effects, results, strict=True)]
+
+
+def _next_to_one(call: _Call) -> list[Tensor]:
+    """An operator that adds 1 to what may be small or nearly -1: what is lost is a share of 1, not of the result."""
+    value = call.args[0]
+    factor = value if call.func.overloadpacket in (_aten.gelu, _aten.mish) else torch.ones_like(value)
+    first, *others = _tried(call)
+    return [first + (2 * UNIT * factor).square(), *others]
 
 
 _aten = torch.ops.aten
@@ -244,10 +280,14 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
         _moved: (
             *(_aten.view, _aten._unsafe_view, _aten.permute, _aten.transpose, _aten.t, _aten.slice, _aten.select),
             *(_aten.squeeze, _aten.unsqueeze, _aten.expand, _aten.cat, _aten.stack, _aten.split, _aten.clone),
-            *(_aten.split_with_sizes, _aten.alias, _aten.detach, _aten.constant_pad_nd, _aten.flip),
+            *(_aten.split_with_sizes, _aten.alias, _aten.detach, _aten.flip),
             _aten.max_pool2d_with_indices,
         ),
-        _multiplied: (_aten.mm, _aten.addmm, _aten.bmm),
+        _next_to_one: (
+            *(_aten.gelu, _aten.mish, _aten.elu, _aten.softplus, _aten.log_sigmoid_forward, _aten._log_softmax),
+        ),
+        _padded: (_aten.constant_pad_nd,),
+        _multiplied: (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm),
         _scaled: (_aten.mul, _aten.div),
         _normalised: (_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
     }.items()

@@ -61,16 +61,11 @@ def cut_tflite(content: bytes, bits: int) -> bytes:
         bits: A width that it has.
 
     Raises:
-        InputError: It is damaged, or it is one that version 0.1 made with ``--truncatable``.
+        InputError: It is damaged.
     """
     model, facts = unpack(content)
     if not isinstance(facts, MultiWidthFacts):
         raise InputError(DAMAGED)
-    if facts.own is not None:
-        raise InputError(
-            "was made with --truncatable by an earlier tqexport, and TFLite files of one width give no other any more; "
-            "export one file for all widths with --bits runtime and truncate that"
-        )
     try:
         return _cut(model, facts, bits)
     except (LookupError, ValueError, TypeError, AttributeError, ConversionError) as error:  # tables not of our making

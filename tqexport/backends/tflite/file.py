@@ -78,7 +78,7 @@ def unpack(content: bytes) -> tuple[Any, Facts]:
             record[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
         raise InputError(_NO_FILE) from error
-    return model, decode(record)
+    return model, _facts(record)
 
 
 class _Reader(schema.Model):  # type: ignore[misc]
@@ -150,11 +150,13 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactF
     except ConversionError as error:
         raise InputError(str(error)) from error
     record = flat.metadata(METADATA_NAME)
-    described = decode(json.loads(record)) if record else None
-    # A file that version 0.1 made with --truncatable holds facts of several widths, and computes with its own.
-    if isinstance(described, MultiWidthFacts):
-        return flat, described.by_width[described.own or described.widths[-1]]
-    return flat, described
+    described = _facts(json.loads(record)) if record else None
+    return flat, described.by_width[described.widths[-1]] if isinstance(described, MultiWidthFacts) else described
+
+
+def _facts(record: dict[str, Any]) -> Facts:
+    """What a record says; a file that version 0.1 made with ``--truncatable`` is the fixed file that it computes as."""
+    return decode({key: value for key, value in record.items() if key != "truncatable_to"})
 
 
 def subgraph_of(model: Any, bits: int) -> FlatModel:
