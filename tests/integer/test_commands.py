@@ -30,7 +30,7 @@ def test_calibrate_writes_a_checkpoint_and_says_what_it_costs(tmp_path):
 @pytest.fixture(scope="module")
 def calibrated_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
-    assert run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "net-int.pt", cwd=folder).returncode == 0
+    assert run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "net-int.pt", cwd=calibrated_file).returncode == 0
     return folder
 
 
@@ -56,16 +56,16 @@ def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
 
 
 def test_what_makes_no_sense_with_integers_is_refused(calibrated_file):
-    folder = calibrated_file
+    no_grid = "input has no grid to be an integer on; tqexport calibrate"
     for arguments, code, words in (
         (
             ("onnx", DIGITS, "--kernel", "integer", "-o", "a"),
             3,
-            "input has no grid to be an integer on; tqexport calibrate",
+            no_grid,
         ),
         (("onnx", "net-int.pt", "--kernel", "exact", "-o", "b"), 2, "was calibrated"),
         (("tflite", "net-int.pt", "--bits", "runtime", "-o", "c"), 2, "cannot hold several widths"),
         (("calibrate", "net-int.pt", "--data", DIGITS_DATA, "-o", "net-int.pt"), 2, "is the checkpoint itself"),
     ):
-        done = run(*arguments, cwd=folder)
+        done = run(*arguments, cwd=calibrated_file)
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr
