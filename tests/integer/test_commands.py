@@ -30,7 +30,7 @@ def test_calibrate_writes_a_checkpoint_and_says_what_it_costs(tmp_path):
 @pytest.fixture(scope="module")
 def calibrated_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
-    assert run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "net-int.pt", cwd=calibrated_file).returncode == 0
+    assert run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "net-int.pt", cwd=folder).returncode == 0
     return folder
 
 
