@@ -127,7 +127,7 @@ def test_the_truncated_file_really_shifts_rounded_codes(bits):
         stored = direct_codes(normalize(weight.original.detach()), 8, "dorefa").numpy().astype(np.uint8)
         assert np.array_equal(values[f"{name}.codes"], stored)
         assert values[f"{name}.shift"] == 8 - bits
-        (computed,) = codes[f"{name}.weight"]
+        (computed,) = codes[name]
         assert np.array_equal(computed, stored >> (8 - bits))
 
 

@@ -226,7 +226,7 @@ def test_damaged_files_are_refused(exported_once):
 
 
 def test_samples_of_another_shape_are_refused(exported_once):
-    with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), not \(9, 8, 1\)"):
+    with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), channels last, not \(9, 8, 1\)"):
         run_file(artifact(exported_once, "tflite", 8), np.zeros((1, 1, 9, 8), np.float32))
 
 
