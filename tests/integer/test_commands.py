@@ -43,6 +43,8 @@ def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
     assert "net-int-w4-integer.onnx" in good("onnx", "net-int.pt", "--bits", "4,8")
     assert "net-int-integer.onnx" in good("onnx", "net-int.pt", "--bits", "runtime")
     assert "net-int-w8-integer.tflite" in good("tflite")
+    assert "net-int-w4-integer-folded.onnx" in good("onnx", "net-int.pt", "--kernel", "integer-folded", "--bits", "4")
+    assert "net-int-w4-integer-float-io.tflite" in good("tflite", "--kernel", "integer-float-io", "--bits", "4")
     said = json.loads(good("verify", "--bits", "2,4,8", "--samples", "8", "--json"))
     runtimes = {(check["bits"], check["runtime"]) for check in said["results"]}
     assert {(4, "onnxruntime integer"), (4, "onnxruntime integer switched"), (8, "LiteRT XNNPACK integer")} <= runtimes

@@ -45,6 +45,20 @@ def test_right_files_pass_in_every_runtime(calibrated, held_out, bits):
             assert verdict.top1_agreement == 1
 
 
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_other_forms_pass_too_and_fail_when_changed(calibrated, held_out, bits):
+    for content, name in (
+        (integer_onnx(calibrated, bits, folded=True), "layers.1.conv1.bias_integers"),
+        (integer_tflite(calibrated, bits, float_io=True), "layers.1.conv1.bias"),
+    ):
+        for verdict in verdicts(calibrated, bits, content, held_out[:SAMPLES]).values():
+            assert verdict.passed, verdict.problems
+            assert verdict.top1_agreement == 1
+        change = changed_onnx if name.endswith("integers") else changed_tflite
+        changed = change(content, name, one_more)
+        assert not any(verdict.passed for verdict in verdicts(calibrated, bits, changed, held_out[:2]).values())
+
+
 @pytest.mark.parametrize("bits", [1, 4, 7])
 def test_one_file_for_all_widths_passes_at_each(calibrated, held_out, bits):
     content = runtime_integer_onnx(calibrated, range(1, 8))

@@ -19,7 +19,7 @@ from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError, UsageError
 from tqexport.facts import MultiWidthFacts
 from tqexport.files import ensure_folder, sha256_of, write_bytes
-from tqexport.integer.names import INTEGER
+from tqexport.integer.names import INTEGER, is_integer
 from tqexport.truncation import check_shiftable
 
 if TYPE_CHECKING:
@@ -207,12 +207,12 @@ class Project:
         """``integer`` for a network with grids, else ``exact``; without reading it where the manifest tells."""
         kernels = {artifact.kernel for _, manifest in self.exports() for artifact in manifest.artifacts}
         if kernels:
-            return INTEGER if INTEGER in kernels else EXACT
+            return INTEGER if any(map(is_integer, kernels)) else EXACT
         return INTEGER if self.model.info.grids else EXACT
 
     def _check_kernel(self, kernel: str) -> None:
         """Refuse to leave the grids of a calibrated network out of its files."""
-        if kernel != INTEGER and self.default_kernel == INTEGER:
+        if not is_integer(kernel) and self.default_kernel == INTEGER:
             raise UsageError(
                 f"{self.checkpoint} was calibrated, so that it computes on the grids of integers; export it with "
                 f"--kernel integer, or the checkpoint that it was made of with --kernel {kernel}"

@@ -1,7 +1,14 @@
-"""The name of the integer kernel; light, for the command line."""
+"""Names of the integer kernel and its forms; light, for the command line."""
 
 from __future__ import annotations
 
-__all__ = ["INTEGER"]
+__all__ = ["FLOAT_IO", "FOLDED", "INTEGER", "is_integer"]
 
 INTEGER = "integer"
+FOLDED = "integer-folded"  # ONNX: int8 weights in the place of codes and shift
+FLOAT_IO = "integer-float-io"  # TFLite: float32 in and out
+
+
+def is_integer(kernel: str | None) -> bool:
+    """Whether a kernel is the integer one, in whatever form."""
+    return kernel in (INTEGER, FOLDED, FLOAT_IO)

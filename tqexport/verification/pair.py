@@ -20,7 +20,7 @@ from tqexport.backends import open_runner
 from tqexport.backends.base import EXACT, RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
-from tqexport.integer.names import INTEGER
+from tqexport.integer.names import is_integer
 from tqexport.truncation import codes_of_integers, max_code
 from tqexport.verification.codes import aligned, first_index
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE, wilson_interval
@@ -133,7 +133,7 @@ def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[ArtifactAtWid
         if wanted not in computes:
             have = ", ".join(map(str, computes))
             raise UsageError(f"{artifact.name} computes with {have} bits, so it cannot be compared at {wanted}")
-        if artifact.facts_at(wanted).kernel == INTEGER:
+        if is_integer(artifact.facts_at(wanted).kernel):
             raise UsageError(
                 f"{artifact.name} computes in integers, whose reference is the calibrated checkpoint; compare it with "
                 "that: tqexport verify FOLDER"

@@ -11,7 +11,7 @@ from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend, Runner, median_seconds
 from tqexport.errors import about
-from tqexport.integer.names import INTEGER
+from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
 
@@ -108,7 +108,7 @@ class _Job:
 
 def _check(project: Project, job: _Job, samples: Samples) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
-    if job.kernel == INTEGER:
+    if is_integer(job.kernel):
         yield from _check_integers(project, job, samples)
     else:
         yield _check_floats(project, job, samples)
@@ -172,7 +172,7 @@ def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
     for artifact, path in project.artifacts(widths):
         run_time = len(artifact.widths) > 1
         for bits in sorted({*widths} & {*artifact.widths}):
-            if artifact.kernel == project.default_kernel or (run_time and artifact.kernel != INTEGER):
+            if artifact.kernel == project.default_kernel or (run_time and not is_integer(artifact.kernel)):
                 exported.add((artifact.kind, bits))
             yield _Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
     for bits in widths:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
+from tqexport.errors import UsageError
 from tqexport.facts import Facts
-from tqexport.integer.names import INTEGER
+from tqexport.integer.names import FOLDED, INTEGER, is_integer
 
 if TYPE_CHECKING:
     from tqexport.integer.model import IntegerModel
@@ -28,6 +29,7 @@ class OnnxBackend(Backend):
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
         INTEGER: "integer kernels alone, of a checkpoint that tqexport calibrate gave grids",
+        FOLDED: "the same with int8 weights instead of codes and shift, for compilers that fold nothing",
     }
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
@@ -39,8 +41,8 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.integer_form import integer_onnx
 
         exported: Iterator[tuple[int, bytes]]
-        if kernel == INTEGER:
-            exported = ((bits, integer_onnx(source.model, bits)) for bits in widths)
+        if is_integer(kernel):
+            exported = ((bits, integer_onnx(source.model, bits, folded=kernel == FOLDED)) for bits in widths)
         else:
             exported = export_onnx(source.model, tuple(widths))
         for bits in widths:
@@ -52,6 +54,8 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
+        if kernel == FOLDED:
+            raise UsageError("folded weights are those of one width; a run-time file holds the codes: --kernel integer")
         if kernel == INTEGER:
             return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST])
         return merge_onnx(source.fixed_files(self.name, source.widths))

@@ -32,7 +32,7 @@ from tqexport.integer.model import (
     Requantize,
     Reshape,
 )
-from tqexport.integer.names import INTEGER
+from tqexport.integer.names import FOLDED, INTEGER
 from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
@@ -62,12 +62,17 @@ def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False, activati
         InputError: The checkpoint lacks the width, or a value has no grid.
         ConversionError: An operation has no integer form.
     """
-    return render_onnx(integer_model(model, bits), integer_facts(model, bits), folded=folded, activations=activations)
+    return render_onnx(
+        integer_model(model, bits),
+        integer_facts(model, bits, kernel=FOLDED if folded else INTEGER),
+        folded=folded,
+        activations=activations,
+    )
 
 
-def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT) -> ArtifactFacts:
+def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT, kernel: str = INTEGER) -> ArtifactFacts:
     """What an integer file says of itself."""
-    return replace(facts_of_model(model, bits, layout), kernel=INTEGER)
+    return replace(facts_of_model(model, bits, layout), kernel=kernel)
 
 
 def render_onnx(

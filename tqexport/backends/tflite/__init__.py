@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
-from tqexport.integer.names import INTEGER
+from tqexport.integer.names import FLOAT_IO, INTEGER, is_integer
 from tqexport.truncation import STORED_BITS
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class TfliteBackend(Backend):
         EXACT: "float kernels over the trained weights",
         "dynamic": "integer kernels, faster, which round their input",
         INTEGER: "integers from end to end, of a checkpoint that tqexport calibrate gave grids; int8 in and out",
+        FLOAT_IO: "the same with float32 in and out",
     }
     verified_by_default = True
     converts = "onnx"
@@ -42,17 +43,17 @@ class TfliteBackend(Backend):
     def check_environment(self, kernel: str = EXACT) -> None:
         from tqexport.backends.tflite.onnx2tf import check_converter
 
-        if kernel != INTEGER:  # whose files are written from the integer model
+        if not is_integer(kernel):  # whose files are written from the integer model
             check_converter()
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.tflite.convert import convert_to_tflite, run_once
         from tqexport.backends.tflite.integer_form import integer_tflite
 
-        if kernel == INTEGER:
+        if is_integer(kernel):
             for bits in widths:
                 with source.step(f"Writing {bits} bits in integers to TFLite"):
-                    content = integer_tflite(source.model, bits)
+                    content = integer_tflite(source.model, bits, float_io=kernel == FLOAT_IO)
                     run_once(content)
                 yield bits, content
             return
@@ -64,7 +65,7 @@ class TfliteBackend(Backend):
     def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
         from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 
-        if kernel == INTEGER:
+        if is_integer(kernel):
             raise UsageError(
                 "one TFLite file of integers cannot hold several widths: its kernels want filters that are constants; "
                 "name the widths to export, or use the run-time ONNX file"

@@ -32,6 +32,7 @@ from tqexport.integer.model import (
     Reshape,
     Window,
 )
+from tqexport.integer.names import FLOAT_IO, INTEGER
 from tqexport.integer.naming import INPUT
 from tqexport.model import TruncModel
 
@@ -53,7 +54,7 @@ def integer_tflite(model: TruncModel, bits: int, *, float_io: bool = False) -> b
         InputError: The checkpoint lacks the width, or a value has no grid.
         ConversionError: An operation has no integer form, or none in TFLite.
     """
-    facts = integer_facts(model, bits, LAYOUT)
+    facts = integer_facts(model, bits, LAYOUT, FLOAT_IO if float_io else INTEGER)
     return render_tflite(integer_model(model, bits), facts, float_io=float_io)
 
 

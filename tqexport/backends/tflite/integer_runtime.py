@@ -18,11 +18,13 @@ from tqexport.errors import InputError
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
+from tqexport.integer.names import FLOAT_IO
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
 __all__ = ["open_integer_runtimes"]
 
+Array = npt.NDArray[Any]
 Inputs = npt.NDArray[np.float32]
 
 _MICRO = "tflite_micro"
@@ -46,21 +48,26 @@ class _TfliteRuntime(IntegerRuntime):
 
     def __init__(self, content: bytes, network: IntegerModel) -> None:
         flat, facts = single_graph(content, None)
-        self._network = network
         assert facts is not None
-        self.differing = tuple(_differing(flat, FlatModel(render_tflite(network, facts))))
+        self._network, self._float_io = network, facts.kernel == FLOAT_IO
+        self.differing = tuple(_differing(flat, FlatModel(render_tflite(network, facts, float_io=self._float_io))))
 
     def run(self, inputs: Inputs) -> IntegerRun:
         return IntegerRun({}, self.run_untouched(inputs))
 
-    def _samples(self, inputs: Inputs) -> Sequence[npt.NDArray[np.int8]]:
+    def _samples(self, inputs: Inputs) -> Sequence[Array]:
         """Samples as the file takes them."""
+        if self._float_io:
+            return list(to_channels_last(inputs))
         levels = to_grid(inputs, self._network.grids[INPUT]).astype(np.int16) - OFFSET
         samples: npt.NDArray[np.int8] = np.ascontiguousarray(to_channels_last(levels).astype(np.int8))
         return list(samples)
 
-    def _levels(self, parts: Sequence[npt.NDArray[np.int8]], name: str) -> Levels:
+    def _levels(self, parts: Sequence[Array], name: str) -> Levels:
         """A value of the file as levels, channels first."""
+        if parts[0].dtype == np.float32:
+            floats = to_channels_first(np.concatenate(parts))
+            return to_grid(floats.reshape(len(floats), *self._network.shapes[name]), self._network.grids[name])
         levels = to_channels_first((np.concatenate(parts).astype(np.int16) + OFFSET).astype(np.uint8))
         return levels.reshape(len(levels), *self._network.shapes[name])
 
