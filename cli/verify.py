@@ -33,6 +33,15 @@ _WIDE = 125  # columns that the whole table takes
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page with plots, all in one file."
 )
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(
+        [name for backend in BACKENDS.values() for name in (*backend.runtimes, *backend.integer_runtimes)]
+    ),
+    help="Compare in this runtime alone; may be given several times. Default: in all that are installed.",
+)
 @checkpoint_options
 @output_options
 def command(
@@ -41,6 +50,7 @@ def command(
     data: Path | None,
     samples: int,
     report: Path | None,
+    runtimes: tuple[str, ...],
     options: ReadOptions,
     output: Output,
 ) -> int:
@@ -53,6 +63,8 @@ def command(
     if len(sources) > 1 or any(source.suffix[1:] in BACKENDS for source in sources):
         from .verify_pair import verify_pair
 
+        if runtimes:
+            raise click.UsageError("--runtime is for an export folder; two artifacts run as they are deployed.")
         return verify_pair(output, sources, widths, data, samples, report, options)
     with output.step("Starting"):
         from tqexport.artifacts.project import open_project
@@ -66,7 +78,7 @@ def command(
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
         list(project.artifacts(asked))  # before any slow work: are the files as they were exported?
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
-    checked = list(verify(project, asked, chosen))
+    checked = list(verify(project, asked, chosen, runtimes))
     passed = all(check.passed for check in checked)
 
     title = f"{project.checkpoint} against its exports, {chosen.description}"
@@ -97,8 +109,24 @@ def _notes(checked: list[Checked]) -> list[str]:
         notes.append("* not exported yet; exported for this check alone")
     if any(check.deployed.activations_wrong and check.passed for check in checked):
         notes.append("dynamic: the weights are the trained ones; the kernels round their input, and activations follow")
+    notes += _absent(checked)
     for check in checked:
         notes += [f"{check.bits} bits, {check.runtime}: {problem}" for problem in check.problems]
+    return notes
+
+
+def _absent(checked: list[Checked]) -> list[str]:
+    """What integer files run in elsewhere but were not compared in, because it is not installed."""
+    from tqexport.errors import HostError
+
+    kinds = {check.file.rpartition(".")[2] for check in checked if "integer" in check.runtime}
+    notes = []
+    for backend in (BACKENDS[kind] for kind in sorted(kinds)):
+        for runtime in backend.integer_runtimes:
+            try:
+                backend.check_runtime(runtime)
+            except HostError as error:
+                notes.append(f"not compared: {error}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -55,6 +56,28 @@ def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
     )
     assert "ONNX" in good("inspect", "cut/net-int-w2-integer.onnx")
     assert "PASS" in good("verify", "tqexport-out", "--bits", "4", "--samples", "2", "--report", "report.html")
+
+
+def test_a_runtime_is_chosen_or_said_to_be_absent(calibrated_file, monkeypatch):
+    assert run("onnx", "net-int.pt", "--bits", "4", "-o", "some", cwd=calibrated_file).returncode == 0
+
+    def verified(*runtimes):
+        options = [part for runtime in runtimes for part in ("--runtime", runtime)]
+        done = run("verify", "some", "--samples", "2", "--json", *options, cwd=calibrated_file)
+        names = [check["runtime"] for check in json.loads(done.stdout).get("results", ())]
+        return done.returncode, names, done.stderr
+
+    assert verified("onnxruntime")[:2] == (0, ["onnxruntime integer"])
+    assert verified("xnnpack", "onnxruntime")[1] == ["onnxruntime integer", "LiteRT XNNPACK integer"]
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tflite_micro" else find_spec(name))
+    code, names, said = verified()
+    assert (code, "TFLite Micro integer" in names) == (0, False)
+    assert "not compared: TFLite Micro is not installed" in said
+    code, _, said = verified("tflm")
+    assert (code, "TFLite Micro is not installed: pip install" in said) == (4, True)
+    done = run("verify", DIGITS, "--runtime", "tflm", "--bits", "4", cwd=calibrated_file)
+    assert (done.returncode, "none of the files to compare runs in tflm" in done.stderr) == (2, True)
 
 
 def test_what_makes_no_sense_with_integers_is_refused(calibrated_file):

@@ -179,6 +179,8 @@ class Backend(ABC):
         description: What the command's help says of its files.
         kernels: The ways in which its files can multiply, by name, with a word on each for the command's help.
         verified_by_default: Whether ``verify`` makes a file for the check where there is none.
+        runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
+        integer_runtimes: What runs its integer files besides.
         converts: The back end whose files it makes its own from; None where it starts from the network.
     """
 
@@ -188,13 +190,26 @@ class Backend(ABC):
     description: ClassVar[str]
     kernels: ClassVar[Mapping[str, str]] = {EXACT: ""}
     verified_by_default: ClassVar[bool] = False
+    runtimes: ClassVar[Mapping[str, str]] = {}
+    integer_runtimes: ClassVar[Mapping[str, str]] = {}
     converts: ClassVar[str | None] = None
+
+    def every_runtime(self) -> set[str]:
+        """Names of all runtimes of its files, whatever the kernel."""
+        return {*self.runtimes, *self.integer_runtimes}
 
     def check_environment(self, kernel: str = EXACT) -> None:  # noqa: B027 - most back ends need nothing more
         """Make sure that what an export needs is there, before any slow work.
 
         Raises:
             HostError: A package is missing.
+        """
+
+    def check_runtime(self, runtime: str) -> None:  # noqa: B027 - most runtimes are there with the package
+        """Make sure that a runtime is there.
+
+        Raises:
+            HostError: It is not installed.
         """
 
     # Making files. Each width of a network is a fixed file; some formats can hold several widths in one.

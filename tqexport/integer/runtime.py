@@ -33,11 +33,13 @@ class IntegerRuntime(ABC):
     """One integer file at one width, open in one runtime.
 
     Attributes:
+        key: The runtime, as ``verify --runtime`` takes it.
         name: The runtime, for people.
         rounding: How it rounds.
         differing: Names of the constants in the file that are not those of the integer model.
     """
 
+    key: str
     name: str
     rounding: Rounding
     differing: tuple[str, ...]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend, Runner, median_seconds
-from tqexport.errors import about
+from tqexport.errors import InputError, UsageError, about
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
@@ -62,21 +62,38 @@ class Checked:
         return self.unoptimized.diverged or self.deployed.diverged
 
 
-def verify(project: Project, widths: Sequence[int], samples: Samples) -> Iterator[Checked]:
+def verify(
+    project: Project, widths: Sequence[int], samples: Samples, runtimes: Collection[str] = ()
+) -> Iterator[Checked]:
     """Compare the files of every width with PyTorch, in each format.
 
     ONNX and TFLite files of widths that the project has not exported are made in memory; nothing is written. Other
     formats are compared where there are files of them.
 
+    Args:
+        project: The checkpoint and its exports.
+        widths: The widths.
+        samples: What to compare on.
+        runtimes: Compare in these alone (``Backend.runtimes``); empty means in all that are here.
+
     Raises:
+        UsageError: No file runs in any of ``runtimes``.
+        HostError: One of them is not installed.
         InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
         ConversionError: A width that was not exported cannot be.
     """
-    jobs = sorted(_jobs(project, widths), key=_Job.place)
+    backends = [backend for backend in BACKENDS.values() if not runtimes or {*runtimes} & backend.every_runtime()]
+    for backend in backends:
+        for runtime in {*runtimes} & backend.every_runtime():
+            backend.check_runtime(runtime)
+    jobs = sorted(_jobs(project, widths, backends), key=_Job.place)
+    jobs = [job for job in jobs if not runtimes or {*runtimes} & job.runtimes()]
+    if not jobs:
+        raise UsageError(f"none of the files to compare runs in {', '.join(runtimes)}")
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
             with about(f"{job.file}:"):
-                checked = list(_check(project, job, samples))
+                checked = list(_check(project, job, samples, runtimes))
             yield from checked
 
 
@@ -96,6 +113,10 @@ class _Job:
         """Its place in the order of the results."""
         return self.bits, self.backend.name, self.kernel != EXACT, self.run_time
 
+    def runtimes(self) -> set[str]:
+        """The runtimes that it runs in."""
+        return self.backend.every_runtime() if is_integer(self.kernel) else {*self.backend.runtimes}
+
     def open(self, *, deployed: bool) -> Runner | None:
         """The file in its runtime; None where nothing here runs the format."""
         return self.backend.open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
@@ -106,21 +127,23 @@ class _Job:
         return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel)
 
 
-def _check(project: Project, job: _Job, samples: Samples) -> Iterator[Checked]:
+def _check(project: Project, job: _Job, samples: Samples, runtimes: Collection[str]) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
     if is_integer(job.kernel):
-        yield from _check_integers(project, job, samples)
+        yield from _check_integers(project, job, samples, runtimes)
     else:
         yield _check_floats(project, job, samples)
 
 
-def _check_integers(project: Project, job: _Job, samples: Samples) -> Iterator[Checked]:
+def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Collection[str]) -> Iterator[Checked]:
     """Compare an integer file with the integer model, and that with PyTorch."""
     from tqexport.integer.build import integer_model
     from tqexport.verification.integers import IntegerComparison
 
     network = integer_model(project.model, job.bits)
     for runtime in job.backend.open_integers(job.content, network, switched=job.run_time):
+        if runtimes and runtime.key not in runtimes:
+            continue
         comparison = IntegerComparison(project.model, job.bits, runtime)
         for inputs, labels in _batches(samples):
             comparison.add(inputs, labels)
@@ -166,10 +189,12 @@ def samples_at_once(input_shape: Sequence[int]) -> int:
     return max(2, min(64, 400_000 // prod(input_shape)))
 
 
-def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
+def _jobs(project: Project, widths: Sequence[int], backends: Sequence[Backend]) -> Iterator[_Job]:
     """The artifacts of each width; those that were exported come first, because one may turn out to be damaged."""
     exported: set[tuple[str, int]] = set()  # back ends and widths of which there is an exact file
     for artifact, path in project.artifacts(widths):
+        if artifact.kind not in BACKENDS:
+            raise InputError(f"{path} is of a format that this tqexport does not know ({artifact.kind}); update it")
         run_time = len(artifact.widths) > 1
         for bits in sorted({*widths} & {*artifact.widths}):
             if artifact.kernel == project.default_kernel or (run_time and not is_integer(artifact.kernel)):
@@ -178,8 +203,9 @@ def _jobs(project: Project, widths: Sequence[int]) -> Iterator[_Job]:
     for bits in widths:
         project.model.check_width(bits)
     kernel = project.default_kernel
-    missing = {name: [bits for bits in widths if (name, bits) not in exported] for name in BACKENDS}
-    chosen = [name for name in missing if BACKENDS[name].verified_by_default and missing[name]]
+    names = [backend.name for backend in backends if backend.verified_by_default]
+    missing = {name: [bits for bits in widths if (name, bits) not in exported] for name in names}
+    chosen = [name for name in names if missing[name]]
     for name in chosen:
         BACKENDS[name].check_environment(kernel)
     for name in chosen:

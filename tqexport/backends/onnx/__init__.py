@@ -26,6 +26,7 @@ class OnnxBackend(Backend):
     title = "ONNX"
     layout = LAYOUT
     verified_by_default = True
+    runtimes = {"onnxruntime": "onnxruntime"}  # noqa: RUF012 - annotated in the protocol
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
         INTEGER: "integer kernels alone, of a checkpoint that tqexport calibrate gave grids",

@@ -27,7 +27,7 @@ Inputs = npt.NDArray[np.float32]
 class IntegerOnnxRuntime(IntegerRuntime):
     """An integer ONNX file in onnxruntime with its default optimisations."""
 
-    rounding = "real"
+    key, rounding = "onnxruntime", "real"
 
     def __init__(self, content: bytes, network: IntegerModel, *, switched: bool) -> None:
         """Open a file.

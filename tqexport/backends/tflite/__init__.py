@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
-from tqexport.errors import UsageError
+from tqexport.errors import HostError, UsageError
 from tqexport.facts import Facts
 from tqexport.integer.names import FLOAT_IO, INTEGER, is_integer
 from tqexport.truncation import STORED_BITS
@@ -38,6 +39,8 @@ class TfliteBackend(Backend):
         FLOAT_IO: "the same with float32 in and out",
     }
     verified_by_default = True
+    runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
+    integer_runtimes = {"tflm": "TFLite Micro"}  # noqa: RUF012 - annotated in the protocol
     converts = "onnx"
 
     def check_environment(self, kernel: str = EXACT) -> None:
@@ -45,6 +48,10 @@ class TfliteBackend(Backend):
 
         if not is_integer(kernel):  # whose files are written from the integer model
             check_converter()
+
+    def check_runtime(self, runtime: str) -> None:
+        if runtime in self.integer_runtimes and importlib.util.find_spec("tflite_micro") is None:
+            raise HostError("TFLite Micro is not installed: pip install 'tqexport[devices]'")
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.tflite.convert import convert_to_tflite, run_once

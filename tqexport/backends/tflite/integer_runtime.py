@@ -78,7 +78,7 @@ class _LiteRT(_TfliteRuntime):
     def __init__(self, content: bytes, network: IntegerModel, rounding: Rounding) -> None:
         super().__init__(content, network)
         xnnpack = rounding == "xnnpack"
-        self.name, self.rounding = "LiteRT XNNPACK" if xnnpack else "LiteRT", rounding
+        self.key, self.name, self.rounding = rounding, "LiteRT XNNPACK" if xnnpack else "LiteRT", rounding
         self._session = LiteRTSession(content, xnnpack=xnnpack)
         self._names = [] if xnnpack else [operation.output for operation in network.operations]
         self._traced: LiteRTSession | None = None
@@ -114,7 +114,7 @@ class _Micro(_TfliteRuntime):
         super().__init__(content, network)
         from tflite_micro.python.tflite_micro import runtime
 
-        self.name, self.rounding = "TFLite Micro", "tflm"
+        self.key, self.name, self.rounding = "tflm", "TFLite Micro", "tflm"
         self._interpreter: Any = runtime.Interpreter.from_bytes(content, arena_size=_ARENA)
 
     def run_untouched(self, inputs: Inputs) -> Levels:
