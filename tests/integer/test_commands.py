@@ -58,7 +58,7 @@ def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
     assert "PASS" in good("verify", "tqexport-out", "--bits", "4", "--samples", "2", "--report", "report.html")
 
 
-def test_a_runtime_is_chosen_or_said_to_be_absent(calibrated_file, monkeypatch):
+def test_a_runtime_is_chosen_or_said_to_be_absent(calibrated_file, monkeypatch, tmp_path):
     assert run("onnx", "net-int.pt", "--bits", "4", "-o", "some", cwd=calibrated_file).returncode == 0
 
     def verified(*runtimes):
@@ -76,7 +76,8 @@ def test_a_runtime_is_chosen_or_said_to_be_absent(calibrated_file, monkeypatch):
     assert "not compared: TFLite Micro is not installed" in said
     code, _, said = verified("tflm")
     assert (code, "TFLite Micro is not installed: pip install" in said) == (4, True)
-    done = run("verify", DIGITS, "--runtime", "tflm", "--bits", "4", cwd=calibrated_file)
+    monkeypatch.undo()
+    done = run("verify", DIGITS, "--runtime", "tflm", "--bits", "4", cwd=tmp_path)
     assert (done.returncode, "none of the files to compare runs in tflm" in done.stderr) == (2, True)
 
 
