@@ -30,6 +30,7 @@ def export_command(backend: Backend) -> click.Command:
         output: Output,
         kernel: str | None = None,
     ) -> None:
+        """Export as the options say."""
         if truncatable and widths is not None and widths.run_time:
             raise click.UsageError("A file made with --bits runtime can always be truncated; leave --truncatable out.")
         with output.step("Starting"):

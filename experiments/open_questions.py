@@ -32,8 +32,8 @@ from experiments.training import Augmentation, Recipe, accuracy, train
 from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.analysis.gap import measure_gap
 from tqexport.backends import run_file
-from tqexport.backends.base import RuntimeRun
 from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.running import RuntimeRun
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.errors import TqExportError
 from tqexport.networks.tiny_models import resnet8

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.artifacts.truncate import open_artifact
-from tqexport.backends.base import Session
+from tqexport.backends.running import Session
 from tqexport.errors import InputError
 
 __all__ = ["SwitchableModel"]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tqexport.backends.base import Backend, Runner, RuntimeRun
+from tqexport.backends.base import Backend
 from tqexport.backends.onnx import OnnxBackend
+from tqexport.backends.running import Runner, RuntimeRun
 from tqexport.backends.tflite import TfliteBackend
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.base import Inputs
+    from tqexport.backends.running import Inputs
 
 __all__ = ["BACKENDS", "backend_of", "open_runner", "run_file"]
 

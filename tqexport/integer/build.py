@@ -50,8 +50,8 @@ def integer_model(model: TruncModel, bits: int) -> IntegerModel:
     """
     with model.at_width(bits) as network:
         plan = plan_of(capture_calls(network, model.info.input_shape))
-        found = grids_of(network)
-        named = {} if found is None else found.at(bits)
+        grids = grids_of(network)
+        named = {} if grids is None else grids.at(bits)
         if missing := [name for name in plan.grids if name not in named]:
             raise InputError(f"{missing[0]} has no grid to be an integer on; tqexport calibrate finds one from samples")
         return _Builder(plan, named, bits, model.info.input_shape).build()
@@ -85,6 +85,7 @@ class _Builder:
         return Grid(float(np.float32(1 / highest)), high=highest)
 
     def _operation(self, step: Step) -> Operation:
+        """One step as an operation of the model."""
         name, inputs, output, call = step.call.name, step.inputs, step.output, step.call
         match call.kind:
             case "conv" | "linear":
@@ -115,6 +116,7 @@ class _Builder:
         return moved
 
     def _convolution(self, step: Step) -> Convolution:
+        """A convolution or linear layer, with the BatchNorm that it takes along."""
         layer = step.call.module
         assert layer is not None
         weight = integer_weight(step.call.name, layer, self._bits)
@@ -201,6 +203,7 @@ def _tensor(value: Any) -> Floats:
 
 
 def _conv_window(name: str, layer: nn.Conv1d | nn.Conv2d) -> Window:
+    """The window of a convolution."""
     if layer.padding_mode != "zeros":
         raise ConversionError(f"{name} pads with {layer.padding_mode}; only zeros have an integer form")
     kernel, stride, dilation = tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.dilation)
@@ -215,14 +218,15 @@ def _conv_window(name: str, layer: nn.Conv1d | nn.Conv2d) -> Window:
 
 
 def _pool_window(call: Call, rank: int) -> Window:
+    """The window of a pool."""
     options = call.options
     if options.get("ceil_mode") or options.get("return_indices"):
         raise ConversionError(f"{call.name} uses ceil_mode or return_indices, which have no integer form yet")
 
-    def each(value: Any) -> tuple[int, ...]:
+    def per_axis(value: Any) -> tuple[int, ...]:
         return tuple(int(item) for item in value) if isinstance(value, (tuple, list)) else (int(value),) * rank
 
-    kernel = each(options["kernel_size"])
-    stride = each(options.get("stride") or kernel)
-    padding = tuple((size, size) for size in each(options.get("padding", 0)))
-    return Window(kernel, stride, padding, each(options.get("dilation", 1)))
+    kernel = per_axis(options["kernel_size"])
+    stride = per_axis(options.get("stride") or kernel)
+    padding = tuple((size, size) for size in per_axis(options.get("padding", 0)))
+    return Window(kernel, stride, padding, per_axis(options.get("dilation", 1)))

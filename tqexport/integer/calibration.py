@@ -87,6 +87,7 @@ def calibrate(
 
 
 def _check_samples(inputs: Any, input_shape: tuple[int, ...]) -> None:
+    """Refuse samples that no grid should be found from."""
     if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float32 or inputs.shape[1:] != input_shape:
         shape = getattr(inputs, "shape", ())
         raise InputError(f"the samples are {tuple(shape)}, the network takes float32 (N, {str(input_shape)[1:]}")

@@ -116,6 +116,7 @@ class _Recorder(NamedCalls):
         self._inside += _kind_of(module) is not None
 
     def on_module(self, name: str, module: nn.Module, args: Sequence[Any], output: Any) -> Any:
+        """Write a module of a known kind down as one call."""
         kind = _kind_of(module)
         if kind is None:
             return output
@@ -134,6 +135,7 @@ class _Recorder(NamedCalls):
     def on_function(
         self, name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
     ) -> Any:
+        """Write a function between modules down as a call."""
         if self._inside:
             return output
         tensors = [item for item in _flat((*args, *kwargs.values())) if isinstance(item, Tensor)]

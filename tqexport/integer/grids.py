@@ -177,8 +177,8 @@ def detach_grids(module: nn.Module) -> None:
 
 def grids_of(module: nn.Module) -> Grids | None:
     """The grids of a network, if it has any."""
-    found = getattr(module, ATTRIBUTE, None)
-    return found if isinstance(found, Grids) else None
+    grids = getattr(module, ATTRIBUTE, None)
+    return grids if isinstance(grids, Grids) else None
 
 
 @contextmanager

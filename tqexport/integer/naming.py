@@ -74,6 +74,7 @@ class NamedCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        """Run a function, and name what it computed."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)  # torch switches the mode off meanwhile
         if self._busy or not isinstance(output, Tensor):

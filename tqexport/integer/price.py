@@ -53,19 +53,20 @@ def price_of_grids(
         labels: Class of each sample (N,), if known.
         widths: Default: every width of the network.
     """
-    found = []
+    prices = []
     for bits in widths or model.info.widths:
-        first, second = (_outputs(each, bits, inputs) for each in (model, calibrated))
+        first, second = (_outputs(network, bits, inputs) for network in (model, calibrated))
         chosen = [outputs.reshape(len(outputs), -1).argmax(1) for outputs in (first, second)]
-        met = [float((each == labels).mean()) if labels is not None else None for each in chosen]
+        met = [float((classes == labels).mean()) if labels is not None else None for classes in chosen]
         size = float(np.sqrt(np.square(first.astype(np.float64)).mean()))
         error = float(np.sqrt(np.square(second.astype(np.float64) - first).mean()))
         same = float((chosen[0] == chosen[1]).mean())
-        found.append(WidthPrice(bits, met[0], met[1], same, error / size if size else 0.0))
-    return found
+        prices.append(WidthPrice(bits, met[0], met[1], same, error / size if size else 0.0))
+    return prices
 
 
 def _outputs(model: TruncModel, bits: int, inputs: Values) -> Values:
+    """What a network answers at a width."""
     with torch.no_grad(), model.at_width(bits) as network:
         parts = [network(torch.from_numpy(inputs[i : i + _BATCH])).numpy() for i in range(0, len(inputs), _BATCH)]
     return np.concatenate(parts)

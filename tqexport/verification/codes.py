@@ -52,7 +52,7 @@ def compare_codes(
     Args:
         expected: What the checkpoint gives.
         bits: The width of the artifact.
-        codes: What the artifact has; see :class:`tqexport.backends.base.RuntimeRun`.
+        codes: What the artifact has; see :class:`tqexport.backends.running.RuntimeRun`.
         problems: Gets a sentence for each layer that differs, by layer.
 
     Returns:

@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tqexport.backends.base import EXACT, RuntimeRun
+from tqexport.backends.base import EXACT
+from tqexport.backends.running import RuntimeRun
 from tqexport.model import TruncModel
 from tqexport.verification.codes import compare_codes, expected_codes
 from tqexport.verification.trace import LayerError, Trace, count_calls
@@ -186,7 +187,7 @@ class Comparison:
         """Compare the codes of the artifact, which samples play no part in.
 
         Args:
-            codes: See :class:`tqexport.backends.base.RuntimeRun`.
+            codes: See :class:`tqexport.backends.running.RuntimeRun`.
         """
         self._codes = compare_codes(expected_codes(self._model, self._bits), self._bits, codes, self._code_problems)
 

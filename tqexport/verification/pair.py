@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from tqexport.artifacts.truncate import OpenArtifact, open_artifact
 from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT, RuntimeRun, Stretches
+from tqexport.backends.base import EXACT
+from tqexport.backends.running import RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.names import is_integer

@@ -9,7 +9,8 @@ from math import prod
 
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
-from tqexport.backends.base import EXACT, Backend, Runner, median_seconds
+from tqexport.backends.base import EXACT, Backend
+from tqexport.backends.running import Runner, median_seconds
 from tqexport.errors import InputError, UsageError, about
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict

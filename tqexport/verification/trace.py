@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.backends.base import RuntimeRun
+from tqexport.backends.running import RuntimeRun
 from tqexport.layer_kinds import kind_of
 from tqexport.training.layers import SwitchableBatchNorm
 from tqexport.training.quantizers import ActivationQuantizer

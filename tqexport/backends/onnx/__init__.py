@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
+from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
+from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
 from tqexport.integer.names import FOLDED, INTEGER, is_integer

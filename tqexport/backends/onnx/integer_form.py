@@ -193,6 +193,7 @@ class _Writer:
         self._read(output, self._graph.node("Reshape", [levels, shape], output + LEVELS), self._network.grids[output])
 
     def _convolution(self, layer: Convolution) -> None:
+        """Write a convolution or linear layer, its weights from codes and shift."""
         g, source, window, groups = self._graph, layer.inputs[0], layer.window, layer.groups
         read, levels = self._floats[source], source + LEVELS
         extra: tuple[range, ...] = ()
@@ -218,8 +219,8 @@ class _Writer:
         if self._fused and window is not None:
             target = self._grid(layer.output, grid)
             inputs = [levels, *self._grid(source, source_grid), weight, scale, zeros, *target, bias]
-            found = g.node("QLinearConv", inputs, self._unlimited(layer.output, grid), **attributes)
-            self._limit(layer.output, found, grid)
+            levels = g.node("QLinearConv", inputs, self._unlimited(layer.output, grid), **attributes)
+            self._limit(layer.output, levels, grid)
             return
         weight = g.node("DequantizeLinear", [weight, scale, zeros], f"{layer.name}.weight", axis=0)
         unit = g.constant(f"{layer.name}.bias_scale", np.float32(source_grid.scale) * layer.scale)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from tqexport.backends.base import Runner
 from tqexport.backends.onnx.file import activation_outputs
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.backends.running import Runner
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 if TYPE_CHECKING:
-    from tqexport.backends.base import Array, Inputs
+    from tqexport.backends.running import Array, Inputs
 
 __all__ = ["OnnxRunner", "OnnxStretches"]
 

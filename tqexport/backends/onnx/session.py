@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from tqexport.backends.base import Session
 from tqexport.backends.onnx.file import BITS_NAME
+from tqexport.backends.running import Session
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.base import Array, Inputs
+    from tqexport.backends.running import Array, Inputs
 
 __all__ = ["OnnxSession"]
 

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqexport.backends.base import EXACT, Backend, Runner, Session, Source, Stretches, TensorInfo
+from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
+from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import HostError, UsageError
 from tqexport.facts import Facts
 from tqexport.integer.names import FLOAT_IO, INTEGER, is_integer

@@ -119,6 +119,7 @@ class _Writer:
         return self._graph.pack(self._input, result, facts)
 
     def _convolution(self, layer: Convolution, read: int, output: int, grid: Grid) -> None:
+        """Write a convolution or linear layer."""
         source, window, groups, weight = layer.inputs[0], layer.window, layer.groups, layer.weight.astype(np.int8)
         if layer.wide:
             weight = halves_of(layer).weight
@@ -186,6 +187,7 @@ class _Writer:
         return self._reshaped(flat, operation.output, shape, grid) if operation.keep else flat
 
     def _maximum(self, operation: Maximum, read: int, output: int) -> None:
+        """Write a maximum over windows."""
         planar = _planar(operation.window)
         if planar.dilation != (1, 1):
             raise ConversionError(f"{operation.name} is dilated; TFLite has no such maximum")

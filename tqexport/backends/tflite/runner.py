@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tqexport.backends.base import Runner
 from tqexport.backends.onnx.file import OUTPUT_NAME
+from tqexport.backends.running import Runner
 from tqexport.backends.tflite.cutting import computed_weights
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
@@ -18,7 +18,7 @@ from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.layer_kinds import FILTER_OPERATORS
 
 if TYPE_CHECKING:
-    from tqexport.backends.base import Array, Inputs
+    from tqexport.backends.running import Array, Inputs
 
 __all__ = ["TfliteRunner", "TfliteStretches"]
 

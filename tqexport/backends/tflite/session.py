@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tqexport.backends.base import Session, TensorInfo
+from tqexport.backends.base import TensorInfo
+from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import signature_of
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.base import Array, Inputs
+    from tqexport.backends.running import Array, Inputs
 
 __all__ = ["LiteRTSession"]
 

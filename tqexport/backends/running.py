@@ -1,0 +1,127 @@
+"""Files open in their runtimes: what back ends give to applications and to verification."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Inputs = npt.NDArray[np.float32]
+
+__all__ = ["Runner", "RuntimeRun", "Session", "Stretches", "median_seconds"]
+
+_LATENCY_RUNS, _LATENCY_SECONDS = 30, 1.0
+
+
+@dataclass(frozen=True)
+class RuntimeRun:
+    """What a runtime computed for N samples.
+
+    Attributes:
+        runtime: Its name, for people.
+        codes: By weight name, each place where the file holds it: the uint8 codes 0 to ``M_b`` that the runtime
+            shifted, or the integers that a file stores in the place of codes, in PyTorch's axis order.
+        activations: By ``<module>/Round``: whole-number levels 0 to ``M_a``, float32 (N, ...) channels first.
+        values: Outputs of layers and other inner values, by name in the file, float32 (N, ...) channels first. ONNX
+            files name them after the modules. Empty for a file as deployed, which fuses layers.
+        traced_outputs: float32 (N, ...), of the copy of the file that also gave the activations.
+        outputs: float32 (N, ...), of the file itself.
+    """
+
+    runtime: str
+    codes: Mapping[str, list[Array]]
+    activations: Mapping[str, Array]
+    values: Mapping[str, Array]
+    traced_outputs: Array
+    outputs: Array
+
+
+class Session(ABC):
+    """A file open in its runtime, as an application runs it; arrays are in the layout of the file."""
+
+    @abstractmethod
+    def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
+        """Run samples.
+
+        Args:
+            batch: float32 (N, ...).
+            given: Values of further inputs by name, (N, ...).
+
+        Returns:
+            Every output of the file, (N, ...).
+
+        Raises:
+            InputError: The runtime does not run the file on them.
+        """
+
+
+class Runner(ABC):
+    """One artifact at one width, open in its runtime on one thread for verification; arrays are channels first.
+
+    Attributes:
+        runtime: Name of the runtime, for people.
+    """
+
+    runtime: ClassVar[str]
+
+    def __init__(self, activations: Sequence[str], values: Sequence[str], *, deployed: bool) -> None:
+        """Name the activations and the other values that :meth:`run_traced` gives; see :meth:`Backend.open_runner`."""
+        self._activations, self._values, self._deployed = activations, values, deployed
+
+    def run(self, inputs: Inputs) -> RuntimeRun:
+        """Run samples.
+
+        Args:
+            inputs: float32 (N, ...).
+
+        Raises:
+            InputError: The runtime does not run the file on them.
+        """
+        codes, (outputs, *inside) = self.run_traced(inputs)
+        activations = dict(zip(self._activations, inside, strict=False))
+        values = dict(zip(self._values, inside[len(self._activations) :], strict=True))
+        # Without optimisations, keeping values does not change what is computed.
+        untouched = self.run_untouched(inputs) if self._deployed else outputs
+        return RuntimeRun(self.runtime, codes, activations, values, outputs, untouched)
+
+    @abstractmethod
+    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
+        """Run a copy of the file that gives its inner values, too.
+
+        Returns:
+            The codes as in :class:`RuntimeRun`; and the outputs, the activations and the other values, each (N, ...).
+        """
+
+    @abstractmethod
+    def run_untouched(self, inputs: Inputs) -> Array:
+        """Outputs of the file itself, not of the copy that :meth:`run_traced` runs, (N, ...)."""
+
+    def latency(self, sample: Inputs) -> float:
+        """Median seconds that one sample (1, ...) takes, after one run to warm up."""
+        return median_seconds(lambda: self.run_untouched(sample))
+
+
+def median_seconds(run: Callable[[], object]) -> float:
+    """Median wall time of a call in seconds, after one to warm up."""
+    run()
+    taken: list[float] = []
+    while len(taken) < _LATENCY_RUNS and sum(taken) < _LATENCY_SECONDS:
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+class Stretches(Protocol):
+    """An artifact that runs from one activation quantiser to the next, each stretch on activations that are given."""
+
+    def __call__(self, inputs: Inputs, levels: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """From inputs and the levels of each activation (N, ...) to outputs and, by activation, what it rounds."""
