@@ -7,6 +7,7 @@ with a scale for each output channel. onnxruntime folds that chain when it loads
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -41,6 +42,8 @@ __all__ = ["Activations", "LEVELS", "integer_facts", "integer_onnx", "render_onn
 
 Activations = Literal["uint8", "int8"]
 
+_log = logging.getLogger(__name__)
+
 LEVELS = ":levels"  # suffix of a value's uint8 levels in the file
 
 
@@ -62,12 +65,16 @@ def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False, activati
         InputError: The checkpoint lacks the width, or a value has no grid.
         ConversionError: An operation has no integer form.
     """
-    return render_onnx(
-        integer_model(model, bits),
-        integer_facts(model, bits, kernel=FOLDED if folded else INTEGER),
-        folded=folded,
-        activations=activations,
-    )
+    network = integer_model(model, bits)
+    if layers := network.beyond_int16():
+        more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
+        _log.warning(
+            "at %d bits, x86 processors without VNNI may saturate in %s: they add products in pairs of 16 bits",
+            bits,
+            ", ".join(layers[:3]) + more,
+        )
+    facts = integer_facts(model, bits, kernel=FOLDED if folded else INTEGER)
+    return render_onnx(network, facts, folded=folded, activations=activations)
 
 
 def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT, kernel: str = INTEGER) -> ArtifactFacts:
