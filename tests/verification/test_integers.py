@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -180,3 +181,101 @@ def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out, mon
     assert not verdict.passed
     assert "differ from PyTorch" in verdict.problems[0]
     assert verdict.problems[0].startswith("layers.1.bn1")
+
+
+def rewired_onnx(content, reader, place, name):
+    """A node that reads a copy of a constant with one element changed; the constant itself stays as it was."""
+    model = onnx.load_from_string(content)
+    value = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name)).copy()
+    value.reshape(-1)[0] += 1 if value.dtype.kind in "iu" else 0.001 * value.reshape(-1)[0]
+    model.graph.initializer.append(numpy_helper.from_array(value, "another"))
+    next(node for node in model.graph.node if node.output[0] == reader).input[place] = "another"
+    return model.SerializeToString()
+
+
+REWIRED = {  # by what reads them, constants whose change few samples show
+    "layers.1.conv0.weight.shifted": (0, "layers.1.conv0.weight.codes"),
+    "layers.2.conv0.bias": (0, "layers.2.conv0.bias_integers"),
+    "layers.2.conv0.weight": (1, "layers.2.conv0.scale"),
+    "fc:value": (1, "fc:scale"),
+}
+
+
+@pytest.mark.parametrize("reader", REWIRED)
+def test_a_node_that_reads_another_constant_is_found_whatever_the_samples_show(calibrated, held_out, reader):
+    content = rewired_onnx(integer_onnx(calibrated, 4), reader, *REWIRED[reader])
+    (verdict,) = verdicts(calibrated, 4, content, held_out[:2]).values()
+    assert not verdict.passed
+    assert reader in verdict.problems[0]
+
+
+def test_what_stands_behind_the_last_node_is_found_in_an_onnx_file(calibrated, held_out):
+    """Outputs that are off by less than half a level."""
+    model = onnx.load_from_string(integer_onnx(calibrated, 4))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1.001), "factor"))
+    (last,) = (node for node in model.graph.node if node.output[0] == model.graph.output[0].name)
+    last.op_type = "Mul"
+    last.input.append("factor")
+    (verdict,) = verdicts(calibrated, 4, model.SerializeToString(), held_out[:2]).values()
+    assert not verdict.passed
+
+
+def twin_of(flat, index):
+    """A second tensor of the same name and value."""
+    flat.graph.tensors.append(copy.deepcopy(flat.tensor(index)))
+    return len(flat.graph.tensors) - 1
+
+
+def rewired_tflite(content, output, place, change):
+    """An operator that reads a changed twin of a constant; the constant itself stays as it was."""
+    flat = FlatModel(content)
+    operator = next(op for op in flat.graph.operators if flat.name(int(op.outputs[0])) == output)
+    twin = twin_of(flat, int(operator.inputs[place]))
+    change(flat, twin)
+    operator.inputs = np.array([twin if i == place else tensor for i, tensor in enumerate(operator.inputs)], np.int32)
+    return flat.pack()
+
+
+def _one_more(flat, tensor):
+    flat.set_constant(tensor, one_more(flat.constant(tensor).copy()))
+
+
+def _scaled(flat, tensor):
+    quantization = flat.tensor(tensor).quantization
+    quantization.scale = np.asarray(quantization.scale) * np.float32(1.01)
+
+
+@pytest.mark.parametrize("change", [_one_more, _scaled])
+@pytest.mark.parametrize("place", [1, 2], ids=["weight", "bias"])
+def test_an_operator_that_reads_another_tensor_of_the_same_name_is_found(calibrated, held_out, place, change):
+    content = rewired_tflite(integer_tflite(calibrated, 4), "layers.2.act0", place, change)
+    for name, verdict in verdicts(calibrated, 4, content, held_out[:2]).items():
+        assert not verdict.passed, name
+        assert verdict.problems[0].startswith("layers.2.act0: ")
+
+
+def test_options_of_an_operator_are_compared(calibrated, held_out):
+    """A dilation of a 1x1 kernel changes nothing yet."""
+    flat = FlatModel(integer_tflite(calibrated, 4))
+    operator = next(op for op in flat.graph.operators if flat.name(int(op.outputs[0])) == "layers.1.shortcut.1")
+    operator.builtinOptions.dilationWFactor = 2
+    for name, verdict in verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
+        assert not verdict.passed, name
+
+
+@pytest.mark.parametrize("attribute", ["strides", "pads", "dilations"])
+def test_values_of_another_shape_are_named(calibrated, held_out, attribute):
+    model = onnx.load_from_string(integer_onnx(calibrated, 4))
+    (node,) = (node for node in model.graph.node if node.output[0] == "act:float")
+    next(entry for entry in node.attribute if entry.name == attribute).ints[0] += 1
+    (verdict,) = verdicts(calibrated, 4, model.SerializeToString(), held_out[:2]).values()
+    assert not verdict.passed
+    assert "levels of shape" in verdict.problems[-1]
+
+
+def test_values_of_another_shape_are_named_in_a_tflite_file(calibrated, held_out):
+    flat = FlatModel(integer_tflite(calibrated, 4))
+    operator = next(op for op in flat.graph.operators if flat.name(int(op.outputs[0])) == "layers.2.act0")
+    operator.builtinOptions.strideW = 3
+    for name, verdict in verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
+        assert not verdict.passed, name

@@ -36,7 +36,7 @@ class IntegerRuntime(ABC):
         key: The runtime, as ``verify --runtime`` takes it.
         name: The runtime, for people.
         rounding: How it rounds.
-        differing: Names of the constants in the file that are not those of the integer model.
+        differing: Names of the constants and operators of the file that are not those of the integer model.
     """
 
     key: str

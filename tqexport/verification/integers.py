@@ -30,7 +30,7 @@ from tqexport.integer.build import integer_model
 from tqexport.integer.grids import HIGHEST, without_grids
 from tqexport.integer.model import Add, Average, Convolution, IntegerModel, Operation
 from tqexport.integer.naming import INPUT, NamedCalls
-from tqexport.integer.runtime import IntegerRuntime, Levels
+from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 from tqexport.model import TruncModel
 from tqexport.training.quantizers import ActivationQuantizer
 from tqexport.verification.comparison import Verdict
@@ -61,12 +61,14 @@ class IntegerComparison:
         self._flip_bound = 0.0
         self._right: list[tuple[int, int]] = []
         for constant in runtime.differing:
-            self._problems[constant] = f"{constant}: the file has another value than the checkpoint gives"
+            self._problems[constant] = f"{constant}: the file has it otherwise than the checkpoint gives"
 
     def add(self, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Run and compare further samples, float32 (N, *input_shape), and their classes (N,) if known."""
         network, rounding = self._network, self._runtime.rounding
         run = self._runtime.run(inputs)
+        if not self._fits(run, len(inputs)):
+            return
         if run.values:
             for operation in network.operations:
                 expected = network.compute(operation, run.values, rounding)
@@ -112,6 +114,18 @@ class IntegerComparison:
             diverged=next(iter(self._problems), None),
             problems=tuple(self._problems.values()),
         )
+
+    def _fits(self, run: IntegerRun, count: int) -> bool:
+        """Whether every value has the shape that it has in the integer model; the first that has not is a problem."""
+        for name, levels in {**run.values, "the outputs": run.outputs}.items():
+            shape = (count, *self._network.shapes.get(name, self._network.shapes[self._network.output]))
+            if levels.shape != shape:
+                self._problems.setdefault(
+                    name,
+                    f"{name}: the file computes levels of shape {levels.shape}, not {shape}, so none were compared",
+                )
+                return False
+        return True
 
     def _compare(self, name: str, levels: Levels, expected: Levels) -> None:
         """The integer model: every level must be equal."""

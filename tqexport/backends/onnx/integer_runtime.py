@@ -62,15 +62,29 @@ class IntegerOnnxRuntime(IntegerRuntime):
 
 
 def _differing(network: IntegerModel, file: onnx.ModelProto) -> Iterator[str]:
-    """Names of the constants that a fixed file has otherwise than a fresh export, or lacks."""
+    """Names of the constants and nodes that a fixed file has otherwise than a fresh export, lacks, or has besides."""
     facts = read_facts(file)
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
     folded = any(name.endswith(".weight.integers") for name in stored)
     fused = any(node.op_type == "QLinearConv" for node in file.graph.node)
     assert isinstance(facts, ArtifactFacts)
-    for tensor in parse(render_onnx(network, facts, folded=folded, fused=fused)).graph.initializer:
+    fresh = parse(render_onnx(network, facts, folded=folded, fused=fused)).graph
+    for tensor in fresh.initializer:
         if tensor.name not in stored or not _equal(stored[tensor.name], tensor):
             yield tensor.name
+    # A node that reads another constant than its own computes something else, equal as all constants may be.
+    nodes = {node.output[0]: node for node in file.graph.node if node.output}
+    for node in fresh.node:
+        own = nodes.pop(node.output[0], None)
+        if own is None or _meaning(own) != _meaning(node):
+            yield node.output[0]
+    yield from nodes
+
+
+def _meaning(node: onnx.NodeProto) -> tuple[object, ...]:
+    """What a node does to what: all but its name and its description."""
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return node.domain, node.op_type, list(node.input), list(node.output), attributes
 
 
 def _equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:

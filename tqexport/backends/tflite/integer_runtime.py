@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.backends.tflite.file import single_graph
-from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integer_form import render_tflite
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
@@ -69,7 +69,8 @@ class _TfliteRuntime(IntegerRuntime):
             floats = to_channels_first(np.concatenate(parts))
             return to_grid(floats.reshape(len(floats), *self._network.shapes[name]), self._network.grids[name])
         levels = to_channels_first((np.concatenate(parts).astype(np.int16) + OFFSET).astype(np.uint8))
-        return levels.reshape(len(levels), *self._network.shapes[name])
+        shape = (len(parts), *self._network.shapes[name])
+        return levels.reshape(shape) if levels.size == np.prod(shape) else levels
 
 
 class _LiteRT(_TfliteRuntime):
@@ -115,7 +116,10 @@ class _Micro(_TfliteRuntime):
         from tflite_micro.python.tflite_micro import runtime
 
         self.key, self.name, self.rounding = "tflm", "TFLite Micro", "tflm"
-        self._interpreter: Any = runtime.Interpreter.from_bytes(content, arena_size=_ARENA)
+        try:
+            self._interpreter: Any = runtime.Interpreter.from_bytes(content, arena_size=_ARENA)
+        except RuntimeError as error:
+            raise InputError(f"TFLite Micro does not take the file: {error}") from error
 
     def run_untouched(self, inputs: Inputs) -> Levels:
         parts = []
@@ -127,26 +131,54 @@ class _Micro(_TfliteRuntime):
 
 
 def _differing(flat: FlatModel, fresh: FlatModel) -> Iterator[str]:
-    """Names of the tensors that a file has otherwise than a fresh export, in value or in grid, or lacks."""
-    for index in range(len(fresh.graph.tensors)):
-        name = fresh.name(index)
-        own = flat.find(name)
-        if own is None or not (
-            _same_value(flat.constant(own), fresh.constant(index)) and _same_grid(flat, own, fresh, index)
-        ):
+    """Names of the tensors that a file has otherwise than a fresh export, by value, grid or the operator behind them.
+
+    Tensors are told apart by their place, as operators do: several may have the same name.
+    """
+    tensors, operators = fresh.graph.tensors, fresh.graph.operators
+    for index in range(len(tensors)):
+        if index >= len(flat.graph.tensors) or not _same_tensor(flat, fresh, index):
+            yield fresh.name(index)
+    for number, operator in enumerate(operators):
+        own = flat.graph.operators[number] if number < len(flat.graph.operators) else None
+        if own is None or _meaning(flat, own) != _meaning(fresh, operator):
+            yield fresh.name(int(operator.outputs[0]))
+    for operator in flat.graph.operators[len(operators) :]:
+        yield flat.name(int(operator.outputs[0]))
+    for part, name in (("inputs", INPUT), ("outputs", "the outputs")):
+        if list(getattr(flat.graph, part)) != list(getattr(fresh.graph, part)):
             yield name
+
+
+def _same_tensor(flat: FlatModel, fresh: FlatModel, index: int) -> bool:
+    """Whether two files have the same tensor in a place."""
+    own, other = flat.tensor(index), fresh.tensor(index)
+    return (
+        flat.name(index) == fresh.name(index)
+        and own.type == other.type
+        and flat.shape(index) == fresh.shape(index)
+        and _same_value(flat.constant(index), fresh.constant(index))
+        and _same_grid(own.quantization, other.quantization)
+    )
 
 
 def _same_value(value: npt.NDArray[Any] | None, expected: npt.NDArray[Any] | None) -> bool:
     """Whether two tensors are the same constant, or both are computed."""
     if value is None or expected is None:
         return value is expected
-    return value.dtype == expected.dtype and np.array_equal(value, expected)
+    return np.array_equal(value, expected)
 
 
-def _same_grid(flat: FlatModel, index: int, fresh: FlatModel, expected: int) -> bool:
-    """Whether two tensors have the same scales and zero points."""
-    own, other = flat.tensor(index).quantization, fresh.tensor(expected).quantization
+def _same_grid(own: Any, other: Any) -> bool:
+    """Whether two tensors have the same scales and zero points, along the same axis."""
     if own is None or other is None:
         return own is other
-    return all(np.array_equal(getattr(own, part), getattr(other, part)) for part in ("scale", "zeroPoint"))
+    parts = ("scale", "zeroPoint", "quantizedDimension")
+    return all(np.array_equal(getattr(own, part), getattr(other, part)) for part in parts)
+
+
+def _meaning(flat: FlatModel, operator: Operator) -> tuple[object, ...]:
+    """What an operator does to what."""
+    options = operator.builtinOptions
+    settings = {name: str(value) for name, value in vars(options).items()} if options is not None else {}
+    return flat.operator_name(operator), list(operator.inputs), list(operator.outputs), type(options), settings
