@@ -10,16 +10,19 @@ from networks import randomize_
 from torch import Tensor, nn
 
 from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.backends import backend_of
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.errors import ConversionError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
+from tqexport.integer.grids import grids_of
 from tqexport.integer.model import Convolution
 from tqexport.integer.naming import INPUT
 from tqexport.networks.registry import ARCHITECTURES
 from tqexport.training.quantizers import Clamp
 from tqexport.truncation import Scheme
+from tqexport.verification.integers import IntegerComparison
 
 WIDTHS = (1, 2, 4, 8)
 
@@ -59,6 +62,23 @@ class OneAxis(nn.Module):
         return self.last(x.mean(2))
 
 
+class Shortcuts(nn.Module):
+    """Sums of what grouped and depthwise layers give, below zero too; values joined twice and on other grids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(3, 12, 3, padding=1), nn.ReLU()
+        self.grouped, self.norm = nn.Conv2d(12, 12, 3, padding=1, groups=2), nn.BatchNorm2d(12)
+        self.depthwise, self.norm2 = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.BatchNorm2d(12)
+        self.last = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        y = self.norm(self.grouped(x)) + x
+        z = self.norm2(self.depthwise(x)) + x
+        return self.last(torch.cat([x, x, y, z], 1).mean((2, 3)))
+
+
 CASES = {
     "autoencoder": (lambda: ARCHITECTURES["autoencoder"](size=32, hidden=16, widths=WIDTHS), (32,)),
     "ds_cnn": (lambda: ARCHITECTURES["ds_cnn"](width=8, widths=WIDTHS), (1, 49, 10)),
@@ -69,6 +89,7 @@ CASES = {
     "svhnq": (lambda: ARCHITECTURES["svhnq"](expansion=1, widths=WIDTHS), (3, 40, 40)),
     "preresnet18q": (lambda: ARCHITECTURES["preresnet18q"](planes=2, widths=WIDTHS, num_classes=4), (3, 193, 193)),
     "branches": (lambda: prepare(Branches(), WIDTHS), (3, 8, 8)),
+    "shortcuts": (lambda: prepare(Shortcuts(), WIDTHS), (3, 9, 8)),
     "one axis": (lambda: prepare(OneAxis(), WIDTHS), (4, 16)),
 }
 
@@ -135,3 +156,66 @@ def test_a_layer_corrected_for_bias_is_refused_by_name():
 def test_reflected_padding_is_refused_by_name():
     with pytest.raises(ConversionError, match="2 pads with reflect"):
         model_of(three_convolutions(padding=1, padding_mode="reflect"), (2, 8, 8))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_verification_finds_every_network_right_in_every_runtime(network, bits):
+    model, inputs = network
+    integers = integer_model(model, bits)
+    for content in (integer_onnx(model, bits), integer_tflite(model, bits)):
+        for runtime in backend_of(content).open_integers(content, integers, switched=False):
+            comparison = IntegerComparison(model, bits, runtime)
+            comparison.add(inputs[:4])
+            assert comparison.verdict().passed, (runtime.name, comparison.verdict().problems)
+
+
+@pytest.mark.parametrize("reach", [2.0**-6, 1.0, 2.0**6])
+def test_grids_far_apart_are_no_difference(reach):
+    """XNNPACK moves values to another grid by whole 256ths, and leaves ratios that it does not take to LiteRT."""
+    model = calibrated_with(Shortcuts(), (3, 9, 8))
+    grids = grids_of(model.module)
+    grids.scale[:, grids.names.index("cat")] *= reach
+    for bits in (2, 8):
+        integers, content = integer_model(model, bits), integer_tflite(model, bits)
+        inputs = np.random.default_rng(1).normal(size=(8, 3, 9, 8)).astype(np.float32)
+        for runtime in backend_of(content).open_integers(content, integers, switched=False):
+            comparison = IntegerComparison(model, bits, runtime)
+            comparison.add(inputs)
+            assert comparison.verdict().passed, (bits, runtime.name, comparison.verdict().problems)
+
+
+def test_biases_in_coarse_units_may_move_a_level_by_more_than_one():
+    """At 1 bit a linear layer's own bias counts in units of several levels."""
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
+    module[3].bias.data[:] = torch.tensor([0.31, -0.17, 0.05])
+    model = calibrated_with(module, (2, 3, 3), float_layers=["0"])
+    grids = grids_of(model.module)
+    grids.scale[:, grids.names.index("3")] /= 64
+    integers, content = integer_model(model, 2), integer_onnx(model, 2)
+    (runtime,) = backend_of(content).open_integers(content, integers, switched=False)
+    comparison = IntegerComparison(model, 2, runtime)
+    comparison.add(np.random.default_rng(1).normal(size=(32, 2, 3, 3)).astype(np.float32))
+    assert comparison.verdict().passed, comparison.verdict().problems
+    assert comparison.verdict().flip_bound > 1
+
+
+def test_what_litert_does_not_multiply_by_is_refused_by_name():
+    model = model_of(three_convolutions(), (2, 8, 8))
+    grids = grids_of(model.module)
+    grids.scale[:, grids.names.index("input")] *= 1e6
+    with pytest.raises(ConversionError, match="one step of what 0 reads makes"):
+        integer_tflite(model, 2)
+
+
+def test_a_sum_that_would_end_the_process_is_refused_by_name():
+    model = calibrated_with(Shortcuts(), (3, 9, 8))
+    grids = grids_of(model.module)
+    grids.scale[:, grids.names.index("norm")] *= 1e9
+    with pytest.raises(ConversionError, match="one step of what add reads makes"):
+        integer_tflite(model, 2)
+
+
+def calibrated_with(module: nn.Module, shape: tuple[int, ...], **options) -> TruncModel:
+    info = CheckpointInfo("test", {}, shape, (2, 8))
+    model = TruncModel(randomize_(prepare(module, (2, 8), **options), 0), info)
+    return calibrate(model, np.random.default_rng(0).normal(size=(32, *shape)).astype(np.float32))

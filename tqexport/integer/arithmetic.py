@@ -1,7 +1,8 @@
 """How integers are multiplied back to 8 bits: the roundings of the runtimes, exact to the last bit.
 
 * ``real``: the product with a float32 factor, rounded half to even. onnxruntime and OpenVINO.
-* ``xnnpack``: the same in convolutions; sums in whole numbers with factors of 21 bits, halves up.
+* ``xnnpack``: the same in convolutions; sums in whole numbers with factors of 21 bits, halves up; moves to another grid
+  with factors that are whole 256ths.
 * ``litert``: LiteRT's own kernels: a factor of 31 bits with rounding, then a rounding shift, halves up (TFLite's
   ``MultiplyByQuantizedMultiplier``).
 * ``tflm``: TFLite Micro: the same, but halves of the shift are rounded away from zero.
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from tqexport.integer.grids import OFFSET, Grid
 
-__all__ = ["ROUNDINGS", "Rounding", "add", "average", "requantize", "to_grid"]
+__all__ = ["ROUNDINGS", "Rounding", "add", "average", "move", "move_factor", "requantize", "to_grid"]
 
 Rounding = Literal["real", "xnnpack", "litert", "tflm"]
 ROUNDINGS: tuple[Rounding, ...] = ("real", "xnnpack", "litert", "tflm")
@@ -58,12 +59,31 @@ def requantize(
     return _clip(_multiply(sums, multiplier, exponent, rounding) + target.zero_point, target)
 
 
+def move(levels: Levels, source: Grid, target: Grid, rounding: Rounding) -> Levels:
+    """A value on another grid; uint8, same shape."""
+    sums = levels.astype(np.int64) - source.zero_point
+    factor = move_factor(source.scale / target.scale, rounding)
+    if factor is None:
+        rounding = "litert" if rounding == "xnnpack" else rounding
+        return requantize(sums, source.scale, 1.0, target, rounding)
+    return _clip(((sums * int(factor * 256) + 128) >> 8) + target.zero_point, target)
+
+
+def move_factor(ratio: float, rounding: Rounding) -> float | None:
+    """What a move multiplies by in the place of ``ratio``, where it is something else: XNNPACK has whole 256ths.
+
+    XNNPACK takes ratios from 1/256 to 128 and leaves others to LiteRT.
+    """
+    return float(np.rint(256 * np.float32(ratio)) / 256) if rounding == "xnnpack" and 2**-8 <= ratio <= 2**7 else None
+
+
 def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, target: Grid, rounding: Rounding) -> Levels:
     """The sum of two values on their grids, on a third grid; uint8, the shape of both."""
     a, b = (x.astype(np.int64) - grid.zero_point for x, grid in ((first, first_grid), (second, second_grid)))
     if rounding == "real":
         return _add_in_floats(first, first_grid, second, second_grid, target)
-    if rounding == "xnnpack":
+    within = all(2**-10 <= grid.scale / target.scale < 2**8 for grid in (first_grid, second_grid))
+    if rounding == "xnnpack" and within:  # XNNPACK leaves other sums to LiteRT
         ratios = [np.float32(grid.scale) / np.float32(target.scale) for grid in (first_grid, second_grid)]
         shift = 20 - int(np.frexp(max(ratios))[1] - 1)
         factors = [int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in ratios]

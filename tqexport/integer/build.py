@@ -111,6 +111,8 @@ class _Builder:
         if self._grids[source].same_levels == self._grids[output].same_levels:
             return source
         moved = f"{name}/{source}"
+        if moved in self._grids:
+            return moved  # the same value twice
         self._grids[moved], self._shapes[moved] = self._grids[output], self._shapes[source]
         self._operations.append(Requantize(moved, (source,), moved))
         return moved

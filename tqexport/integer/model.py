@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError
-from tqexport.integer.arithmetic import Rounding, add, average, requantize, to_grid
+from tqexport.integer.arithmetic import Rounding, add, average, move, requantize, to_grid
 from tqexport.integer.grids import Grid
 from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
@@ -35,6 +35,7 @@ __all__ = [
 Levels = npt.NDArray[np.uint8]
 
 _INT16 = 32767
+_DEPTHWISE_BLOCK = 8  # channels that LiteRT's depthwise kernel computes at once; those that are left, one by one
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,7 @@ class IntegerModel:
             case Reshape():
                 return inputs[0].reshape(shape)
             case Requantize():
-                sums = inputs[0].astype(np.int64) - sources[0].zero_point
-                return requantize(sums, sources[0].scale, 1.0, target, rounding)
+                return move(inputs[0], sources[0], target, rounding)
         raise TypeError(f"{type(operation).__name__} is no operation of the integer model")
 
     def beyond_int16(self) -> tuple[str, ...]:
@@ -235,4 +235,10 @@ def _convolution(layer: Convolution, inputs: Levels, source: Grid, target: Grid,
     wide = (1, -1, *[1] * (sums.ndim - 2))
     whole = sums.astype(np.int64) + layer.bias.astype(np.int64).reshape(wide)
     scale = layer.scale.reshape(wide)
-    return requantize(whole, source.scale, scale, target, rounding)
+    levels = requantize(whole, source.scale, scale, target, rounding)
+    if rounding == "litert" and layer.groups > 1:
+        # LiteRT's kernel for several groups is that of TFLite Micro, and so is the end of its depthwise kernel.
+        depthwise = layer.unsigned.shape[1] == 1
+        first = len(layer.scale) // _DEPTHWISE_BLOCK * _DEPTHWISE_BLOCK if depthwise else 0
+        levels[:, first:] = requantize(whole, source.scale, scale, target, "tflm")[:, first:]
+    return levels

@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tqexport.integer.arithmetic import Rounding
+from tqexport.integer.arithmetic import Rounding, move_factor
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import HIGHEST, without_grids
-from tqexport.integer.model import Add, Average, Convolution, IntegerModel, Operation
+from tqexport.integer.model import Add, Average, Concat, Convolution, IntegerModel, Operation, Requantize
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 from tqexport.model import TruncModel
@@ -157,9 +157,11 @@ class IntegerComparison:
         scaled = value.astype(np.float64) / grid.scale + grid.zero_point
         expected = np.clip(np.rint(scaled), grid.low, grid.high)
         allowed = bound / grid.scale + _own_rounding(operation, self._network, self._runtime.rounding, value)
-        near = np.abs(scaled - np.floor(scaled) - 0.5) <= allowed
         differs = levels != expected
-        wrong = differs & ~(near & (np.abs(levels - expected) <= 1))
+        # Some number within ``allowed`` of PyTorch's has this level. A bias in coarse units allows several levels.
+        lowest, highest = np.ceil(scaled - allowed - 0.5), np.floor(scaled + allowed + 0.5)
+        explained = (np.clip(lowest, grid.low, grid.high) <= levels) & (levels <= np.clip(highest, grid.low, grid.high))
+        wrong = differs & ~explained
         self._levels += differs.size
         self._flips += int(differs.sum() - wrong.sum())
         self._flip_bound = max(self._flip_bound, float(allowed.max()))
@@ -195,8 +197,22 @@ def _own_rounding(operation: Operation, network: IntegerModel, rounding: Roundin
             count = float(np.prod(network.shapes[operation.inputs[0]][1:]))
             first = _first_rounding(step / 2 ** np.floor(np.log2(count))) if twice else 0.0
             return np.asarray(_RELATIVE * (magnitude + HIGHEST * step) + first)
-    moved = any(source.same_levels != target.same_levels for source in sources)
-    return np.asarray(_RELATIVE * magnitude + (_first_rounding(step) if twice and moved else 0.0))
+        case Concat():
+            # Terms with grids of their own are moved to the target's in front of it, which PyTorch knows nothing of.
+            moves = {each.output: each for each in network.operations if isinstance(each, Requantize)}
+            moved = [moves[name].inputs[0] for name in operation.inputs if name.startswith(f"{operation.name}/")]
+            lost = [_lost_in_move(network.grids[name].scale / target.scale, rounding) for name in moved]
+            return np.asarray(_RELATIVE * magnitude + max(lost, default=0.0))
+        case Requantize():
+            return np.asarray(_RELATIVE * magnitude + _lost_in_move(step, rounding))
+    return np.asarray(_RELATIVE * magnitude)
+
+
+def _lost_in_move(ratio: float, rounding: Rounding) -> float:
+    """What a move to another grid loses beside its last rounding, in levels."""
+    if (factor := move_factor(ratio, rounding)) is not None:
+        return HIGHEST * abs(factor - ratio)
+    return 0.0 if rounding == "real" else float(_first_rounding(ratio))
 
 
 def _first_rounding(factor: Any) -> Array:

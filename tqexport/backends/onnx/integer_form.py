@@ -117,6 +117,8 @@ class _Writer:
         self, network: IntegerModel, folded: bool, fused: bool, levels: type[np.int8] | type[np.uint8]
     ) -> None:
         self._network, self._folded, self._fused, self._levels = network, folded, fused, levels
+        # Of two roundings in a row onnxruntime makes one, unless something stands between them.
+        self._limited = network.quantized | {move.output for move in network.operations if isinstance(move, Requantize)}
         self._graph = GraphBuilder()
         self._graph.input(INPUT_NAME, ("batch", *network.shapes[INPUT]))
         self._floats: dict[str, str] = {}
@@ -175,7 +177,7 @@ class _Writer:
 
     def _unlimited(self, name: str, grid: Grid) -> str:
         """The name of a value's levels before they are limited to those of an activation quantiser."""
-        narrow = grid.low > 0 or grid.high < HIGHEST or name in self._network.quantized
+        narrow = grid.low > 0 or grid.high < HIGHEST or name in self._limited
         return f"{name}:quantized" if narrow else name + LEVELS
 
     def _limit(self, name: str, levels: str, grid: Grid) -> None:

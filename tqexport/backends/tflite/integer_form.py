@@ -38,6 +38,9 @@ from tqexport.model import TruncModel
 
 __all__ = ["integer_tflite", "render_tflite"]
 
+_MOST_IN_LAYER = 1 << 8  # XNNPACK's limit
+_MOST_IN_SUM = 1 << 19  # the limit of LiteRT's own kernel
+
 
 def integer_tflite(model: TruncModel, bits: int, *, float_io: bool = False) -> bytes:
     """Export a calibrated network at a width to integers.
@@ -96,6 +99,8 @@ class _Writer:
             case Convolution():
                 self._convolution(operation, inputs[0], computed, grid)
             case Add():
+                steps = [self._network.grids[name].scale / grid.scale for name in operation.inputs]
+                _check_factor(operation.name, max(steps), _MOST_IN_SUM)
                 options = schema.AddOptionsT()
                 options.fusedActivationFunction = activation_of(grid)
                 graph.operator("ADD", inputs, computed, options)
@@ -127,6 +132,7 @@ class _Writer:
                 weight = weight.reshape(*weight.shape[:-2], -1)
             read, window = self._copies(layer, read, window)
         unit = np.float32(self._network.grids[source].scale) * layer.scale
+        _check_factor(layer.name, float(unit.max()) / grid.scale, _MOST_IN_LAYER)
         bias = self._graph.weight(f"{layer.name}.bias", layer.bias, unit, 0)
         if window is None:
             options = schema.FullyConnectedOptionsT()
@@ -254,6 +260,15 @@ class _Writer:
         options.newShape = np.array(shape, np.int32)
         output = self._graph.value(name, shape, grid)
         return self._graph.operator("RESHAPE", [read, self._graph.integers(*shape)], output, options, version=1)
+
+
+def _check_factor(name: str, factor: float, most: int) -> None:
+    """Refuse what LiteRT refuses when it loads the file, or, at a sum, ends the process for."""
+    if factor >= most:
+        raise ConversionError(
+            f"one step of what {name} reads makes {factor:.3g} steps of its output, and LiteRT takes less than {most}; "
+            "calibrate on samples that are normalised as in training"
+        )
 
 
 def _channels_last(shape: Sequence[int]) -> list[int]:
