@@ -50,6 +50,7 @@ experiments: install
 	done
 
 open-questions: install
+	$(BIN)/python -m experiments.integers
 	$(BIN)/python -m experiments.open_questions
 	$(BIN)/python -m experiments.tables
 

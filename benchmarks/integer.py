@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn.utils import parametrize
-from tqexport.integer.onnx_form import integer_onnx
-from tqexport.integer.onnx_switching import runtime_integer_onnx
-from tqexport.integer.tflite_form import integer_tflite
 
 from tqexport import CheckpointInfo, TruncModel
 from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
+from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.grids import OFFSET
@@ -158,15 +158,15 @@ def seconds(run: Run, least: float) -> float:
     return now / count
 
 
-def ratios(peers: list[Peer], rounds: int, least: float) -> dict[str, list[float]]:
+def measure(peers: list[Peer], rounds: int, least: float) -> dict[str, list[float]]:
     """Seconds per run of every peer in each round; a round measures them one after the other."""
     for peer in peers:
         seconds(peer.run, least / 2)
-    found: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    times: dict[str, list[float]] = {peer.name: [] for peer in peers}
     for _ in range(rounds):
         for peer in peers:
-            found[peer.name].append(seconds(peer.run, least))
-    return found
+            times[peer.name].append(seconds(peer.run, least))
+    return times
 
 
 @click.command()
@@ -195,7 +195,7 @@ def main(name: str, rounds: int, least: float) -> None:
         peers.append(
             tflite_peer(f"LiteRT integer, {bits} bits", integer_tflite(calibrated, bits), levels.astype(np.int8))
         )
-    times = ratios(peers, rounds, least)
+    times = measure(peers, rounds, least)
     table = Table("", "ms", "to exact", "to static int8", title=f"{name}, one thread, median of {rounds} rounds")
     for peer, measured in times.items():
         against = [

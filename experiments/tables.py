@@ -75,6 +75,12 @@ def _robustness(content: Content) -> str:
     return markdown([f"trained / deployed, file, {content['seeds']} seeds", *_widths(first)], rows)
 
 
+def _integers(content: Content) -> str:
+    first = next(iter(content["accuracy_percent"].values()))
+    rows = [[way, *map(_cell, cells.values())] for way, cells in content["accuracy_percent"].items()]
+    return markdown([f"accuracy, %, {content['seeds']} seeds", *_widths(first)], rows)
+
+
 def _question(name: str) -> Callable[[Content], str]:
     def make(content: Content) -> str:
         ways = content["accuracy_percent"][name]
@@ -119,6 +125,7 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {
     "dummy_tensor": ("dummy_tensor", _dummy),
     "convergence": ("convergence", _convergence),
     "robustness": ("robustness", _robustness),
+    "integers": ("integers", _integers),
     "recipes": ("open_questions", _question("recipes")),
     "activations": ("open_questions", _question("activations")),
     "networks": ("open_questions", _question("networks")),
