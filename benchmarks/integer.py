@@ -102,8 +102,8 @@ def network(name: str) -> TruncModel:
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.weight.uniform_(0.2, 0.5)
                 part.bias.uniform_(0.2, 0.6)
-            elif isinstance(part, (nn.modules.conv._ConvNd, nn.Linear)):
-                part.weight.normal_(0, 0.05)
+        for weight in quantized_weights(module).values():
+            weight.original.normal_(0, 0.05)
     return TruncModel(module.eval(), CheckpointInfo(architecture, arguments, shape, WIDTHS))
 
 
@@ -132,7 +132,12 @@ def statically_quantized(model: TruncModel, inputs: Inputs, folder: Path) -> tup
     path, prepared, quantized = (folder / f"{name}.onnx" for name in ("float", "prepared", "static"))
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.onnx.export(
-        plain_network, (torch.from_numpy(inputs[:2]),), dynamo=True, input_names=["input"], dynamic_shapes=shapes
+        plain_network,
+        (torch.from_numpy(inputs[:2]),),
+        dynamo=True,
+        input_names=["input"],
+        dynamic_shapes=shapes,
+        verbose=False,
     )
     assert program is not None
     program.save(path)
@@ -183,7 +188,8 @@ def main(name: str, rounds: int, least: float) -> None:
     calibrated = calibrate(model, inputs)
     x = inputs[:1]
     with tempfile.TemporaryDirectory() as folder:
-        plain, static = statically_quantized(model, inputs, Path(folder))
+        # Its own network: torch takes the parametrization of a layer from all copies of it.
+        plain, static = statically_quantized(network(name), inputs, Path(folder))
     peers = [onnx_peer("float network", plain, x), onnx_peer("onnxruntime static int8", static, x)]
     peers += [onnx_peer("exact, 4 bits", next(content for _, content in export_onnx(model, (4,))), x)]
     peers += [onnx_peer(f"integer, {bits} bits", integer_onnx(calibrated, bits), x) for bits in WIDTHS]
