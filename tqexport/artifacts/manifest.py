@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, TensorInfo
 from tqexport.errors import InputError, UsageError
 from tqexport.files import sha256_of, write_bytes
-from tqexport.truncation import Scheme
+from tqexport.truncation import WIDTHS, Scheme
 
 __all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "read_manifest", "relative_to"]
 
@@ -140,4 +141,11 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
     entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
     if Path(entry["file"]).name != entry["file"]:
         raise ValueError(f"artifact {entry['file']!r} is not in the folder")
-    return Artifact(**entry)
+    artifact = Artifact(**entry)
+    if not artifact.widths or not {*artifact.widths} <= {*WIDTHS}:
+        raise ValueError(f"{artifact.file} has the widths {artifact.widths}")
+    if artifact.kind not in BACKENDS:
+        raise ValueError(f"{artifact.file} is of the kind {artifact.kind!r}, which this tqexport does not have")
+    if artifact.kernel not in BACKENDS[artifact.kind].kernels:
+        raise ValueError(f"{artifact.file} has the kernel {artifact.kernel!r}, which {artifact.kind} does not have")
+    return artifact
