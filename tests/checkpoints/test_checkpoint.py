@@ -185,3 +185,20 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"built by os:mkdir, which runs code.*--model os:mkdir"):
         load_checkpoint("net.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_a_network_in_data_parallel_is_saved_as_the_network(tmp_path):
+    model = load_checkpoint(DIGITS)
+    save_checkpoint(tmp_path / "plain.pt", model.module, model.info)
+    save_checkpoint(tmp_path / "parallel.pt", torch.nn.DataParallel(model.module), model.info)
+    keys = load_checkpoint(tmp_path / "parallel.pt").module.state_dict().keys()
+    assert keys == load_checkpoint(tmp_path / "plain.pt").module.state_dict().keys()
+
+
+@pytest.mark.parametrize("change", [lambda zero: zero.long() + 300, lambda zero: zero.float() + 0.5])
+def test_zero_points_that_are_no_bytes_are_refused(tmp_path, change):
+    content = torch.load(DIGITS.with_name("digits-resnet8-int.pt"), weights_only=True)
+    content["state_dict"]["grids.zero_point"] = change(content["state_dict"]["grids.zero_point"])
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match="zero_point holds other numbers than torch"):
+        load_checkpoint(tmp_path / "ckpt.pt")

@@ -15,6 +15,7 @@ from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.integer_form import integer_tflite
+from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import grids_of
 from tqexport.verification.integers import IntegerComparison
@@ -279,3 +280,9 @@ def test_values_of_another_shape_are_named_in_a_tflite_file(calibrated, held_out
     operator.builtinOptions.strideW = 3
     for name, verdict in verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
         assert not verdict.passed, name
+
+
+def test_a_run_time_file_that_is_taken_for_a_fixed_one_is_refused(calibrated, held_out):
+    content = runtime_integer_onnx(calibrated, (2, 4))
+    with pytest.raises(InputError):
+        verdicts(calibrated, 2, content, held_out[:2])

@@ -47,3 +47,9 @@ def test_wrong_folders_are_refused_with_what_to_do(digits, tmp_path, case):
     prepare(tmp_path / "pictures")
     with pytest.raises(InputError, match=message):
         load_samples(tmp_path / "pictures", digits)
+
+
+def test_complex_samples_are_refused(digits, tmp_path):
+    np.savez(tmp_path / "samples.npz", inputs=np.ones((4, *digits.info.input_shape), np.complex64))
+    with pytest.raises(InputError, match="inputs are complex"):
+        load_samples(tmp_path / "samples.npz", digits)

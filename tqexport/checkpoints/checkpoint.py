@@ -39,6 +39,8 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
     Raises:
         UsageError: A layer was trained with another quantiser than ``info`` says.
     """
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        module = module.module  # the network itself, whose keys the architecture's network has
     for weight in quantized_weights(module).values():
         if weight.scheme != info.scheme:
             raise UsageError(
@@ -179,6 +181,13 @@ def _load_state(path: Path, module: nn.Module, state_dict: Mapping[str, Tensor])
         f"{key} is {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state_dict and state_dict[key].shape != value.shape
+    ]
+    problems += [
+        f"{key} holds other numbers than {value.dtype} has"
+        for key, value in wanted.items()
+        if key in state_dict
+        and value.dtype == torch.uint8
+        and bool((state_dict[key].to(value.dtype) != state_dict[key]).any())
     ]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

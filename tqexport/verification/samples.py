@@ -82,7 +82,10 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
         raise InputError(f"{path} does not exist; name an NPZ file with inputs and labels, or a folder of pictures")
     try:
         with np.load(path, allow_pickle=False) as file:
-            inputs = np.asarray(file["inputs"], np.float32)
+            stored = file["inputs"]
+            if np.iscomplexobj(stored):
+                raise ValueError("inputs are complex")
+            inputs = np.asarray(stored, np.float32)
             labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
     except KeyError as error:
         raise InputError(f"{path} holds no array named inputs") from error

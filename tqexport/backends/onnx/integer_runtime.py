@@ -13,6 +13,7 @@ from tqexport.backends.onnx.cutting import cut_onnx
 from tqexport.backends.onnx.file import parse, read_facts
 from tqexport.backends.onnx.integer_form import LEVELS, render_onnx
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.errors import InputError
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.arithmetic import to_grid
 from tqexport.integer.model import IntegerModel
@@ -67,7 +68,8 @@ def _differing(network: IntegerModel, file: onnx.ModelProto) -> Iterator[str]:
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
     folded = any(name.endswith(".weight.integers") for name in stored)
     fused = any(node.op_type == "QLinearConv" for node in file.graph.node)
-    assert isinstance(facts, ArtifactFacts)
+    if not isinstance(facts, ArtifactFacts):
+        raise InputError("the file holds several widths, and its manifest says one; export it again")
     fresh = parse(render_onnx(network, facts, folded=folded, fused=fused)).graph
     for tensor in fresh.initializer:
         if tensor.name not in stored or not _equal(stored[tensor.name], tensor):
