@@ -3,7 +3,7 @@
 python benchmarks/integer.py --network resnet20x5    ratios of paired runs; nothing but the ratios means anything
 
 Weights are random, as latency does not depend on them. onnxruntime's static quantisation (QDQ, uint8 activations, int8
-weights per channel, min-max) gets the same network with plain weights and ReLUs.
+weights per channel, min-max) gets the same network with plain weights and ReLUs, and so do onnx2tf and TensorFlow.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -56,7 +58,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "autoencoder": ("autoencoder", {}, (640,)),
 }
 WIDTHS = (2, 4, 7, 8)
+EXACT, ONNX_STATIC, LITERT_STATIC = "exact, 4 bits", "onnxruntime static int8", "LiteRT static int8"
 SAMPLES = 16
+CALIBRATION = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,20 @@ def statically_quantized(model: TruncModel, inputs: Inputs, folder: Path) -> tup
     return path.read_bytes(), quantized.read_bytes()
 
 
+def litert_static(plain: bytes, inputs: Inputs, folder: Path) -> bytes:
+    """What onnx2tf and TensorFlow's converter make of the plain network: int8, filters per channel, int8 in and out."""
+    (folder / "plain.onnx").write_bytes(plain)
+    samples = np.moveaxis(inputs, 1, -1) if inputs.ndim > 2 else inputs
+    np.save(folder / "samples.npy", samples)
+    np.save(folder / CALIBRATION, samples)  # onnx2tf would download it, and then does not read it
+    ones = "[" * samples.ndim + ",".join("1" * samples.shape[-1]) + "]" * samples.ndim
+    calibration = ["-cind", "input", "samples.npy", ones.replace("1", "0"), ones]
+    arguments = ["-oiqt", "-qt", "per-channel", "-iqd", "int8", "-oqd", "int8", *calibration, "-b", "1"]
+    program = Path(sys.executable).with_name("onnx2tf")
+    subprocess.run([program, "-i", "plain.onnx", *arguments], cwd=folder, check=True, capture_output=True)
+    return (folder / "saved_model" / "plain_full_integer_quant.tflite").read_bytes()
+
+
 def seconds(run: Run, least: float) -> float:
     """Seconds per run, over as many runs as take ``least`` seconds."""
     count, start = 0, time.perf_counter()
@@ -190,11 +208,14 @@ def main(name: str, rounds: int, least: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Its own network: torch takes the parametrization of a layer from all copies of it.
         plain, static = statically_quantized(network(name), inputs, Path(folder))
-    peers = [onnx_peer("float network", plain, x), onnx_peer("onnxruntime static int8", static, x)]
-    peers += [onnx_peer("exact, 4 bits", next(content for _, content in export_onnx(model, (4,))), x)]
+        litert = litert_static(plain, inputs, Path(folder))
+    peers = [onnx_peer("float network", plain, x), onnx_peer(ONNX_STATIC, static, x)]
+    peers += [onnx_peer(EXACT, next(content for _, content in export_onnx(model, (4,))), x)]
     peers += [onnx_peer(f"integer, {bits} bits", integer_onnx(calibrated, bits), x) for bits in WIDTHS]
     switchable = runtime_integer_onnx(calibrated, [bits for bits in WIDTHS if bits < 8])
     peers.append(onnx_peer("integer, run-time at 4 bits", switchable, x, bits=np.array(4, np.uint8)))
+    given = np.ascontiguousarray(np.moveaxis(x, 1, -1) if x.ndim > 2 else x)
+    peers.append(tflite_peer(LITERT_STATIC, litert, (given * 127).astype(np.int8)))
     for bits in (4, 8):
         levels = integer_model(calibrated, bits).run(x)["input"].astype(np.int16) - OFFSET
         levels = np.ascontiguousarray(np.moveaxis(levels, 1, -1) if levels.ndim > 2 else levels)
@@ -202,14 +223,15 @@ def main(name: str, rounds: int, least: float) -> None:
             tflite_peer(f"LiteRT integer, {bits} bits", integer_tflite(calibrated, bits), levels.astype(np.int8))
         )
     times = measure(peers, rounds, least)
-    table = Table("", "ms", "to exact", "to static int8", title=f"{name}, one thread, median of {rounds} rounds")
+    table = Table("", "ms", "to exact", "to ort static", "to LiteRT static")
+    table.title = f"{name}, one thread, median of {rounds} rounds"
     for peer, measured in times.items():
         against = [
             statistics.median(a / b for a, b in zip(measured, times[other], strict=True))
-            for other in ("exact, 4 bits", "onnxruntime static int8")
+            for other in (EXACT, ONNX_STATIC, LITERT_STATIC)
         ]
         table.add_row(peer, f"{1000 * statistics.median(measured):.2f}", *(f"{ratio:.2f}" for ratio in against))
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
