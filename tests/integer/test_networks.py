@@ -164,7 +164,7 @@ def test_verification_finds_every_network_right_in_every_runtime(network, bits):
     integers = integer_model(model, bits)
     for content in (integer_onnx(model, bits), integer_tflite(model, bits)):
         for runtime in backend_of(content).open_integers(content, integers, switched=False):
-            comparison = IntegerComparison(model, bits, runtime)
+            comparison = IntegerComparison(model, integers, runtime)
             comparison.add(inputs[:4])
             assert comparison.verdict().passed, (runtime.name, comparison.verdict().problems)
 
@@ -179,7 +179,7 @@ def test_grids_far_apart_are_no_difference(reach):
         integers, content = integer_model(model, bits), integer_tflite(model, bits)
         inputs = np.random.default_rng(1).normal(size=(8, 3, 9, 8)).astype(np.float32)
         for runtime in backend_of(content).open_integers(content, integers, switched=False):
-            comparison = IntegerComparison(model, bits, runtime)
+            comparison = IntegerComparison(model, integers, runtime)
             comparison.add(inputs)
             assert comparison.verdict().passed, (bits, runtime.name, comparison.verdict().problems)
 
@@ -193,7 +193,7 @@ def test_biases_in_coarse_units_may_move_a_level_by_more_than_one():
     grids.scale[:, grids.names.index("3")] /= 64
     integers, content = integer_model(model, 2), integer_onnx(model, 2)
     (runtime,) = backend_of(content).open_integers(content, integers, switched=False)
-    comparison = IntegerComparison(model, 2, runtime)
+    comparison = IntegerComparison(model, integers, runtime)
     comparison.add(np.random.default_rng(1).normal(size=(32, 2, 3, 3)).astype(np.float32))
     assert comparison.verdict().passed, comparison.verdict().problems
     assert comparison.verdict().flip_bound > 1

@@ -28,7 +28,7 @@ def verdicts(model, bits, content, inputs, *, switched=False):
     network = integer_model(model, bits)
     found = {}
     for runtime in backend_of(content).open_integers(content, network, switched=switched):
-        comparison = IntegerComparison(model, bits, runtime)
+        comparison = IntegerComparison(model, network, runtime)
         comparison.add(inputs)
         found[runtime.name] = comparison.verdict()
     return found
@@ -157,10 +157,8 @@ def test_a_reference_with_another_grid_is_told_from_the_file(calibrated, held_ou
         getattr(grids, what).copy_(before)
 
 
-def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out, monkeypatch):
+def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out):
     """A wrong integer model agrees with its own files; PyTorch does not agree with either."""
-    from tqexport.verification import integers
-
     right = integer_model(calibrated, 4)
     wrong = dataclasses.replace(
         right,
@@ -171,12 +169,11 @@ def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out, mon
             for operation in right.operations
         ),
     )
-    monkeypatch.setattr(integers, "integer_model", lambda *_: wrong)
     content = changed_onnx(
         integer_onnx(calibrated, 4), "layers.1.conv1.bias_integers", lambda value: value + np.int32(60)
     )
     (runtime,) = backend_of(content).open_integers(content, wrong, switched=False)
-    comparison = IntegerComparison(calibrated, 4, runtime)
+    comparison = IntegerComparison(calibrated, wrong, runtime)
     comparison.add(held_out[:SAMPLES])
     verdict = comparison.verdict()
     assert not verdict.passed

@@ -32,8 +32,8 @@ def round_biases(model: TruncModel, bits: int) -> None:
     widths = [model.info.batch_norm_width(width) for width in model.info.widths]
     if widths.count(model.info.batch_norm_width(bits)) > 1:
         return  # moved for one width, it would be off for another
-    layers = {layer.name: layer for layer in integer_model(model, bits).operations if isinstance(layer, Convolution)}
-    scales = {name: grid.scale for name, grid in integer_model(model, bits).grids.items()}
+    integers = integer_model(model, bits)
+    layers = {layer.name: layer for layer in integers.operations if isinstance(layer, Convolution)}
     with model.at_width(bits) as network, torch.no_grad():
         per_width = set(map(id, switchable_batch_norms(network).values()))
         for step in plan_of(capture_calls(network, model.info.input_shape)).steps:
@@ -41,7 +41,7 @@ def round_biases(model: TruncModel, bits: int) -> None:
             if norm is None or id(norm.module) not in per_width:
                 continue
             live, layer = norm_of(norm.module), layers[step.call.name]
-            unit = np.float64(np.float32(scales[layer.inputs[0]])) * layer.scale.astype(np.float64)
+            unit = np.float64(np.float32(integers.grids[layer.inputs[0]].scale)) * layer.scale.astype(np.float64)
             assert isinstance(live.running_mean, Tensor)
             assert isinstance(live.running_var, Tensor)
             mean = live.running_mean.double().numpy()

@@ -30,7 +30,7 @@ class Halves:
 
     Attributes:
         weight: int8 (out, in, *kernel): input channels twice and once more, with groups as they were; for a layer
-            of several groups (out, in / groups, *kernel, 3), a last spatial axis that runs over three copies.
+            of several groups (out, in / groups, *kernel), the last axis of the kernel with each column three times.
         extra: The ranges of input channels that are read a third time; empty for a layer of several groups.
     """
 
@@ -45,7 +45,8 @@ def halves_of(layer: Convolution) -> Halves:
     """
     first, second, third = parts(layer.weight)
     if layer.groups > 1:
-        return Halves(np.stack([first, second, third], -1).astype(np.int8), ())
+        columns = np.stack([first, second, third], -1).astype(np.int8)
+        return Halves(columns.reshape(*columns.shape[:-2], -1), ())
     extra = _ranges(np.flatnonzero(np.moveaxis(third, 1, 0).reshape(third.shape[1], -1).any(1)).tolist())
     pieces = [first, second, *(third[:, run.start : run.stop] for run in extra)]
     return Halves(np.concatenate(pieces, 1).astype(np.int8), extra)

@@ -4,12 +4,12 @@ Two steps, each with the runtime's own values as the input of every layer, so th
 next:
 
 * **against the integer model** (:mod:`tqexport.integer.model`) with that runtime's rounding: every constant of the file
-  (weights, biases, scales, zero points), every level that the runtime gives, and the outputs of the untouched file must
-  be equal.
-* **against PyTorch**, whose network has the same grids and rounds to them in float32: a level must be equal, or the
-  neighbouring one with PyTorch's value on the boundary between the two; then it is a flip and is counted. How far from
-  a boundary a value may be for that is computed: what float32 rounding explains of PyTorch's value
-  (:mod:`tqexport.verification.rounding`), and what the integer arithmetic rounds itself (:func:`_own_rounding`).
+  (weights, biases, scales, zero points) and every node, every level that the runtime gives, and the outputs of the
+  untouched file must be equal.
+* **against PyTorch**, whose network has the same grids and rounds to them in float32: a level must be equal, or that of
+  a number near enough to PyTorch's value; then it is a flip and is counted. How near that must be is computed: what
+  float32 rounding explains of PyTorch's value (:mod:`tqexport.verification.rounding`), and what the integer arithmetic
+  rounds itself (:func:`_own_rounding`).
 
 Runtimes that keep no values inside (XNNPACK, TFLite Micro) are compared by their outputs alone; the second step then
 takes the integer model's values, which the outputs were found equal to.
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.integer.arithmetic import Rounding, move_factor
-from tqexport.integer.build import integer_model
 from tqexport.integer.grids import HIGHEST, without_grids
 from tqexport.integer.model import Add, Average, Concat, Convolution, IntegerModel, Operation, Requantize
 from tqexport.integer.naming import INPUT, NamedCalls
@@ -46,22 +45,21 @@ Array = npt.NDArray[Any]
 class IntegerComparison:
     """Compares what a runtime computed of an integer file with the integer model and with PyTorch."""
 
-    def __init__(self, model: TruncModel, bits: int, runtime: IntegerRuntime) -> None:
+    def __init__(self, model: TruncModel, network: IntegerModel, runtime: IntegerRuntime) -> None:
         """Start without a sample.
 
         Args:
             model: The calibrated network.
-            bits: The width of the file.
+            network: Its integer model at the width of the file.
             runtime: The file, open.
         """
-        self._model, self._bits, self._runtime = model, bits, runtime
-        self._network = integer_model(model, bits)
+        self._model, self._network, self._runtime = model, network, runtime
         self._problems: dict[str, str] = {}
         self._levels = self._flips = self._wrong = self._samples = self._agreeing = 0
         self._flip_bound = 0.0
         self._right: list[tuple[int, int]] = []
-        for constant in runtime.differing:
-            self._problems[constant] = f"{constant}: the file has it otherwise than the checkpoint gives"
+        for part in runtime.differing:
+            self._problems[part] = f"{part}: the file has it otherwise than the checkpoint gives"
 
     def add(self, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Run and compare further samples, float32 (N, *input_shape), and their classes (N,) if known."""
@@ -77,7 +75,7 @@ class IntegerComparison:
         self._compare("the outputs", run.outputs, values[network.output])
         self._against_pytorch(run.values or values)
 
-        with torch.no_grad(), self._model.at_width(self._bits) as reference:
+        with torch.no_grad(), self._model.at_width(self._network.bits) as reference:
             floats = reference(torch.from_numpy(inputs)).numpy()
         classes = network.to_floats(network.output, run.outputs).argmax(1)
         expected_classes = floats.argmax(1)
@@ -96,7 +94,7 @@ class IntegerComparison:
         differing = {constant.rpartition(".weight")[0] for constant in self._runtime.differing}
         sizes = {layer.name: layer.codes.codes.size for layer in codes if layer.codes}
         return Verdict(
-            bits=self._bits,
+            bits=self._network.bits,
             runtime=f"{self._runtime.name} integer",
             samples=self._samples,
             codes=sum(sizes.values()),
@@ -144,7 +142,7 @@ class IntegerComparison:
         given = torch.from_numpy(self._network.to_floats(INPUT, values[INPUT]))
         with (
             torch.no_grad(),
-            self._model.at_width(self._bits) as reference,
+            self._model.at_width(self._network.bits) as reference,
             without_grids(reference),
             RoundingErrors() as errors,
             _PutIn(reference, self._network, values, errors, self._level),
@@ -199,7 +197,7 @@ def _own_rounding(operation: Operation, network: IntegerModel, rounding: Roundin
             return np.asarray(_RELATIVE * (magnitude + HIGHEST * step) + first)
         case Concat():
             # Terms with grids of their own are moved to the target's in front of it, which PyTorch knows nothing of.
-            moves = {each.output: each for each in network.operations if isinstance(each, Requantize)}
+            moves = {move.output: move for move in network.operations if isinstance(move, Requantize)}
             moved = [moves[name].inputs[0] for name in operation.inputs if name.startswith(f"{operation.name}/")]
             lost = [_lost_in_move(network.grids[name].scale / target.scale, rounding) for name in moved]
             return np.asarray(_RELATIVE * magnitude + max(lost, default=0.0))

@@ -145,7 +145,7 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
     for runtime in job.backend.open_integers(job.content, network, switched=job.run_time):
         if runtimes and runtime.key not in runtimes:
             continue
-        comparison = IntegerComparison(project.model, job.bits, runtime)
+        comparison = IntegerComparison(project.model, network, runtime)
         for inputs, labels in _batches(samples):
             comparison.add(inputs, labels)
         latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[:1]))

@@ -242,8 +242,6 @@ class _Writer:
         name, g, codes = f"{layer.name}.weight", self._graph, layer.codes
         if self._folded:
             values = halves_of(layer).weight if layer.wide else layer.weight.astype(np.int8)
-            if layer.wide and layer.groups > 1:
-                values = values.reshape(*values.shape[:-2], -1)
             return g.constant(f"{name}.integers", values)
         if codes is None:
             # Times the signs in the graph, as these may differ between the widths of one file.

@@ -128,8 +128,6 @@ class _Writer:
         source, window, groups, weight = layer.inputs[0], layer.window, layer.groups, layer.weight.astype(np.int8)
         if layer.wide:
             weight = halves_of(layer).weight
-            if groups > 1:
-                weight = weight.reshape(*weight.shape[:-2], -1)
             read, window = self._copies(layer, read, window)
         unit = np.float32(self._network.grids[source].scale) * layer.scale
         _check_factor(layer.name, float(unit.max()) / grid.scale, _MOST_IN_LAYER)

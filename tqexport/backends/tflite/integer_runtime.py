@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,20 +38,31 @@ def open_integer_runtimes(content: bytes, network: IntegerModel) -> Iterator[Int
     Raises:
         InputError: A runtime does not take it, or it is another network.
     """
-    yield _LiteRT(content, network, "xnnpack")
-    yield _LiteRT(content, network, "litert")
+    flat, facts = single_graph(content, None)
+    assert facts is not None
+    float_io = facts.kernel == FLOAT_IO
+    fresh = FlatModel(render_tflite(network, facts, float_io=float_io))
+    file = _File(content, float_io, tuple(_differing(flat, fresh)))
+    yield _LiteRT(file, network, "xnnpack")
+    yield _LiteRT(file, network, "litert")
     if importlib.util.find_spec(_MICRO):
-        yield _Micro(content, network)
+        yield _Micro(file, network)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file, and what was found out of it for every runtime: see ``IntegerRuntime.differing``."""
+
+    content: bytes
+    float_io: bool
+    differing: tuple[str, ...]
 
 
 class _TfliteRuntime(IntegerRuntime):
     """What the runtimes of TFLite share: int8 values, channels last, one sample at a time."""
 
-    def __init__(self, content: bytes, network: IntegerModel) -> None:
-        flat, facts = single_graph(content, None)
-        assert facts is not None
-        self._network, self._float_io = network, facts.kernel == FLOAT_IO
-        self.differing = tuple(_differing(flat, FlatModel(render_tflite(network, facts, float_io=self._float_io))))
+    def __init__(self, file: _File, network: IntegerModel) -> None:
+        self._network, self._float_io, self.differing = network, file.float_io, file.differing
 
     def run(self, inputs: Inputs) -> IntegerRun:
         return IntegerRun({}, self.run_untouched(inputs))
@@ -65,10 +77,12 @@ class _TfliteRuntime(IntegerRuntime):
 
     def _levels(self, parts: Sequence[Array], name: str) -> Levels:
         """A value of the file as levels, channels first."""
-        if parts[0].dtype == np.float32:
-            floats = to_channels_first(np.concatenate(parts))
-            return to_grid(floats.reshape(len(floats), *self._network.shapes[name]), self._network.grids[name])
-        levels = to_channels_first((np.concatenate(parts).astype(np.int16) + OFFSET).astype(np.uint8))
+        values = np.concatenate(parts)
+        if values.dtype == np.float32:
+            levels = to_grid(values, self._network.grids[name])
+        else:
+            levels = (values.astype(np.int16) + OFFSET).astype(np.uint8)
+        levels = to_channels_first(levels)
         shape = (len(parts), *self._network.shapes[name])
         return levels.reshape(shape) if levels.size == np.prod(shape) else levels
 
@@ -76,15 +90,15 @@ class _TfliteRuntime(IntegerRuntime):
 class _LiteRT(_TfliteRuntime):
     """LiteRT, with XNNPACK or with its own kernels; these keep every value."""
 
-    def __init__(self, content: bytes, network: IntegerModel, rounding: Rounding) -> None:
-        super().__init__(content, network)
+    def __init__(self, file: _File, network: IntegerModel, rounding: Rounding) -> None:
+        super().__init__(file, network)
         xnnpack = rounding == "xnnpack"
         self.key, self.name, self.rounding = rounding, "LiteRT XNNPACK" if xnnpack else "LiteRT", rounding
-        self._session = LiteRTSession(content, xnnpack=xnnpack)
+        self._session = LiteRTSession(file.content, xnnpack=xnnpack)
         self._names = [] if xnnpack else [operation.output for operation in network.operations]
         self._traced: LiteRTSession | None = None
         if self._names:
-            flat, _ = single_graph(content, None)
+            flat, _ = single_graph(file.content, None)
             indices = [flat.find(name) for name in self._names]
             if missing := [name for name, index in zip(self._names, indices, strict=True) if index is None]:
                 raise InputError(f"the file has no value {missing[0]}; export it again with --kernel integer")
@@ -111,13 +125,13 @@ class _LiteRT(_TfliteRuntime):
 class _Micro(_TfliteRuntime):
     """TFLite Micro's interpreter."""
 
-    def __init__(self, content: bytes, network: IntegerModel) -> None:
-        super().__init__(content, network)
+    def __init__(self, file: _File, network: IntegerModel) -> None:
+        super().__init__(file, network)
         from tflite_micro.python.tflite_micro import runtime
 
         self.key, self.name, self.rounding = "tflm", "TFLite Micro", "tflm"
         try:
-            self._interpreter: Any = runtime.Interpreter.from_bytes(content, arena_size=_ARENA)
+            self._interpreter: Any = runtime.Interpreter.from_bytes(file.content, arena_size=_ARENA)
         except RuntimeError as error:
             raise InputError(f"TFLite Micro does not take the file: {error}") from error
 
