@@ -39,7 +39,6 @@ for command in (
     inspect.command,
     gap.command,
     calibrate.command,
-    calibrate.command,
     convert.command,
 ):
     cli.add_command(command)

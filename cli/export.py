@@ -37,7 +37,9 @@ def export_command(backend: Backend) -> click.Command:
             from tqexport.artifacts.project import open_project
 
             project = open_project(source, folder, options, output.step)
-        kernel = kernel or project.default_kernel
+        if kernel is None:
+            kernel = project.default_kernel
+            kernel = kernel if kernel in backend.kernels else next(iter(backend.kernels))
         if widths is not None and widths.run_time:
             exported = iter([project.export_runtime(backend.name, kernel)])
         else:
@@ -49,6 +51,7 @@ def export_command(backend: Backend) -> click.Command:
             truncatable_to = f", can be truncated to {others}" if others else ""
             path = project.folder / artifact.file
             output.say(f"{path}  {artifact.bytes:,} bytes, {artifact.layout}{truncatable_to}")
+            output.say(*(str(project.folder / name) for name in artifact.companions))
             artifacts.append(artifact)
         output.document({"folder": str(project.folder), "artifacts": [asdict(artifact) for artifact in artifacts]})
 
@@ -58,18 +61,19 @@ def export_command(backend: Backend) -> click.Command:
 
 
 def _options(backend: Backend) -> list[Callable[[Any], Any]]:
-    """What the command takes; a back end that converts another's files finds them in the export folder."""
-    from_files = backend.converts is not None
-    metavar = None if from_files else "CHECKPOINT"
+    """What the command takes."""
+    metavar = None if backend.takes_folder else "CHECKPOINT"
     options = [
-        click.argument("source", metavar=metavar, type=click.Path(path_type=Path), required=not from_files),
-        widths_option("the widths exported", run_time=True) if from_files else widths_option("8", "8", run_time=True),
+        click.argument("source", metavar=metavar, type=click.Path(path_type=Path), required=not backend.takes_folder),
+        widths_option("the widths exported", run_time=True)
+        if backend.takes_folder
+        else widths_option("8", "8", run_time=True),
         click.option(
             "-o",
             "--output",
             "folder",
             type=click.Path(path_type=Path, file_okay=False),
-            help=f"Default: {'the export folder' if from_files else './tqexport-out'}.",
+            help=f"Default: {'the export folder' if backend.takes_folder else './tqexport-out'}.",
         ),
     ]
     if len(backend.kernels) > 1:
@@ -89,7 +93,7 @@ def _options(backend: Backend) -> list[Callable[[Any], Any]]:
 
 def _help(backend: Backend) -> str:
     """The command's help."""
-    if backend.converts is None:
+    if not backend.takes_folder:
         return f"Export CHECKPOINT to {backend.title}.\n\n{backend.description}"
     sources = "SOURCE is an export folder (default ./tqexport-out) or a checkpoint."
-    return f"Convert to {backend.title}.\n\n{sources} {backend.description}"
+    return f"Export to {backend.title}.\n\n{sources} {backend.description}"

@@ -58,7 +58,8 @@ def _widths_line(artifact: OpenArtifact) -> str:
         return f"{plural_bits(artifact.widths[0])} fixed"
     widths = ", ".join(map(str, artifact.widths))
     if artifact.own is None:
-        return f"{widths} bits, chosen as it runs; tqexport truncate cuts a width out"
+        cutting = "; tqexport truncate cuts a width out" if artifact.backend.cuts else ""
+        return f"{widths} bits, chosen as it runs{cutting}"
     return f"{plural_bits(artifact.own)}, and tables of {widths}; tqexport truncate cuts a width out"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 
 from tqexport.backends import BACKENDS
 from tqexport.checkpoints.options import ReadOptions
+from tqexport.integer.names import is_integer
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
@@ -84,7 +86,12 @@ def command(
     title = f"{project.checkpoint} against its exports, {chosen.description}"
     output.say(title)
     _say_table(output, checked)
-    output.say(*_notes(checked), _conclusion(checked))
+    kinds = (
+        {artifact.kind for artifact, _ in project.artifacts(asked) if is_integer(artifact.kernel)}
+        if not runtimes
+        else ()
+    )
+    output.say(*_notes(checked, kinds), _conclusion(checked))
     if report:
         from tqexport.files import write_bytes
 
@@ -102,31 +109,30 @@ def command(
     return 0 if passed else PARITY_FAILED
 
 
-def _notes(checked: list[Checked]) -> list[str]:
-    """Footnotes of the table, and every problem."""
+def _notes(checked: list[Checked], kinds: Collection[str]) -> list[str]:
+    """Footnotes of the table, and every problem; ``kinds`` are those of the integer files in the folder."""
     notes = []
     if any(check.temporary for check in checked):
         notes.append("* not exported yet; exported for this check alone")
     if any(check.deployed.activations_wrong and check.passed for check in checked):
         notes.append("dynamic: the weights are the trained ones; the kernels round their input, and activations follow")
-    notes += _absent(checked)
+    notes += _absent({*kinds, *(check.file.rpartition(".")[2] for check in checked if "integer" in check.runtime)})
     for check in checked:
         notes += [f"{check.bits} bits, {check.runtime}: {problem}" for problem in check.problems]
     return notes
 
 
-def _absent(checked: list[Checked]) -> list[str]:
+def _absent(kinds: Collection[str]) -> list[str]:
     """What integer files run in elsewhere but were not compared in, because it is not installed."""
     from tqexport.errors import HostError
 
-    kinds = {check.file.rpartition(".")[2] for check in checked if "integer" in check.runtime}
     notes = []
     for backend in (BACKENDS[kind] for kind in sorted(kinds)):
         for runtime in backend.integer_runtimes:
             try:
                 backend.check_runtime(runtime)
             except HostError as error:
-                notes.append(f"not compared: {error}")
+                notes.append(f"not compared in {backend.integer_runtimes[runtime]}: {error}")
     return notes
 
 

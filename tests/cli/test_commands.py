@@ -167,7 +167,7 @@ def test_names_with_spaces(tmp_path):
 
 def test_every_command_is_in_the_help_and_has_json(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    assert set(cli.commands) == {"onnx", "tflite", "verify", "truncate", "inspect", "gap", "convert", "calibrate"}
+    assert set(cli.commands) == {"onnx", "tflite", "c", "verify", "truncate", "inspect", "gap", "convert", "calibrate"}
     for name in cli.commands:
         assert f"\n  {name} " in text
         assert "--json" in run(name, "--help", cwd=tmp_path).stdout

@@ -73,7 +73,7 @@ def test_a_runtime_is_chosen_or_said_to_be_absent(calibrated_file, monkeypatch, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tflite_micro" else find_spec(name))
     code, names, said = verified()
     assert (code, "TFLite Micro integer" in names) == (0, False)
-    assert "not compared: TFLite Micro is not installed" in said
+    assert "not compared in TFLite Micro: TFLite Micro is not installed" in said
     code, _, said = verified("tflm")
     assert (code, "TFLite Micro is not installed: pip install" in said) == (4, True)
     monkeypatch.undo()

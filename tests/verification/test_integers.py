@@ -27,7 +27,7 @@ def verdicts(model, bits, content, inputs, *, switched=False):
     """A file against the integer model and PyTorch, in every runtime that is here, by the runtime's name."""
     network = integer_model(model, bits)
     found = {}
-    for runtime in backend_of(content).open_integers(content, network, switched=switched):
+    for runtime in backend_of(content).open_integers(content, lambda _: network, network.bits, switched=switched):
         comparison = IntegerComparison(model, network, runtime)
         comparison.add(inputs)
         found[runtime.name] = comparison.verdict()
@@ -172,7 +172,7 @@ def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out):
     content = changed_onnx(
         integer_onnx(calibrated, 4), "layers.1.conv1.bias_integers", lambda value: value + np.int32(60)
     )
-    (runtime,) = backend_of(content).open_integers(content, wrong, switched=False)
+    (runtime,) = backend_of(content).open_integers(content, lambda _: wrong, wrong.bits, switched=False)
     comparison = IntegerComparison(calibrated, wrong, runtime)
     comparison.add(held_out[:SAMPLES])
     verdict = comparison.verdict()

@@ -36,6 +36,7 @@ class Artifact:
         outputs: Its outputs.
         kernel: How it multiplies: ``exact``, or another of the back end's kernels.
         truncatable_to: The other widths that can be cut from a fixed file.
+        companions: Names of the files that were written beside it.
     """
 
     file: str
@@ -48,6 +49,7 @@ class Artifact:
     outputs: tuple[TensorInfo, ...]
     kernel: str = EXACT
     truncatable_to: tuple[int, ...] = ()
+    companions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
     entry["widths"] = tuple(int(bits) for bits in entry["widths"])
     entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
+    entry["companions"] = tuple(map(str, entry.get("companions", ())))
     if Path(entry["file"]).name != entry["file"]:
         raise ValueError(f"artifact {entry['file']!r} is not in the folder")
     artifact = Artifact(**entry)

@@ -200,7 +200,8 @@ class Project:
     def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
         """What an artifact is called: ``NAME-w4.onnx``, or ``NAME.onnx`` where it holds several widths."""
         width = f"-w{widths[0]}" if len(widths) == 1 else ""
-        return f"{self.name}{width}{'' if kernel == EXACT else f'-{kernel}'}.{backend}"
+        ordinary = next(iter(BACKENDS[backend].kernels))
+        return f"{self.name}{width}{'' if kernel == ordinary else f'-{kernel}'}.{backend}"
 
     @property
     def default_kernel(self) -> str:
@@ -230,8 +231,12 @@ class Project:
         """Write a file from which ``others`` can be cut, and enter it into the manifest."""
         file, sha256 = self.file_name(backend, widths, kernel), hashlib.sha256(content).hexdigest()
         ends, layout = BACKENDS[backend].describe(content), BACKENDS[backend].layout
-        artifact = Artifact(file, backend, widths, layout, sha256, len(content), *ends, kernel, others)
-        write_bytes(self.folder / file, content)
+        companions = BACKENDS[backend].companions(self, file, content)
+        artifact = Artifact(
+            file, backend, widths, layout, sha256, len(content), *ends, kernel, others, tuple(companions)
+        )
+        for name, beside in {**companions, file: content}.items():
+            write_bytes(self.folder / name, beside)
         self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])
         self.manifest.write(self.folder)
         return artifact

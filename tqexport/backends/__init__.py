@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tqexport.backends.base import Backend
+from tqexport.backends.c import CBackend
 from tqexport.backends.onnx import OnnxBackend
 from tqexport.backends.running import Runner, RuntimeRun
 from tqexport.backends.tflite import TfliteBackend
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "backend_of", "open_runner", "run_file"]
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxBackend(), TfliteBackend())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxBackend(), TfliteBackend(), CBackend())}
 
 
 def backend_of(content: bytes) -> Backend:
@@ -30,8 +31,8 @@ def backend_of(content: bytes) -> Backend:
     for backend in BACKENDS.values():
         if backend.recognises(content):
             return backend
-    formats = " or ".join(backend.title for backend in BACKENDS.values())
-    raise InputError(f"is not a valid {formats} file; export it again")
+    *formats, last = (backend.title for backend in BACKENDS.values())
+    raise InputError(f"is not a valid {', '.join(formats)} or {last} file; export it again")
 
 
 def open_runner(content: bytes, bits: int | None = None, *, deployed: bool = True) -> Runner:

@@ -8,7 +8,7 @@ tests/backends/test_conformance.py is the suite that every back end passes; docs
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -47,6 +47,9 @@ class Source(Protocol):
     def widths(self) -> tuple[int, ...]:
         """Every width that the checkpoint has, ascending."""
 
+    def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
+        """What the file of a back end is called."""
+
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Fixed files of another back end, as they were exported or made now."""
 
@@ -66,7 +69,8 @@ class Backend(ABC):
         verified_by_default: Whether ``verify`` makes a file for the check where there is none.
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
-        converts: The back end whose files it makes its own from; None where it starts from the network.
+        takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
+            that were exported before.
     """
 
     name: ClassVar[str]
@@ -77,7 +81,7 @@ class Backend(ABC):
     verified_by_default: ClassVar[bool] = False
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
-    converts: ClassVar[str | None] = None
+    takes_folder: ClassVar[bool] = False
 
     def every_runtime(self) -> set[str]:
         """Names of all runtimes of its files, whatever the kernel."""
@@ -130,6 +134,16 @@ class Backend(ABC):
             "one of them with tqexport truncate, and so does an ONNX file made with --truncatable"
         )
 
+    def companions(self, source: Source, file: str, content: bytes) -> dict[str, bytes]:  # noqa: ARG002 - most have none
+        """What is written beside a file, by name; none of it says anything that the file does not.
+
+        Args:
+            source: What the file was exported from.
+            file: Its name.
+            content: The file.
+        """
+        return {}
+
     # Reading files.
 
     @abstractmethod
@@ -160,20 +174,36 @@ class Backend(ABC):
             InputError: It is damaged, or holds none.
         """
 
-    def cut(self, content: bytes, bits: int) -> bytes:
+    def cut(self, content: bytes, bits: int) -> bytes:  # noqa: ARG002 - of those that can
         """The fixed file of a width from a file with several, byte for byte as a direct export makes it.
 
         Raises:
             InputError: It is damaged. (Whether it has the width was asked before, and the result is proved after.)
+            UsageError: Nothing can be cut from this format.
         """
-        raise NotImplementedError(f"{self.title} files hold one width each")
+        raise UsageError(
+            f"nothing is cut from {self.title} files; export the width: tqexport {self.name} CHECKPOINT --bits {bits}"
+        )
 
-    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:  # noqa: ARG002
+    @property
+    def cuts(self) -> bool:
+        """Whether widths can be cut from its files."""
+        return type(self).cut is not Backend.cut
+
+    def open_integers(
+        self,
+        content: bytes,  # noqa: ARG002
+        network_at: Callable[[int], IntegerModel],  # noqa: ARG002
+        bits: int,  # noqa: ARG002
+        *,
+        switched: bool,  # noqa: ARG002
+    ) -> Iterator[IntegerRuntime]:
         """A file of the integer kernel in every runtime that is here, ready to be verified.
 
         Args:
             content: The file.
-            network: The integer model that it must be.
+            network_at: The integer model that it must be at a width.
+            bits: The width.
             switched: Whether it is a run-time file.
 
         Raises:

@@ -13,6 +13,7 @@ a few millionths of a half.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +21,77 @@ import numpy.typing as npt
 
 from tqexport.integer.grids import OFFSET, Grid
 
-__all__ = ["ROUNDINGS", "Rounding", "add", "average", "move", "move_factor", "requantize", "to_grid"]
+__all__ = [
+    "HEADROOM",
+    "ROUNDINGS",
+    "FixedPoint",
+    "Rounding",
+    "add",
+    "average",
+    "layer_factor",
+    "mean_factor",
+    "move",
+    "move_factor",
+    "requantize",
+    "sum_factors",
+    "to_grid",
+]
 
 Rounding = Literal["real", "xnnpack", "litert", "tflm"]
 ROUNDINGS: tuple[Rounding, ...] = ("real", "xnnpack", "litert", "tflm")
 
+HEADROOM = 20  # bits of the terms of a sum
+
 Integers = npt.NDArray[np.int64]
 Levels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """``multiplier * 2^(exponent - 31)``, as LiteRT and TFLite Micro multiply by.
+
+    Attributes:
+        multiplier: 0, or 31 bits: ``2^30`` to ``2^31 - 1``; int64, a number or an array.
+        exponent: int64, the same shape.
+    """
+
+    multiplier: Any
+    exponent: Any
+
+    @staticmethod
+    def nearest(factor: Any) -> FixedPoint:
+        """A positive factor (TFLite's ``QuantizeMultiplier``); what vanishes at every sum is 0."""
+        mantissa, exponent = np.frexp(np.asarray(factor, np.float64))
+        multiplier = np.floor(mantissa * (1 << 31) + 0.5).astype(np.int64)
+        overflow = multiplier == 1 << 31
+        multiplier = np.where(overflow, multiplier // 2, multiplier)
+        exponent = exponent.astype(np.int64) + overflow
+        vanishes = exponent < -31
+        return FixedPoint(np.where(vanishes, 0, multiplier), np.where(vanishes, 0, exponent))
+
+
+def layer_factor(
+    source_scale: npt.NDArray[np.float32] | float, weight_scale: npt.NDArray[np.float32] | float, target: Grid
+) -> FixedPoint:
+    """What LiteRT and TFLite Micro multiply the sums of a layer by, in the shape of ``weight_scale``."""
+    real = np.float64(np.float32(source_scale)) * np.asarray(weight_scale, np.float32).astype(np.float64)
+    return FixedPoint.nearest(real / np.float64(np.float32(target.scale)))
+
+
+def sum_factors(first: Grid, second: Grid, target: Grid) -> tuple[FixedPoint, FixedPoint, FixedPoint]:
+    """What they multiply the two terms of a sum by, which have 20 bits of headroom, and the sum of these."""
+    scales = [np.float64(np.float32(grid.scale)) for grid in (first, second)]
+    twice_largest = 2 * max(scales)
+    back = twice_largest / ((1 << HEADROOM) * np.float64(np.float32(target.scale)))
+    a, b = (FixedPoint.nearest(scale / twice_largest) for scale in scales)
+    return a, b, FixedPoint.nearest(back)
+
+
+def mean_factor(count: int, source: Grid, target: Grid) -> FixedPoint:
+    """What they multiply the sum of ``count`` values by for its mean (TFLite's mean of integers)."""
+    factor = FixedPoint.nearest(np.float64(np.float32(source.scale)) / np.float64(np.float32(target.scale)))
+    shift = min(count.bit_length() - 1, 32, 31 + int(factor.exponent))
+    return FixedPoint((factor.multiplier << np.int64(shift)) // count, factor.exponent - shift)
 
 
 def to_grid(values: npt.NDArray[np.float32], grid: Grid) -> Levels:
@@ -54,9 +119,8 @@ def requantize(
         factor = np.float32(source_scale) * np.asarray(weight_scale, np.float32) / np.float32(target.scale)
         product = sums.astype(np.float32) * factor
         return _clip(np.rint(product).astype(np.int64) + target.zero_point, target)
-    real = np.float64(np.float32(source_scale)) * np.asarray(weight_scale, np.float32).astype(np.float64)
-    multiplier, exponent = _fixed_point(real / np.float64(np.float32(target.scale)))
-    return _clip(_multiply(sums, multiplier, exponent, rounding) + target.zero_point, target)
+    fixed_point = layer_factor(source_scale, weight_scale, target)
+    return _clip(_multiply(sums, fixed_point, rounding) + target.zero_point, target)
 
 
 def move(levels: Levels, source: Grid, target: Grid, rounding: Rounding) -> Levels:
@@ -90,15 +154,9 @@ def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, targ
         half = np.int64(1) << np.int64(shift - 1)
         return _clip(((a * factors[0] + b * factors[1] + half) >> np.int64(shift)) + target.zero_point, target)
     # LiteRT and TFLite Micro do the same here.
-    scales = [np.float64(np.float32(grid.scale)) for grid in (first_grid, second_grid)]
-    twice_largest = 2 * max(scales)
-    headroom = 20
-    terms = [
-        _multiply(x << headroom, *_fixed_point(scale / twice_largest), "tflm")
-        for x, scale in zip((a, b), scales, strict=True)
-    ]
-    back = _fixed_point(twice_largest / ((1 << headroom) * np.float64(np.float32(target.scale))))
-    return _clip(_multiply(terms[0] + terms[1], *back, "tflm") + target.zero_point, target)
+    first_factor, second_factor, back = sum_factors(first_grid, second_grid, target)
+    total = _multiply(a << HEADROOM, first_factor, "tflm") + _multiply(b << HEADROOM, second_factor, "tflm")
+    return _clip(_multiply(total, back, "tflm") + target.zero_point, target)
 
 
 def average(sums: Integers, count: int, source: Grid, target: Grid, rounding: Rounding) -> Levels:
@@ -109,10 +167,8 @@ def average(sums: Integers, count: int, source: Grid, target: Grid, rounding: Ro
         return _clip(np.rint(product).astype(np.int64) + target.zero_point, target)
     if rounding == "xnnpack":
         return _average_in_floats(sums, count, source, target)
-    multiplier, exponent = _fixed_point(np.float64(np.float32(source.scale)) / np.float64(np.float32(target.scale)))
-    shift = min(count.bit_length() - 1, 32, 31 + int(exponent))  # TFLite's mean of integers
-    multiplier = (multiplier << np.int64(shift)) // count
-    return _clip(_multiply(sums, multiplier, exponent - shift, "tflm") + target.zero_point, target)  # LiteRT as well
+    fixed_point = mean_factor(count, source, target)
+    return _clip(_multiply(sums, fixed_point, "tflm") + target.zero_point, target)  # LiteRT as well
 
 
 def _add_in_floats(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, target: Grid) -> Levels:
@@ -139,21 +195,10 @@ def _average_in_floats(sums: Integers, count: int, source: Grid, target: Grid) -
     return _clip(np.rint(total).astype(np.int64) + OFFSET, target)
 
 
-def _fixed_point(factor: Any) -> tuple[Any, Any]:
-    """``factor = multiplier * 2^(exponent - 31)`` with a multiplier of 31 bits (TFLite's ``QuantizeMultiplier``)."""
-    mantissa, exponent = np.frexp(np.asarray(factor, np.float64))
-    multiplier = np.floor(mantissa * (1 << 31) + 0.5).astype(np.int64)
-    overflow = multiplier == 1 << 31
-    multiplier = np.where(overflow, multiplier // 2, multiplier)
-    exponent = exponent.astype(np.int64) + overflow
-    vanishes = exponent < -31
-    return np.where(vanishes, 0, multiplier), np.where(vanishes, 0, exponent)
-
-
-def _multiply(x: Integers, multiplier: Any, exponent: Any, rounding: Rounding) -> Integers:
+def _multiply(x: Integers, factor: FixedPoint, rounding: Rounding) -> Integers:
     """A doubling high product with rounding, then a shift with rounding: halves up, or in TFLM away from zero."""
-    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
-    product = (x << left) * multiplier
+    left, right = np.maximum(factor.exponent, 0), np.maximum(-factor.exponent, 0)
+    product = (x << left) * factor.multiplier
     nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     total = product + nudge
     high = np.where(total >= 0, total >> 31, -((-total) >> 31))  # C's division truncates

@@ -141,8 +141,9 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
     from tqexport.integer.build import integer_model
     from tqexport.verification.integers import IntegerComparison
 
-    network = integer_model(project.model, job.bits)
-    for runtime in job.backend.open_integers(job.content, network, switched=job.run_time):
+    network_at = functools.lru_cache(functools.partial(integer_model, project.model))
+    network = network_at(job.bits)
+    for runtime in job.backend.open_integers(job.content, network_at, job.bits, switched=job.run_time):
         if runtimes and runtime.key not in runtimes:
             continue
         comparison = IntegerComparison(project.model, network, runtime)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
@@ -90,10 +90,12 @@ class OnnxBackend(Backend):
 
         return cut_onnx(content, bits)
 
-    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:
+    def open_integers(
+        self, content: bytes, network_at: Callable[[int], IntegerModel], bits: int, *, switched: bool
+    ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.onnx.integer_runtime import IntegerOnnxRuntime
 
-        yield IntegerOnnxRuntime(content, network, switched=switched)
+        yield IntegerOnnxRuntime(content, network_at(bits), switched=switched)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.onnx.session import OnnxSession

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
@@ -42,7 +42,7 @@ class TfliteBackend(Backend):
     verified_by_default = True
     runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
     integer_runtimes = {"tflm": "TFLite Micro"}  # noqa: RUF012 - annotated in the protocol
-    converts = "onnx"
+    takes_folder = True
 
     def check_environment(self, kernel: str = EXACT) -> None:
         from tqexport.backends.tflite.onnx2tf import check_converter
@@ -112,10 +112,17 @@ class TfliteBackend(Backend):
 
         return cut_tflite(content, bits)
 
-    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:  # noqa: ARG002
+    def open_integers(
+        self,
+        content: bytes,
+        network_at: Callable[[int], IntegerModel],
+        bits: int,
+        *,
+        switched: bool,  # noqa: ARG002
+    ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.tflite.integer_runtime import open_integer_runtimes
 
-        return open_integer_runtimes(content, network)
+        return open_integer_runtimes(content, network_at(bits))
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.tflite.session import LiteRTSession

@@ -1,0 +1,165 @@
+"""The emitted C computes what the integer model says, to the last bit, and does nothing that C leaves undefined."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from c_programs import STRICT, build, render, try_program, write_program
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from integer_networks import CASES, WIDTHS, calibrated_case
+from random_integers import integer_models
+
+from tqexport.backends.c.source import render_c
+from tqexport.errors import ConversionError, InputError
+from tqexport.integer.build import integer_model
+from tqexport.integer.model import Convolution
+
+EVERY_WIDTH = range(1, 9)
+
+
+@pytest.fixture(scope="module")
+def integers(calibrated):
+    """The integer models of the digits network."""
+    return {bits: integer_model(calibrated, bits) for bits in EVERY_WIDTH}
+
+
+def equal_lines(said: str) -> list[str]:
+    return [line for line in said.splitlines() if re.search(r"bits: 0 of \d+ output bytes differ", line)]
+
+
+@pytest.mark.parametrize("bits", EVERY_WIDTH)
+def test_a_file_of_one_width_is_the_integer_model_on_every_held_out_digit(integers, held_out, tmp_path, bits):
+    said = try_program(tmp_path, [integers[bits]], held_out, ["-O2"])
+    assert said == f"{bits} bits: 0 of {10 * len(held_out)} output bytes differ\n"
+    assert len(equal_lines(try_program(tmp_path, [integers[bits]], held_out[:8]))) == 1  # with sanitizers
+
+
+def test_the_run_time_file_is_the_integer_model_at_every_width(integers, held_out, tmp_path):
+    for inputs, *flags in ((held_out, ["-O2"]), (held_out[:8],)):
+        assert len(equal_lines(try_program(tmp_path, list(integers.values()), inputs, *flags))) == 8
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_layer(name, tmp_path):
+    model, inputs = calibrated_case(name)
+    networks = [integer_model(model, bits) for bits in WIDTHS]
+    assert len(equal_lines(try_program(tmp_path, networks, inputs[:2]))) == len(WIDTHS)
+    assert len(equal_lines(try_program(tmp_path, networks[1:2], inputs[:2]))) == 1
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models=integer_models(), seed=st.integers(0, 2**32 - 1))
+def test_random_networks(models, seed, tmp_path_factory):
+    shape = models[0].shapes["input"]
+    scale = models[0].grids["input"].scale
+    inputs = (np.random.default_rng(seed).normal(size=(2, *shape)) * 60 * scale).astype(np.float32)
+    assert len(equal_lines(try_program(tmp_path_factory.mktemp("random"), models, inputs))) == len(models)
+
+
+@pytest.mark.parametrize("widths", [(2,), (8,), (1, 4, 8)])
+def test_clang_has_nothing_to_say_either(integers, held_out, tmp_path, widths):
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+    write_program(tmp_path, [integers[bits] for bits in widths], held_out[:3])
+    done = subprocess.run([build(tmp_path, "-O2", compiler="clang")], capture_output=True, text=True)
+    assert (done.returncode, len(equal_lines(done.stdout))) == (0, len(widths))
+
+
+def test_the_header_serves_cpp_and_the_object_needs_nothing(integers, held_out, tmp_path):
+    """No heap, no libm, no float, no libgcc: the object has no undefined symbol, and writes nothing but its arena."""
+    write_program(tmp_path, [integers[2], integers[8]], held_out[:1])
+    user = '#include "net.h"\nint main() { return net_run(nullptr, nullptr, 3) - NET_BAD_WIDTH; }\n'
+    (tmp_path / "user.cpp").write_text(user)
+    subprocess.run(["gcc", *STRICT, "-O2", "-fno-builtin", "-c", "net.c"], cwd=tmp_path, check=True)
+    undefined = subprocess.run(["nm", "--undefined-only", "net.o"], cwd=tmp_path, capture_output=True, text=True)
+    assert undefined.stdout == ""
+    data = subprocess.run(["size", "-A", "net.o"], cwd=tmp_path, capture_output=True, text=True).stdout
+    sizes = {line.split()[0]: int(line.split()[1]) for line in data.splitlines() if re.match(r"\.\w", line)}
+    arena = int(re.search(r"NET_ARENA_BYTES (\d+)", (tmp_path / "net.h").read_text())[1])
+    assert (sizes[".data"], sizes[".bss"]) == (0, -(-arena // 32) * 32 if arena % 32 else arena)
+    source = re.sub(r"/\*.*?\*/", "", (tmp_path / "net.c").read_text(), flags=re.DOTALL)
+    assert not re.search(r"\b(float|double|malloc|__\w+)\b", source)
+    subprocess.run(["g++", "-Wall", "-Werror", "-o", "user", "user.cpp", "net.o"], cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "user"]).returncode == 0
+
+
+def test_a_wrong_width_leaves_the_output_alone(integers, held_out, tmp_path):
+    write_program(tmp_path, [integers[2], integers[4]], held_out[:1])
+    (tmp_path / "net_test.c").write_text("""
+#include "net.h"
+static int8_t input[NET_INPUT_BYTES], output[NET_OUTPUT_BYTES];
+int main(void)
+{
+    static const unsigned wrong[] = {0, 1, 3, 5, 8, 9, 258, 4294967298U & 0xFFFFFFFFU, 0xFFFFFFFFU};
+    unsigned i;
+    output[0] = 77;
+    for (i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        if (wrong[i] != 2 && (net_run(input, output, wrong[i]) != NET_BAD_WIDTH || output[0] != 77)) {
+            return 1;
+        }
+    }
+    return net_run(input, output, 4);
+}
+""")
+    assert subprocess.run([build(tmp_path)]).returncode == 0
+
+
+def test_a_damaged_number_is_noticed_by_the_test_program(integers, held_out, tmp_path):
+    write_program(tmp_path, [integers[4]], held_out[:3])
+    source = (tmp_path / "net.c").read_text()
+    (tmp_path / "net.c").write_text(re.sub(r"(biases_fc\[10\] = \{\s*)-?\d+", r"\g<1>12345", source))
+    done = subprocess.run([build(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert not equal_lines(done.stdout)
+
+
+def test_codes_of_a_narrow_file_are_packed(integers):
+    sizes = {bits: render([network]).table_bytes for bits, network in integers.items()}
+    codes = sum(
+        layer.codes.codes.size
+        for layer in integers[8].operations
+        if isinstance(layer, Convolution) and layer.codes is not None
+    )
+    rest = sizes[8] - codes
+    for bits in (1, 2, 4):
+        assert sizes[bits] <= rest + codes * bits / 8 + 100
+    assert sizes[2] < 30_000
+
+
+def test_names_that_are_no_identifiers(integers, tmp_path):
+    """Names of modules and files come from others: none may end a comment or clash."""
+    network = integers[2]
+    names = ["a*/ int x; /*", "a__ int x; __", "ünï\\", "??/"]
+    layers = [op for op in network.operations if isinstance(op, Convolution)][: len(names)]
+    renamed = {id(layer): name for layer, name in zip(layers, names, strict=True)}
+    operations = tuple(
+        dataclasses.replace(op, name=renamed[id(op)]) if id(op) in renamed else op for op in network.operations
+    )
+    program = render([dataclasses.replace(network, operations=operations)], "4 my-näme")
+    (tmp_path / "4 my-näme.c").write_text(program.source)
+    (tmp_path / "4 my-näme.h").write_text(
+        "#include <stdint.h>\n#define NET_4_MY_N_ME_ARENA_BYTES 10000\n"
+        "#define NET_4_MY_N_ME_BAD_WIDTH (-1)\nint net_4_my_n_me_run(const int8_t *, int8_t *, unsigned);\n"
+    )
+    subprocess.run(["gcc", *STRICT, "-Wcomment", "-c", "4 my-näme.c"], cwd=tmp_path, check=True)
+    with pytest.raises(InputError, match="rename the checkpoint"):
+        render([network], 'a"b')
+
+
+def test_sums_beyond_32_bits_and_widths_that_differ_are_refused_by_name(integers):
+    network = integers[8]
+    layer = next(op for op in network.operations if isinstance(op, Convolution) and op.codes is not None)
+    long = np.repeat(layer.unsigned, 230, 1)
+    codes = dataclasses.replace(layer.codes, codes=np.repeat(layer.codes.codes, 230, 1))
+    wide = dataclasses.replace(layer, unsigned=long, codes=codes)
+    with pytest.raises(ConversionError, match=f"{layer.name} adds up 33,120 products, whose sum may exceed 32 bits"):
+        render([dataclasses.replace(network, operations=(wide,), output=wide.output)])
+    shorter = dataclasses.replace(integers[2], operations=integers[2].operations[:-1])
+    with pytest.raises(InputError, match="2 bits take other steps than 8"):
+        render_c([network, shorter], "net", None)

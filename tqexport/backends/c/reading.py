@@ -1,0 +1,83 @@
+"""Reading a C file of tqexport back: what it says of itself, and its tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqexport.backends.c.packing import unpacked
+from tqexport.backends.c.source import FACTS, FORMAT, MAGIC
+from tqexport.errors import InputError
+from tqexport.facts import DAMAGED
+from tqexport.truncation import STORED_BITS
+
+__all__ = ["record_of", "stem_of", "stored_codes"]
+
+_FACTS_LINE = re.compile(rf"^ \* {re.escape(FACTS)}(\{{.*\}})$", re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "(.*)\.h"$', re.MULTILINE)
+
+
+def record_of(content: bytes) -> dict[str, Any]:
+    """What a file says of itself, by key.
+
+    Raises:
+        InputError: It is damaged, or another version of tqexport wrote it.
+    """
+    line = _FACTS_LINE.search(_text(content))
+    try:
+        record = json.loads(line[1]) if line else None
+    except ValueError as error:
+        raise InputError(DAMAGED) from error
+    if not isinstance(record, dict) or not content.startswith(MAGIC.encode()):
+        raise InputError(DAMAGED)
+    if record.get("format") != FORMAT:
+        raise InputError("was written by another version of tqexport; export it again")
+    return record
+
+
+def stem_of(content: bytes) -> str:
+    """The name that the file was written under, without ``.c``.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    line = _INCLUDE.search(_text(content))
+    if line is None:
+        raise InputError(DAMAGED)
+    return line[1]
+
+
+def stored_codes(content: bytes) -> dict[str, npt.NDArray[np.uint8]]:
+    """The codes in the file by weight name, uint8 in PyTorch's shape: as they are stored, unpacked where packed.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    text, codes = _text(content), {}
+    try:
+        for name, (identifier, shape, bits) in record_of(content)["weights"].items():
+            definition = re.search(
+                rf"^static const uint8_t {re.escape(identifier)}\[\d+\] = \{{([^}}]*)\}};", text, re.M
+            )
+            if definition is None:
+                raise InputError(DAMAGED)
+            numbers = np.array([int(number) for number in definition[1].split(",")], np.uint8)
+            out, inside, *kernel = map(int, shape)
+            rows = numbers.reshape(out, -1)
+            if bits != STORED_BITS:
+                rows = unpacked(rows, int(bits), inside * int(np.prod(kernel)))
+            codes[name] = np.moveaxis(rows.reshape(out, *kernel, inside), -1, 1)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(DAMAGED) from error
+    return codes
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(DAMAGED) from error
