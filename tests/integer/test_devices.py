@@ -13,6 +13,7 @@ import pytest
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.integer.build import integer_model
+from tqexport.integer.names import FOLDED
 
 
 @pytest.mark.parametrize("bits", [2, 8])
@@ -31,7 +32,7 @@ def test_openvino_is_within_a_few_levels(calibrated, held_out, tmp_path, bits):
     """It keeps sums in floats where it fuses them, so its levels are near the integer model's, not equal."""
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     path = Path(tmp_path / "net.onnx")
-    path.write_bytes(integer_onnx(calibrated, bits, folded=True))  # it folds no chain of codes and shift
+    path.write_bytes(integer_onnx(calibrated, bits, FOLDED))  # it folds no chain of codes and shift
     options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     found = openvino.Core().compile_model(str(path), "CPU", options)(held_out)[0]
     network = integer_model(calibrated, bits)

@@ -156,8 +156,10 @@ class Backend(ABC):
     def codes(self, content: bytes, bits: int) -> dict[str, list[Array]]:
         """The codes that a file stores, at one of its widths, as in ``RuntimeRun``; nothing is run.
 
+        Empty for a form of the integer kernel that holds folded weights in their place.
+
         Raises:
-            InputError: It is damaged, or holds none.
+            InputError: It is damaged, or lacks them.
         """
 
     def cut(self, content: bytes, bits: int) -> bytes:
