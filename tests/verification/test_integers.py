@@ -305,3 +305,16 @@ def test_a_run_time_file_that_is_taken_for_a_fixed_one_is_refused(calibrated, he
     content = runtime_integer_onnx(calibrated, (2, 4))
     with pytest.raises(InputError):
         verdicts(calibrated, 2, content, held_out[:2])
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "names"),
+    [({"litert"}, ["LiteRT"]), ({"xnnpack"}, ["LiteRT XNNPACK"]), ({"onnxruntime", "xnnpack"}, ["LiteRT XNNPACK"])],
+)
+def test_only_the_runtimes_asked_for_are_opened(calibrated, runtimes, names):
+    content, network = integer_tflite(calibrated, 4), integer_model(calibrated, 4)
+    opened = backend_of(content).open_integers(content, network, switched=False, runtimes=runtimes)
+    assert [runtime.name for runtime in opened] == names
+    content = integer_onnx(calibrated, 4)
+    opened = backend_of(content).open_integers(content, network, switched=False, runtimes=runtimes)
+    assert [runtime.name for runtime in opened] == sorted(runtimes & {"onnxruntime"})

@@ -170,13 +170,21 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"{self.title} files hold one width each")
 
-    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:  # noqa: ARG002
+    def open_integers(
+        self,
+        content: bytes,  # noqa: ARG002
+        network: IntegerModel,  # noqa: ARG002
+        *,
+        switched: bool,  # noqa: ARG002
+        runtimes: Collection[str] = (),  # noqa: ARG002
+    ) -> Iterator[IntegerRuntime]:
         """A file of the integer kernel in every runtime that is here, ready to be verified.
 
         Args:
             content: The file.
             network: The integer model that it must be.
             switched: Whether it is a run-time file.
+            runtimes: Open it in these alone; in all that are here where none is named.
 
         Raises:
             InputError: A runtime does not take the file.

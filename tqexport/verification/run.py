@@ -142,9 +142,7 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
     from tqexport.verification.integers import IntegerComparison
 
     network = integer_model(project.model, job.bits)
-    for runtime in job.backend.open_integers(job.content, network, switched=job.run_time):
-        if runtimes and runtime.key not in runtimes:
-            continue
+    for runtime in job.backend.open_integers(job.content, network, switched=job.run_time, runtimes=runtimes):
         comparison = IntegerComparison(project.model, network, runtime)
         for inputs, labels in _batches(samples):
             comparison.add(inputs, labels)

@@ -97,10 +97,13 @@ class OnnxBackend(Backend):
 
         return cut_onnx(content, bits)
 
-    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:
+    def open_integers(
+        self, content: bytes, network: IntegerModel, *, switched: bool, runtimes: Collection[str] = ()
+    ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.onnx.integer_runtime import IntegerOnnxRuntime
 
-        yield IntegerOnnxRuntime(content, network, switched=switched)
+        if not runtimes or IntegerOnnxRuntime.key in runtimes:
+            yield IntegerOnnxRuntime(content, network, switched=switched)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.onnx.session import OnnxSession

@@ -112,10 +112,17 @@ class TfliteBackend(Backend):
 
         return cut_tflite(content, bits)
 
-    def open_integers(self, content: bytes, network: IntegerModel, *, switched: bool) -> Iterator[IntegerRuntime]:  # noqa: ARG002
+    def open_integers(
+        self,
+        content: bytes,
+        network: IntegerModel,
+        *,
+        switched: bool,  # noqa: ARG002 - no such file has several widths
+        runtimes: Collection[str] = (),
+    ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.tflite.integer_runtime import open_integer_runtimes
 
-        return open_integer_runtimes(content, network)
+        return open_integer_runtimes(content, network, runtimes)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.tflite.session import LiteRTSession
