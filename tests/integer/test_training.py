@@ -132,6 +132,28 @@ def test_grids_follow_in_training_mode_and_stand_still_in_evaluation(net, digits
     assert torch.equal(grids.scale.nan_to_num(), before.nan_to_num())
 
 
+def test_a_value_that_dies_keeps_its_grid(net):
+    grids = grids_of(net.build(WIDTHS).train())
+    grids.bits = 4
+    assert grids.round("mean", torch.zeros(3)).tolist() == [0, 0, 0]
+    with pytest.raises(InputError, match="no grid"):
+        grids.at(4)
+    grids.scale[1], grids.zero_point[1] = 1 / 255, 0
+    for _ in range(1200):
+        grids.round("mean", torch.zeros(3))
+    assert grids.at(4)["mean"].scale == pytest.approx(1 / 255)
+    grids.round("mean", torch.tensor([torch.inf, torch.nan]))
+    assert grids.at(4)["mean"].scale == pytest.approx(1 / 255)
+
+
+def test_symmetric_grids_stay_symmetric(symmetric, digits_samples):
+    model = copy.deepcopy(symmetric.module)
+    before = grids_of(model).scale.clone()
+    train(model, digits_samples, 1)
+    assert not torch.equal(grids_of(model).scale, before)
+    assert bool((grids_of(model).zero_point == 128).all())
+
+
 def test_float_layers_multiply_with_int8_while_they_train(net, digits_samples):
     model = net.build(WIDTHS).train()
     seen = []

@@ -210,14 +210,13 @@ class Grids(FollowsWidth):
         before = self._ranges.get(key)
         if before is None or before.scale != scale:  # grids from a checkpoint or from calibration
             before = _Range(-zero_point * scale, (HIGHEST - zero_point) * scale, scale)
-        if np.isfinite(low) and np.isfinite(high):
+        if np.isfinite(low) and np.isfinite(high) and (low < 0 or high > 0):  # a value that is 0 shows no range
             if np.isfinite(scale):
                 low, high = (old + _MOMENTUM * (new - old) for old, new in ((before.low, low), (before.high, high)))
-            if low < 0 or high > 0:
-                grid = grid_of_range(low, high, symmetric=bool((self.zero_point[row] == OFFSET).all()))
-                self.scale[row, column], self.zero_point[row, column] = grid.scale, grid.zero_point
-                self._ranges[key] = _Range(low, high, grid.scale)
-                return True
+            grid = grid_of_range(low, high, symmetric=bool((self.zero_point[row] == OFFSET).all()))
+            self.scale[row, column], self.zero_point[row, column] = grid.scale, grid.zero_point
+            self._ranges[key] = _Range(low, high, grid.scale)
+            return True
         return bool(np.isfinite(scale))
 
     def _row(self, bits: int) -> int:
