@@ -42,6 +42,12 @@ _HELD_OUT = 4  # one sample in so many is for the table, not for the grids
     help="How a grid follows from the values seen: all of them, all but 0.01 %% at either end, or the range of the "
     "least squared error.",
 )
+@click.option(
+    "--symmetric",
+    is_flag=True,
+    help="Put zero in the middle of every grid, as --kernel integer-symmetric wants; values that are never negative "
+    "lose a bit so.",
+)
 @checkpoint_options
 @output_options
 def command(
@@ -49,6 +55,7 @@ def command(
     data: Path,
     target: Path | None,
     estimator: str,
+    symmetric: bool,
     options: ReadOptions,
     output: Output,
 ) -> None:
@@ -74,7 +81,7 @@ def command(
     held_out = [i for i in range(len(samples.inputs)) if i % _HELD_OUT == 0]
     chosen = [i for i in range(len(samples.inputs)) if i % _HELD_OUT]
     with output.step(f"Finding grids at {len(model.info.widths)} widths"):
-        calibrated = calibrate(model, samples.inputs[chosen], estimator)  # type: ignore[arg-type]
+        calibrated = calibrate(model, samples.inputs[chosen], estimator, symmetric=symmetric)  # type: ignore[arg-type]
     with output.step("Comparing"):
         labels = samples.labels[held_out] if samples.labels is not None else None
         prices = price_of_grids(model, calibrated, samples.inputs[held_out], labels)
@@ -88,6 +95,7 @@ def command(
             "source": str(checkpoint),
             "source_sha256": model.sha256,
             "estimator": estimator,
+            "symmetric": symmetric,
             "samples": {"grids": len(chosen), "table": len(held_out)},
             "grids": list(calibrated.info.grids),
             "widths": [asdict(price) for price in prices],

@@ -36,7 +36,10 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         (name, str(stored.dtype), "x".join(map(str, stored.shape)), f"{stored.size:,}")
         for name, (stored, *_) in codes.items()
     ]
-    output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
+    if rows:
+        output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
+    else:
+        output.say(f"kernel {facts.kernel}: int8 weights in the place of codes")
     output.document(
         {
             "artifact": str(path),

@@ -98,6 +98,14 @@ def calibrated(digits: TruncModel, digits_samples: Samples) -> TruncModel:
 
 
 @pytest.fixture(scope="session")
+def symmetric(digits: TruncModel, digits_samples: Samples) -> TruncModel:
+    """The digits network with grids that have zero in the middle."""
+    from tqexport.integer.calibration import calibrate
+
+    return calibrate(digits, digits_samples.inputs[:200], symmetric=True)
+
+
+@pytest.fixture(scope="session")
 def held_out(digits_samples: Samples) -> np.ndarray:
     """Samples that the grids were not found from."""
     return digits_samples.inputs[200:]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tqexport.errors import InputError, about
+from tqexport.integer.grids import grids_of
 from tqexport.model import TruncModel
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
@@ -120,6 +121,8 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
                 replaced[id(module)] = nn.ReLU() if module.bits == FLOAT_BITS else StoredActivation(module.bits)
         # deepcopy takes the replacement wherever the memo names the original
         copied: nn.Module = copy.deepcopy(reference, replaced)
+    if (grids := grids_of(copied)) is not None:
+        grids.final = True  # a file holds the rounded weights, and not how they were rounded
     return copied.eval()
 
 

@@ -14,8 +14,7 @@ from tqexport.backends.onnx.export import export_onnx
 from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
-from tqexport.integer.estimators import grid_of_range
-from tqexport.integer.grids import grids_of
+from tqexport.integer.grids import grid_of_range, grids_of
 
 
 def logits(model, bits, inputs):

@@ -58,6 +58,21 @@ def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
     assert "PASS" in good("verify", "tqexport-out", "--bits", "4", "--samples", "2", "--report", "report.html")
 
 
+def test_symmetric_grids_go_to_symmetric_files(tmp_path):
+    done = run("calibrate", DIGITS, "--data", DIGITS_DATA, "-o", "net.pt", "--symmetric", "--json", cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["symmetric"]) == (0, True)
+    kernel = ("--kernel", "integer-symmetric")
+    assert run("onnx", "net.pt", "--bits", "1,7", *kernel, cwd=tmp_path).returncode == 0
+    done = run("verify", "--bits", "1,7", "--runtime", "onnxruntime", "--samples", "4", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {check["artifact"] for check in json.loads(done.stdout)["results"]}
+    assert files >= {"net-w1-integer-symmetric.onnx", "net-w7-integer-symmetric.onnx"}
+    assert "integer-symmetric" in run("inspect", "tqexport-out/net-w1-integer-symmetric.onnx", cwd=tmp_path).stdout
+    for bits, code, words in (("8", 3, "at most 7 bits"), ("runtime", 2, "holds the codes")):
+        done = run("onnx", "net.pt", "--bits", bits, *kernel, "-o", "refused", cwd=tmp_path)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
 def test_a_runtime_is_chosen_or_said_to_be_absent(calibrated_file, monkeypatch, tmp_path):
     assert run("onnx", "net-int.pt", "--bits", "4", "-o", "some", cwd=calibrated_file).returncode == 0
 

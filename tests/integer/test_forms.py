@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -15,12 +18,16 @@ from integer_runs import (
     tflite_interpreter,
 )
 
+from tqexport import TruncModel
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
+from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.integer_form import integer_tflite
-from tqexport.errors import InputError
+from tqexport.errors import ConversionError, InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
+from tqexport.integer.grids import grids_of
+from tqexport.integer.names import FOLDED, INTEGER, SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import store
@@ -30,36 +37,73 @@ FUSED = {"QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm"}
 FLOAT = {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "ReduceMean", "Mul", "Relu"}
 
 
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("kernel", [INTEGER, FOLDED])
 @pytest.mark.parametrize("bits", EVERY_WIDTH)
-def test_onnxruntime_equals_the_integer_model(calibrated, held_out, bits, folded):
+def test_onnxruntime_equals_the_integer_model(calibrated, held_out, bits, kernel):
     network = integer_model(calibrated, bits)
-    content = integer_onnx(calibrated, bits, folded=folded)
+    content = integer_onnx(calibrated, bits, kernel)
     (found,) = onnx_session(content).run(None, {INPUT: held_out})
     assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
 
 
-@pytest.mark.parametrize("bits", [1, 4, 7])
-def test_symmetric_int8_is_the_integer_model(digits, held_out, bits):
-    symmetric = calibrate(digits, held_out, symmetric=True)
-    network = integer_model(symmetric, bits)
-    content = integer_onnx(symmetric, bits, activations="int8")
+def symmetric_to_int8(content):
+    """Types and values of the zero points in a file."""
     zero_points = [t for t in onnx.load_from_string(content).graph.initializer if t.name.endswith(":zero_point")]
-    assert {(tensor.data_type, tensor.raw_data) for tensor in zero_points} == {(onnx.TensorProto.INT8, b"\0")}
-    # onnxruntime's CPU computes this form in floats, so a product near a half may round the other way.
-    names = [operation.output for operation in network.operations]
-    values = {INPUT: network.run(held_out)[INPUT]}
-    for name, levels in levels_of_onnx(content, held_out, names, np.int8).items():
-        values[name] = (levels.astype(int) + network.grids[name].zero_point).astype(np.uint8)
-    for operation in network.operations:
-        distance = np.abs(network.compute(operation, values, "real").astype(int) - values[operation.output])
-        assert distance.max() <= 1
-        assert np.count_nonzero(distance) <= 1e-3 * distance.size
+    return {(tensor.data_type, tensor.raw_data) for tensor in zero_points}
 
 
-def test_grids_with_zero_points_are_no_symmetric_int8(calibrated):
-    with pytest.raises(InputError, match="input has levels that int8 without a zero point does not hold"):
-        integer_onnx(calibrated, 4, activations="int8")
+@pytest.mark.parametrize("bits", [1, 4, 7])
+def test_the_symmetric_form_is_the_integer_model(symmetric, held_out, tmp_path, bits):
+    network = integer_model(symmetric, bits)
+    content = integer_onnx(symmetric, bits, SYMMETRIC)
+    assert symmetric_to_int8(content) == {(onnx.TensorProto.INT8, b"\0")}
+    (found,) = OnnxSession(content).run(held_out)
+    assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
+    operators = optimised_operators(content, tmp_path, int8=True)
+    assert set(operators) >= FUSED
+    assert not FLOAT & set(operators)
+
+
+def test_the_symmetric_form_holds_what_tensorrt_documents_alone(symmetric):
+    """Its table of operators: no BitShift, int8 alone de-quantised, zero points of 0."""
+    graph = onnx.load_from_string(integer_onnx(symmetric, 4, SYMMETRIC)).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert {node.op_type for node in graph.node} == {
+        "Add", "Clip", "Conv", "DequantizeLinear", "Gemm", "GlobalAveragePool", "Identity", "QuantizeLinear", "Reshape",
+    }  # fmt: skip
+    read = [node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"]
+    assert {types.get(name, onnx.TensorProto.INT8) for name in read} == {onnx.TensorProto.INT8}
+
+
+def test_eight_bits_are_symmetric_where_activations_are_narrow(held_out, digits):
+    narrow = TruncModel(digits.module, replace(digits.info, widths=(4, 8), activation_bits=(4, 4)))
+    model = calibrate(narrow, held_out[:100], symmetric=True)
+    network = integer_model(model, 8)
+    (found,) = OnnxSession(integer_onnx(model, 8, SYMMETRIC)).run(held_out)
+    assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
+
+
+@pytest.mark.parametrize("zero_point", [0, 127, 129, 200])
+def test_grids_that_int8_without_a_zero_point_does_not_hold_are_refused(symmetric, zero_point):
+    model = TruncModel(copy.deepcopy(symmetric.module), symmetric.info)
+    grids = grids_of(model.module)
+    grids.zero_point[grids.widths.index(4), grids.names.index("mean")] = zero_point
+    with pytest.raises(InputError, match="mean has levels at 4 bits that int8 without a zero point does not hold"):
+        integer_onnx(model, 4, SYMMETRIC)
+
+
+def test_activations_of_eight_bits_are_no_symmetric_int8(symmetric):
+    with pytest.raises(InputError, match=r"act has levels at 8 bits .* at most 7 bits"):
+        integer_onnx(symmetric, 8, SYMMETRIC)
+
+
+@pytest.mark.parametrize("finer", [1e-4, 1e12])
+def test_a_mean_that_onnxruntime_does_not_run_is_refused_by_name(calibrated, finer):
+    model = TruncModel(copy.deepcopy(calibrated.module), calibrated.info)
+    grids = grids_of(model.module)
+    grids.scale[grids.widths.index(4), grids.names.index("mean")] *= finer
+    with pytest.raises(ConversionError, match=r"the grid of mean at 4 bits is .* beside that of layers.2.act1"):
+        integer_onnx(model, 4)
 
 
 @pytest.mark.parametrize("bits", [1, 5, 8])
@@ -89,7 +133,7 @@ def test_the_file_holds_the_codes_of_the_checkpoint_and_the_shift(calibrated):
 
 
 def test_a_folded_file_holds_int8_weights_and_no_shift(calibrated):
-    model = onnx.load_from_string(integer_onnx(calibrated, 3, folded=True))
+    model = onnx.load_from_string(integer_onnx(calibrated, 3, FOLDED))
     assert "BitShift" not in {node.op_type for node in model.graph.node}
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     assert values["layers.0.conv0.weight.integers"].dtype == np.int8

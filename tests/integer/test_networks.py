@@ -13,8 +13,9 @@ from torch import nn
 from tqexport import CheckpointInfo, TruncModel, prepare
 from tqexport.backends import backend_of
 from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
 from tqexport.backends.tflite.integer_form import integer_tflite
-from tqexport.errors import ConversionError
+from tqexport.errors import ConversionError, InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.grids import grids_of
@@ -147,3 +148,15 @@ def calibrated_with(module: nn.Module, shape: tuple[int, ...], **options) -> Tru
     info = CheckpointInfo("test", {}, shape, (2, 8))
     model = TruncModel(randomize_(prepare(module, (2, 8), **options), 0), info)
     return calibrate(model, np.random.default_rng(0).normal(size=(32, *shape)).astype(np.float32))
+
+
+def test_widths_of_other_graphs_are_refused_with_what_is_in_one_alone():
+    network = prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2)), (2, 4))
+    randomize_(network, 0)
+    network[1] = nn.ReLU()  # with a grid of its own
+    model = TruncModel(network, CheckpointInfo("small", {}, (4,), (2, 4)))
+    model = calibrate(model, np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32))
+    grids = grids_of(model.module)
+    grids.zero_point[grids.widths.index(4), grids.names.index("1")] = 3
+    with pytest.raises(InputError, match=r"share one graph \(1:quantized is computed at 4 bits and not at 2\), so one"):
+        runtime_integer_onnx(model, (2, 4))

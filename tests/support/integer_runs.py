@@ -71,19 +71,19 @@ def run_tflite_levels(content: bytes, levels: Any, rounding: Rounding) -> Any:
     return to_channels_first(found).astype(np.uint8)
 
 
-def levels_of_onnx(content: bytes, inputs: Any, names: list[str], dtype: Any = np.uint8) -> dict[str, Any]:
+def levels_of_onnx(content: bytes, inputs: Any, names: list[str]) -> dict[str, Any]:
     """The levels of some values of an ONNX file, as onnxruntime computes them with its optimisations."""
     model = onnx.load_from_string(content)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    outputs = [helper.make_tensor_value_info(name + LEVELS, kind, None) for name in names]
+    outputs = [helper.make_tensor_value_info(name + LEVELS, onnx.TensorProto.UINT8, None) for name in names]
     model.graph.output.extend(outputs)
     session = onnx_session(model.SerializeToString())
     return dict(zip(names, session.run([name + LEVELS for name in names], {INPUT: inputs}), strict=True))
 
 
-def optimised_operators(content: bytes, folder: Any) -> list[str]:
-    """The operators that onnxruntime runs."""
+def optimised_operators(content: bytes, folder: Any, *, int8: bool = False) -> list[str]:
+    """The operators that onnxruntime runs; with ``int8``, told to fuse what is between int8 values too."""
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.qdqisint8allowed", str(int(int8)))
     options.log_severity_level = 4
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import grids_of
+from tqexport.integer.names import FOLDED, SYMMETRIC
 from tqexport.verification.integers import IntegerComparison
 
 SAMPLES = 24
@@ -50,7 +51,7 @@ def test_right_files_pass_in_every_runtime(calibrated, held_out, bits):
 @pytest.mark.parametrize("bits", [3, 8])
 def test_the_other_forms_pass_too_and_fail_when_changed(calibrated, held_out, bits):
     for content, name in (
-        (integer_onnx(calibrated, bits, folded=True), "layers.1.conv1.bias_integers"),
+        (integer_onnx(calibrated, bits, FOLDED), "layers.1.conv1.bias_integers"),
         (integer_tflite(calibrated, bits, float_io=True), "layers.1.conv1.bias"),
     ):
         for verdict in verdicts(calibrated, bits, content, held_out[:SAMPLES]).values():
@@ -59,6 +60,27 @@ def test_the_other_forms_pass_too_and_fail_when_changed(calibrated, held_out, bi
         change = changed_onnx if name.endswith("integers") else changed_tflite
         changed = change(content, name, one_more)
         assert not any(verdict.passed for verdict in verdicts(calibrated, bits, changed, held_out[:2]).values())
+
+
+SYMMETRIC_DAMAGE = {
+    "a weight": ("layers.1.conv1.weight.integers", lambda value: np.where(value == value.max(), value - 1, value)),
+    "a bias by one unit": ("layers.1.conv1.bias", lambda value: value * np.float32(1.001)),
+    "a scale": ("layers.1.bn1:scale", lambda value: value * np.float32(1.01)),
+    "a zero point": ("layers.1.bn1:zero_point", lambda value: value + np.int8(1)),
+    "the levels of an activation": ("layers.1.act1:high", lambda value: value - np.int8(1)),
+}
+
+
+@pytest.mark.parametrize("bits", [1, 4, 7])
+def test_the_symmetric_form_passes_and_fails_when_changed(symmetric, held_out, bits):
+    content = integer_onnx(symmetric, bits, SYMMETRIC)
+    (verdict,) = verdicts(symmetric, bits, content, held_out[:SAMPLES]).values()
+    assert verdict.passed, verdict.problems
+    assert verdict.activations > SAMPLES * 5_000
+    for name, change in SYMMETRIC_DAMAGE.values():
+        (verdict,) = verdicts(symmetric, bits, changed_onnx(content, name, change), held_out[:2]).values()
+        assert not verdict.passed
+        assert verdict.problems[0].startswith("layers.1."), verdict.problems
 
 
 @pytest.mark.parametrize("bits", [1, 4, 7])
@@ -283,3 +305,20 @@ def test_a_run_time_file_that_is_taken_for_a_fixed_one_is_refused(calibrated, he
     content = runtime_integer_onnx(calibrated, (2, 4))
     with pytest.raises(InputError):
         verdicts(calibrated, 2, content, held_out[:2])
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "names"),
+    [({"litert"}, ["LiteRT"]), ({"xnnpack"}, ["LiteRT XNNPACK"]), ({"onnxruntime", "xnnpack"}, ["LiteRT XNNPACK"])],
+)
+def test_only_the_runtimes_asked_for_are_opened(calibrated, runtimes, names):
+    content, network = integer_tflite(calibrated, 4), integer_model(calibrated, 4)
+    opened = backend_of(content).open_integers(
+        content, lambda _: network, network.bits, switched=False, runtimes=runtimes
+    )
+    assert [runtime.name for runtime in opened] == names
+    content = integer_onnx(calibrated, 4)
+    opened = backend_of(content).open_integers(
+        content, lambda _: network, network.bits, switched=False, runtimes=runtimes
+    )
+    assert [runtime.name for runtime in opened] == sorted(runtimes & {"onnxruntime"})

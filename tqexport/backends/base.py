@@ -170,8 +170,10 @@ class Backend(ABC):
     def codes(self, content: bytes, bits: int) -> dict[str, list[Array]]:
         """The codes that a file stores, at one of its widths, as in ``RuntimeRun``; nothing is run.
 
+        Empty for a form of the integer kernel that holds folded weights in their place.
+
         Raises:
-            InputError: It is damaged, or holds none.
+            InputError: It is damaged, or lacks them.
         """
 
     def cut(self, content: bytes, bits: int) -> bytes:  # noqa: ARG002 - of those that can
@@ -197,6 +199,7 @@ class Backend(ABC):
         bits: int,  # noqa: ARG002
         *,
         switched: bool,  # noqa: ARG002
+        runtimes: Collection[str] = (),  # noqa: ARG002
     ) -> Iterator[IntegerRuntime]:
         """A file of the integer kernel in every runtime that is here, ready to be verified.
 
@@ -205,6 +208,7 @@ class Backend(ABC):
             network_at: The integer model that it must be at a width.
             bits: The width.
             switched: Whether it is a run-time file.
+            runtimes: Open it in these alone; in all that are here where none is named.
 
         Raises:
             InputError: A runtime does not take the file.

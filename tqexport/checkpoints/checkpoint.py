@@ -15,7 +15,8 @@ from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
 from tqexport.errors import InputError, TqExportError, UsageError, about
 from tqexport.files import atomic_path, sha256_of
-from tqexport.integer.grids import attach_grids
+from tqexport.integer.grids import attach_grids, grids_of
+from tqexport.integer.training import finished
 from tqexport.model import CheckpointInfo, Normalization, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
 from tqexport.training.layers import switchable_batch_norms
@@ -31,13 +32,17 @@ FORMAT_VERSION = 1
 def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -> None:
     """Write a native checkpoint, which says for itself what it is and loads with ``weights_only=True``.
 
+    A network that has grids is written as integers run it, see :func:`tqexport.integer.training.finished`.
+
     Args:
         path: The file to write; replaced as a whole or not at all.
-        module: The network, as ``info.architecture(**info.arguments)`` builds it.
-        info: Its description.
+        module: The network, as ``info.architecture(**info.arguments)`` builds it; it is not changed.
+        info: Its description; the names of its grids are added.
 
     Raises:
-        UsageError: A layer was trained with another quantiser than ``info`` says.
+        UsageError: A layer was trained with another quantiser than ``info`` says, or grids at other widths.
+        InputError: A grid was not found yet.
+        ConversionError: The network has grids, and an operation that has no integer form.
     """
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         module = module.module  # the network itself, whose keys the architecture's network has
@@ -46,6 +51,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
             raise UsageError(
                 f"layer {weight.layer} was trained with {weight.scheme}, the description says {info.scheme}"
             )
+    module, info = finished(module, info)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -148,15 +154,27 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     try:
         with torch.device(device):
             module = factory(**info.arguments)
-            if info.grids:
-                attach_grids(module, info.grids, info.widths)
     except TqExportError:
         raise
     except Exception as error:  # a factory may be the user's own code: whatever it raises is about this file
         raise InputError(f"{path}: building {info.architecture} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{path}: {info.architecture} returned a {type(module).__name__}, not an nn.Module")
+    built = grids_of(module)
+    if built is None and info.grids:
+        with torch.device(device):
+            attach_grids(module, info.grids, info.widths)
+    elif built is not None and (built.names, built.widths) != (info.grids, info.widths):
+        raise InputError(
+            f"{path} has grids for {_grids_of(info.grids, info.widths)}, and the network that {info.architecture} "
+            f"builds has them for {_grids_of(built.names, built.widths)}; build it as it was trained"
+        )
     return module
+
+
+def _grids_of(names: Sequence[str], widths: Sequence[int]) -> str:
+    """For people: which values have grids, at which widths."""
+    return f"{', '.join(names)} at {', '.join(map(str, widths))} bits" if names else "nothing"
 
 
 def _check_quantized(path: Path, module: nn.Module, trained: Any) -> None:
@@ -204,6 +222,10 @@ def _check(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
     for weight in weights.values():
         with about(f"{path}:"):
             check_weight(weight.layer, weight.original)
+    if (grids := grids_of(module)) is not None:
+        with about(f"{path}:"):
+            for bits in info.widths:
+                grids.at(bits)  # which refuses damaged ones
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: {key} holds NaN or infinite values; the training diverged")

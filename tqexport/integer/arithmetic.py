@@ -1,6 +1,6 @@
 """How integers are multiplied back to 8 bits: the roundings of the runtimes, exact to the last bit.
 
-* ``real``: the product with a float32 factor, rounded half to even. onnxruntime and OpenVINO.
+* ``real``: the product with a float32 factor, rounded half to even. onnxruntime.
 * ``xnnpack``: the same in convolutions; sums in whole numbers with factors of 21 bits, halves up; moves to another grid
   with factors that are whole 256ths.
 * ``litert``: LiteRT's own kernels: a factor of 31 bits with rounding, then a rounding shift, halves up (TFLite's

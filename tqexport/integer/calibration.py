@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tqexport.errors import InputError, UsageError
 from tqexport.integer.biases import round_biases
 from tqexport.integer.capture import capture_calls
-from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_range, grid_of_values
-from tqexport.integer.grids import Grid, attach_grids, detach_grids
+from tqexport.integer.estimators import ESTIMATORS, RangeEstimator, grid_of_values
+from tqexport.integer.grids import Grid, attach_grids, detach_grids, grid_of_range
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.integer.plan import Plan, plan_of
-from tqexport.integer.weights import is_float_layer, round_to_int8
+from tqexport.integer.weights import round_float_layers
 from tqexport.model import TruncModel
 
 __all__ = ["FEWEST_SAMPLES", "calibrate"]
@@ -63,9 +63,7 @@ def calibrate(
     _check_samples(inputs, model.info.input_shape)
     module = copy.deepcopy(model.module).eval()
     detach_grids(module)
-    for name, layer in module.named_modules():
-        if is_float_layer(layer):
-            round_to_int8(name, layer)
+    round_float_layers(module)
     plain = TruncModel(module, model.info)
     plans: dict[int, Plan] = {}
     grids: dict[int, Mapping[str, Grid]] = {}

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError
-from tqexport.integer.grids import HIGHEST, OFFSET, Grid
+from tqexport.integer.grids import HIGHEST, Grid, grid_of_range
 
-__all__ = ["ESTIMATORS", "RangeEstimator", "grid_of_range", "grid_of_values"]
+__all__ = ["ESTIMATORS", "RangeEstimator", "grid_of_values"]
 
 RangeEstimator = Literal["min-max", "percentile", "mse"]
 
@@ -51,22 +51,6 @@ ESTIMATORS: Mapping[RangeEstimator, Callable[[Values], Range]] = {
     "percentile": _percentile,
     "mse": _least_squares,
 }
-
-
-def grid_of_range(low: float, high: float, *, symmetric: bool = False) -> Grid:
-    """The grid of 256 levels that covers a range, with zero on a level; on the middle one if ``symmetric``.
-
-    Raises:
-        InputError: The range is empty.
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        reach = max(-low, high)
-        low, high = -reach * OFFSET / (OFFSET - 1), reach
-    scale = float(np.float32((high - low) / HIGHEST))
-    if not np.isfinite(scale) or scale <= 0:
-        raise InputError(f"the values from {low} to {high} leave no room for a grid")
-    return Grid(scale, int(np.clip(np.rint(-low / scale), 0, HIGHEST)))
 
 
 def grid_of_values(name: str, values: Values, estimator: RangeEstimator, *, symmetric: bool = False) -> Grid:

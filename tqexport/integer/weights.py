@@ -10,6 +10,7 @@ A float layer's weights are int8 per output channel after calibration: ``max|w| 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from tqexport.layer_kinds import kind_of
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import Scheme, check_weight, max_code, store
 
-__all__ = ["LARGEST", "Codes", "IntegerWeight", "integer_weight", "is_float_layer", "round_to_int8"]
+__all__ = ["LARGEST", "Codes", "IntegerWeight", "int8_weights", "integer_weight", "round_float_layers"]
 
 LARGEST = 127  # TFLite's int8 weights leave -128 out
 
@@ -63,25 +64,57 @@ class IntegerWeight:
     codes: Codes | None = None
 
 
-def is_float_layer(module: nn.Module) -> bool:
-    """Whether a module is a convolution or linear layer that tqexport leaves in float."""
-    return kind_of(module) is not None and not quantized_weights(module)
+class _RoundToInt8(torch.autograd.Function):
+    """Rounding to int8 levels, with the gradient passed straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:  # noqa: ARG004 - torch passes it
+        return _rounded(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+        return gradients[0]
 
 
-def round_to_int8(name: str, layer: nn.Module) -> None:
-    """Round a float layer's weight in place to int8 per output channel; its scale is ``max|w| / 127``.
+def round_float_layers(network: nn.Module) -> None:
+    """Round the weights of the layers that tqexport leaves in float, in place, to int8 per output channel.
+
+    The scale of a channel is ``max|w| / 127``.
 
     Raises:
-        InputError: The weight holds NaN, or nothing but zeros.
+        InputError: A weight holds NaN, or nothing but zeros.
     """
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    check_weight(name, weight)
     with torch.no_grad():
-        scale = _channel_scales(weight.detach().double().numpy())
-        wide = scale.reshape(-1, *[1] * (weight.ndim - 1))
-        rounded = np.rint(weight.detach().double().numpy() / wide) * wide
-        weight.copy_(torch.from_numpy(rounded))
+        for name, layer in _float_layers(network):
+            assert isinstance(layer.weight, torch.Tensor)
+            check_weight(name, layer.weight)
+            layer.weight.copy_(_rounded(layer.weight))
+
+
+def int8_weights(network: nn.Module) -> dict[nn.Module, torch.Tensor]:
+    """What float layers multiply with in a network that has grids: their weights, float32, rounded to int8 levels.
+
+    The gradient goes straight through.
+    """
+    return {layer: _RoundToInt8.apply(layer.weight) for _, layer in _float_layers(network)}  # type: ignore[no-untyped-call]
+
+
+def _float_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The convolutions and linear layers that tqexport leaves in float."""
+    return [
+        (name, module)
+        for name, module in network.named_modules()
+        if kind_of(module) is not None and not quantized_weights(module)
+    ]
+
+
+def _rounded(weight: torch.Tensor) -> torch.Tensor:
+    """float32 weights at the nearest int8 levels of their channels; rounding twice changes nothing."""
+    with torch.no_grad():
+        wide = weight.detach().double()
+        largest = wide.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.ndim - 1))
+        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+        return ((wide / scale).round() * scale).to(weight.dtype)
 
 
 def integer_weight(name: str, layer: nn.Module, bits: int) -> IntegerWeight:

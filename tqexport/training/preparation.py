@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
 from tqexport.errors import UsageError
+from tqexport.integer.training import grids_for_training
 from tqexport.layer_kinds import LAYER_KINDS
 from tqexport.training.layers import SwitchableBatchNorm1d, SwitchableBatchNorm2d
 from tqexport.training.quantizers import ActivationQuantizer, Estimator, quantize_parameter, set_quantizer
@@ -27,6 +28,8 @@ def prepare(
     estimator: Estimator = "identity",
     float_layers: Collection[str] | None = None,
     quantize_activations: bool = True,
+    integer: bool = False,
+    input_shape: Sequence[int] | None = None,
 ) -> nn.Module:
     """Copy a network and make the copy truncation-ready: its layers' weights, its BatchNorms, its ReLUs.
 
@@ -35,6 +38,11 @@ def prepare(
     become one per width, ReLUs become activation quantisers. Only modules of exactly these classes are changed; a ReLU
     called as a function is not seen.
 
+    With ``integer`` the network trains as the integer network that it will be: every value that no activation quantiser
+    rounds gets an 8-bit grid per width, which follows the values while the network is in training mode, and the layers
+    that stay in float multiply with weights rounded to int8. ``save_checkpoint`` writes it as ``tqexport calibrate``
+    writes a calibrated network.
+
     Args:
         model: Any nn.Module. It is not changed.
         widths: The widths that get a BatchNorm of their own (1 to 8, or 32).
@@ -42,16 +50,25 @@ def prepare(
         estimator: The straight-through estimator.
         float_layers: Names of layers to leave in float32. Default: the first and the last one.
         quantize_activations: Replace ``nn.ReLU`` by the activation quantiser.
+        integer: Put in the grids that integers from end to end need; the widths are then 1 to 8.
+        input_shape: Shape of one sample without the batch, which ``integer`` needs to see what the network computes.
 
     Raises:
         UsageError: A name in ``float_layers`` is no such layer of the network, these names leave nothing to quantise,
-            or there is no such estimator.
+            there is no such estimator, or a width or the quantiser has no integer form.
+        ConversionError: An operation of the network has no integer form.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [type(layer).__name__ for layer in prepare(net)]
         ['Linear', 'ActivationQuantizer', 'ParametrizedLinear', 'ActivationQuantizer', 'Linear']
     """
+    if integer != (input_shape is not None):
+        raise UsageError(
+            "integer=True needs input_shape, the shape of one sample without the batch, to find what needs a grid"
+            if integer
+            else "input_shape is for integer=True alone; leave it out, or add integer=True"
+        )
     widths = tuple(widths)
     model = copy.deepcopy(model)
     layers = {name: module for name, module in model.named_modules() if type(module) in _KINDS}
@@ -82,6 +99,8 @@ def prepare(
                 parent._modules[child_name] = replaced[child]
     model = replaced.get(model, model)
     set_quantizer(model, scheme, estimator)
+    if input_shape is not None:
+        grids_for_training(model, widths, input_shape, scheme)
     return model
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tqexport.errors import InputError, UsageError
+from tqexport.integer.grids import grids_of
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights
 from tqexport.training.widths import at_width
@@ -180,7 +181,11 @@ def load_float_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, st
     if state_dict and all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     targets: dict[str, list[Tensor]] = {}
-    for key, value in model.state_dict().items():
+    grids = grids_of(model)
+    own = {id(value) for value in grids.buffers()} if grids is not None else set()  # no float network has any
+    for key, value in model.state_dict(keep_vars=True).items():
+        if id(value) in own:
+            continue
         targets.setdefault(_float_key(key), []).append(value)
     shared = {key: state_dict[key] for key in targets if key in state_dict}
     mismatched = tuple(key for key, value in shared.items() if value.shape != targets[key][0].shape)
@@ -208,7 +213,8 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
     """Give widths that were not trained a BatchNorm of their own.
 
     Gain and shift come from the next trained width above (or the highest one), mean and variance from ``batches``
-    at the new width. Every other BatchNorm stays as it is.
+    at the new width, and so do the grids of a network that was prepared with ``integer``. Everything else stays as it
+    is.
 
     Args:
         model: A prepared network; its mode is kept.
@@ -228,6 +234,10 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
     trained = {name: norm.widths for name, norm in norms.items()}
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    grids = grids_of(model)
+    if grids is not None:
+        grids.add_widths(widths)
+        grids.train()
     for bits in widths:
         fresh: list[tuple[nn.modules.batchnorm._BatchNorm, float | None]] = []
         for name, norm in norms.items():

@@ -143,9 +143,8 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
 
     network_at = functools.lru_cache(functools.partial(integer_model, project.model))
     network = network_at(job.bits)
-    for runtime in job.backend.open_integers(job.content, network_at, job.bits, switched=job.run_time):
-        if runtimes and runtime.key not in runtimes:
-            continue
+    opened = job.backend.open_integers(job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
+    for runtime in opened:
         comparison = IntegerComparison(project.model, network, runtime)
         for inputs, labels in _batches(samples):
             comparison.add(inputs, labels)

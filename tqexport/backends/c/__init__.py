@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -108,13 +108,16 @@ class CBackend(Backend):
         network_at: Callable[[int], IntegerModel],
         bits: int,
         *,
-        switched: bool,  # noqa: ARG002
+        switched: bool,  # noqa: ARG002 - the file says so itself
+        runtimes: Collection[str] = (),
     ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.c.reading import stem_of
         from tqexport.backends.c.runtime import CRuntime
 
+        if runtimes and CRuntime.key not in runtimes:
+            return
         try:
-            self.check_runtime("c")
+            self.check_runtime(CRuntime.key)
         except HostError:
             return
         fresh, networks = self._fresh(content, network_at)

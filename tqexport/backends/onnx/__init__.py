@@ -9,7 +9,7 @@ from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
 from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
-from tqexport.integer.names import FOLDED, INTEGER, is_integer
+from tqexport.integer.names import FOLDED, INTEGER, SYMMETRIC, is_integer
 
 if TYPE_CHECKING:
     from tqexport.integer.model import IntegerModel
@@ -32,6 +32,8 @@ class OnnxBackend(Backend):
         EXACT: "float kernels over the trained weights",
         INTEGER: "integer kernels alone, of a checkpoint that tqexport calibrate gave grids",
         FOLDED: "the same with int8 weights instead of codes and shift, for compilers that fold nothing",
+        SYMMETRIC: "the same with int8 values without zero points, for compilers that know none, such as TensorRT; "
+        "of a checkpoint calibrated with --symmetric, activations of at most 7 bits",
     }
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
@@ -44,7 +46,7 @@ class OnnxBackend(Backend):
 
         exported: Iterator[tuple[int, bytes]]
         if is_integer(kernel):
-            exported = ((bits, integer_onnx(source.model, bits, folded=kernel == FOLDED)) for bits in widths)
+            exported = ((bits, integer_onnx(source.model, bits, kernel)) for bits in widths)
         else:
             exported = export_onnx(source.model, tuple(widths))
         for bits in widths:
@@ -56,7 +58,7 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
-        if kernel == FOLDED:
+        if kernel in (FOLDED, SYMMETRIC):
             raise UsageError("folded weights are those of one width; a run-time file holds the codes: --kernel integer")
         if kernel == INTEGER:
             return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST])
@@ -81,9 +83,14 @@ class OnnxBackend(Backend):
         return read_facts(parse(content))
 
     def codes(self, content: bytes, bits: int) -> dict[str, list[Any]]:
-        from tqexport.backends.onnx.file import parse, shifted_codes
+        from tqexport.backends.onnx.file import parse, read_facts, shifted_codes
+        from tqexport.facts import ArtifactFacts
 
-        return shifted_codes(parse(content), bits)
+        model = parse(content)
+        facts = read_facts(model)
+        if isinstance(facts, ArtifactFacts) and facts.kernel in (FOLDED, SYMMETRIC):
+            return {}
+        return shifted_codes(model, bits)
 
     def cut(self, content: bytes, bits: int) -> bytes:
         from tqexport.backends.onnx.cutting import cut_onnx
@@ -91,11 +98,18 @@ class OnnxBackend(Backend):
         return cut_onnx(content, bits)
 
     def open_integers(
-        self, content: bytes, network_at: Callable[[int], IntegerModel], bits: int, *, switched: bool
+        self,
+        content: bytes,
+        network_at: Callable[[int], IntegerModel],
+        bits: int,
+        *,
+        switched: bool,
+        runtimes: Collection[str] = (),
     ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.onnx.integer_runtime import IntegerOnnxRuntime
 
-        yield IntegerOnnxRuntime(content, network_at(bits), switched=switched)
+        if not runtimes or IntegerOnnxRuntime.key in runtimes:
+            yield IntegerOnnxRuntime(content, network_at(bits), switched=switched)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.onnx.session import OnnxSession

@@ -3,6 +3,10 @@
 Every value is a QuantizeLinear and a DequantizeLinear with uint8 levels; a quantiser of fewer than 8 bits is a Clip of
 the levels between them. Weights are ``codes >> shift``, doubled, less ``M_b``, times a sign and a whole number, as int8
 with a scale for each output channel. onnxruntime folds that chain when it loads the file.
+
+Two forms of the kernel hold the int8 weights themselves, for compilers that fold nothing. One of these, the symmetric
+form, is for compilers whose int8 has no zero point, such as TensorRT: values are int8 with zero in the middle, and
+biases are floats, because there only int8 is de-quantised.
 """
 
 from __future__ import annotations
@@ -10,17 +14,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
 from tqexport.backends.onnx.graph_builder import GraphBuilder
-from tqexport.errors import InputError
+from tqexport.errors import ConversionError, InputError
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.integer.build import integer_model
-from tqexport.integer.grids import HIGHEST, Grid
+from tqexport.integer.grids import HIGHEST, OFFSET, Grid
 from tqexport.integer.halves import halves_of, three_columns
 from tqexport.integer.model import (
     Add,
@@ -33,36 +37,34 @@ from tqexport.integer.model import (
     Requantize,
     Reshape,
 )
-from tqexport.integer.names import FOLDED, INTEGER
+from tqexport.integer.names import FOLDED, INTEGER, SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
 
-__all__ = ["Activations", "LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
-
-Activations = Literal["uint8", "int8"]
+__all__ = ["LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
 
 _log = logging.getLogger(__name__)
 
-LEVELS = ":levels"  # suffix of a value's uint8 levels in the file
+LEVELS = ":levels"  # suffix of a value's levels in the file
+_MOST_IN_FLOAT = 1 << 21  # of a bias whose quotient by its unit is surely rounded back to the whole number it was
+_MEAN_RATIOS = (2.0**-32, 2.0**8)  # what onnxruntime's mean of integers takes, of grids and number of values
 
 
-def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False, activations: Activations = "uint8") -> bytes:
+def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
     """Export a calibrated network at a width to integers.
 
     Args:
         model: See :func:`tqexport.integer.calibration.calibrate`.
         bits: The weight width.
-        folded: Write the int8 weights themselves instead of codes and shift, for compilers that fold nothing.
-        activations: ``uint8``, which is fast on the CPU, or ``int8`` without zero points, which TensorRT wants; it
-            needs a network that was calibrated ``symmetric`` and activations of 7 bits at most. onnxruntime's CPU
-            computes such a file in floats.
+        kernel: ``integer``, ``integer-folded``, or ``integer-symmetric``, which needs a network that was calibrated
+            ``symmetric`` and activations of 7 bits at most.
 
     Returns:
         The serialised, checked ONNX file: float32 in and out, everything between in integers.
 
     Raises:
-        InputError: The checkpoint lacks the width, or a value has no grid.
+        InputError: The checkpoint lacks the width, a value has no grid, or one with a zero point in symmetric form.
         ConversionError: An operation has no integer form.
     """
     network = integer_model(model, bits)
@@ -73,8 +75,7 @@ def integer_onnx(model: TruncModel, bits: int, *, folded: bool = False, activati
             bits,
             ", ".join(layers[:3]) + more,
         )
-    facts = integer_facts(model, bits, kernel=FOLDED if folded else INTEGER)
-    return render_onnx(network, facts, folded=folded, activations=activations)
+    return render_onnx(network, integer_facts(model, bits, kernel=kernel))
 
 
 def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT, kernel: str = INTEGER) -> ArtifactFacts:
@@ -82,41 +83,33 @@ def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT, kernel: st
     return replace(facts_of_model(model, bits, layout), kernel=kernel)
 
 
-def render_onnx(
-    network: IntegerModel,
-    facts: ArtifactFacts,
-    *,
-    folded: bool = False,
-    fused: bool = False,
-    activations: Activations = "uint8",
-) -> bytes:
+def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, fused: bool = False) -> bytes:
     """The file of an integer model.
 
     Args:
         network: The model.
-        facts: What the file says of itself.
-        folded: See :func:`integer_onnx`.
+        facts: What the file says of itself; their kernel is the form that is written.
         fused: Write convolutions as QLinearConv, which onnxruntime does not make of scales that are no constants.
-        activations: See :func:`integer_onnx`.
 
     Raises:
-        InputError: A value has a zero point where int8 was asked for.
+        InputError: A value has a zero point that the symmetric form does not hold.
+        ConversionError: An operation has no integer form in onnxruntime.
     """
-    if activations == "int8":
+    if facts.kernel == SYMMETRIC:
         _check_symmetric(network)
-    writer = _Writer(network, folded, fused, np.int8 if activations == "int8" else np.uint8)
+    writer = _Writer(network, facts.kernel, fused)
     for operation in network.operations:
         writer.add(operation)
     return writer.finish(facts)
 
 
 class _Writer:
-    """Writes values as pairs: ``NAME:levels`` in uint8 and ``NAME`` in float."""
+    """Writes values as pairs: ``NAME:levels`` in uint8 or int8 and ``NAME`` in float."""
 
-    def __init__(
-        self, network: IntegerModel, folded: bool, fused: bool, levels: type[np.int8] | type[np.uint8]
-    ) -> None:
-        self._network, self._folded, self._fused, self._levels = network, folded, fused, levels
+    def __init__(self, network: IntegerModel, kernel: str | None, fused: bool) -> None:
+        self._network, self._fused = network, fused
+        self._folded, self._symmetric = kernel in (FOLDED, SYMMETRIC), kernel == SYMMETRIC
+        self._levels = np.int8 if self._symmetric else np.uint8
         # Of two roundings in a row onnxruntime makes one, unless something stands between them.
         self._limited = network.quantized | {move.output for move in network.operations if isinstance(move, Requantize)}
         self._graph = GraphBuilder()
@@ -137,6 +130,7 @@ class _Writer:
             case Concat():
                 computed = self._graph.node("Concat", inputs, f"{output}:float", axis=1)
             case Average():
+                _check_mean(operation, self._network)
                 computed = self._graph.node("GlobalAveragePool", inputs, f"{output}:float")
                 if not operation.keep:
                     self._store(f"{output}:pooled", computed, self._network.grids[output])
@@ -182,7 +176,7 @@ class _Writer:
 
     def _limit(self, name: str, levels: str, grid: Grid) -> None:
         if levels != name + LEVELS:
-            zero = grid.zero_point if self._levels is np.int8 else 0
+            zero = grid.zero_point if self._symmetric else 0
             low = self._graph.constant(f"{name}:low", self._levels(grid.low - zero))
             high = self._graph.constant(f"{name}:high", self._levels(grid.high - zero))
             levels = self._graph.node("Clip", [levels, low, high], name + LEVELS)
@@ -193,7 +187,7 @@ class _Writer:
 
     def _grid(self, name: str, grid: Grid) -> tuple[str, str]:
         scale = self._graph.constant(f"{name}:scale", np.float32(grid.scale))
-        zero = 0 if self._levels is np.int8 else grid.zero_point
+        zero = 0 if self._symmetric else grid.zero_point
         return scale, self._graph.constant(f"{name}:zero_point", self._levels(zero))
 
     def _reshape(self, output: str, levels: str) -> None:
@@ -215,7 +209,7 @@ class _Writer:
         scale = g.constant(f"{layer.name}.scale", layer.scale)
         # Without its zero points onnxruntime leaves a Gemm in float.
         zeros = g.constant(f"constant/zeros{len(layer.scale)}", np.zeros(len(layer.scale), np.int8))
-        weight, bias = self._weight(layer, extra), g.constant(f"{layer.name}.bias_integers", layer.bias)
+        weight = self._weight(layer, extra)
         attributes: dict[str, Any] = {"transB": 1}
         if window is not None:
             attributes = {
@@ -227,15 +221,24 @@ class _Writer:
             }
         if self._fused and window is not None:
             target = self._grid(layer.output, grid)
+            bias = g.constant(f"{layer.name}.bias_integers", layer.bias)
             inputs = [levels, *self._grid(source, source_grid), weight, scale, zeros, *target, bias]
             levels = g.node("QLinearConv", inputs, self._unlimited(layer.output, grid), **attributes)
             self._limit(layer.output, levels, grid)
             return
         weight = g.node("DequantizeLinear", [weight, scale, zeros], f"{layer.name}.weight", axis=0)
-        unit = g.constant(f"{layer.name}.bias_scale", np.float32(source_grid.scale) * layer.scale)
-        bias = g.node("DequantizeLinear", [bias, unit], f"{layer.name}.bias", axis=0)
+        bias = self._bias(layer, source_grid)
         kind = "Gemm" if window is None else "Conv"
         self._store(layer.output, g.node(kind, [read, weight, bias], f"{layer.output}:float", **attributes))
+
+    def _bias(self, layer: Convolution, source: Grid) -> str:
+        """float32 (out,), of whole numbers."""
+        unit = np.float32(source.scale) * layer.scale
+        if self._symmetric:
+            return self._graph.constant(f"{layer.name}.bias", layer.bias.astype(np.float32) * unit)
+        whole = self._graph.constant(f"{layer.name}.bias_integers", layer.bias)
+        scale = self._graph.constant(f"{layer.name}.bias_scale", unit)
+        return self._graph.node("DequantizeLinear", [whole, scale], f"{layer.name}.bias", axis=0)
 
     def _weight(self, layer: Convolution, extra: Sequence[range]) -> str:
         """int8, the shape that the layer multiplies with."""
@@ -330,12 +333,30 @@ _INT32, _INT8 = 6, 3  # TensorProto.INT32 and INT8
 
 
 def _check_symmetric(network: IntegerModel) -> None:
+    """Refuse what the symmetric form does not hold."""
     for name, grid in network.grids.items():
-        if grid.high - grid.zero_point > LARGEST:
+        if grid.low - grid.zero_point < -OFFSET or grid.high - grid.zero_point > LARGEST:
             raise InputError(
-                f"{name} has levels that int8 without a zero point does not hold; calibrate with symmetric grids, and "
-                "choose activations of at most 7 bits"
+                f"{name} has levels at {network.bits} bits that int8 without a zero point does not hold; calibrate "
+                "with --symmetric, and export widths whose activations have at most 7 bits"
             )
+    for layer in network.operations:
+        if isinstance(layer, Convolution) and np.abs(layer.bias.astype(np.int64)).max() > _MOST_IN_FLOAT:
+            raise ConversionError(
+                f"a bias of {layer.name} at {network.bits} bits is too many units for float32; use another kernel"
+            )
+
+
+def _check_mean(mean: Average, network: IntegerModel) -> None:
+    """Refuse a mean that onnxruntime would not run."""
+    source, target = (np.float32(network.grids[name].scale) for name in (mean.inputs[0], mean.output))
+    ratio = source / (target * np.float32(np.prod(network.shapes[mean.inputs[0]][1:])))
+    least, most = _MEAN_RATIOS
+    if not least <= ratio < most:
+        raise ConversionError(
+            f"the grid of {mean.output} at {network.bits} bits is {'finer' if ratio > 1 else 'coarser'} beside that of "
+            f"{mean.inputs[0]} than onnxruntime takes the mean to (a ratio of {ratio:.3g}); calibrate on other samples"
+        )
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:

@@ -17,6 +17,7 @@ from tqexport.errors import InputError
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.arithmetic import to_grid
 from tqexport.integer.model import IntegerModel
+from tqexport.integer.names import SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
@@ -46,8 +47,9 @@ class IntegerOnnxRuntime(IntegerRuntime):
         bits = network.bits if switched else None
         self._names = [operation.output for operation in network.operations]
         file = parse(content)
-        kept = [helper.make_tensor_value_info(name + LEVELS, TensorProto.UINT8, None) for name in self._names]
-        file.graph.output.extend(kept)
+        self._symmetric = _kernel_of(file) == SYMMETRIC
+        kind = TensorProto.INT8 if self._symmetric else TensorProto.UINT8
+        file.graph.output.extend(helper.make_tensor_value_info(name + LEVELS, kind, None) for name in self._names)
         self._traced = OnnxSession(file.SerializeToString(), bits=bits)
         self._untouched = OnnxSession(content, bits=bits)
         fixed = parse(cut_onnx(content, network.bits)) if switched else file
@@ -55,22 +57,30 @@ class IntegerOnnxRuntime(IntegerRuntime):
 
     def run(self, inputs: Inputs) -> IntegerRun:
         _, *levels = self._traced.run(inputs)
-        values = {INPUT: to_grid(inputs, self._network.grids[INPUT]), **dict(zip(self._names, levels, strict=True))}
+        values = {INPUT: to_grid(inputs, self._network.grids[INPUT])}
+        for name, value in zip(self._names, levels, strict=True):
+            zero = self._network.grids[name].zero_point if self._symmetric else 0
+            values[name] = (value.astype(np.int16) + zero).astype(np.uint8)
         return IntegerRun(values, self.run_untouched(inputs))
 
     def run_untouched(self, inputs: Inputs) -> Levels:
         return to_grid(self._untouched.run(inputs)[0], self._network.grids[self._network.output])
 
 
+def _kernel_of(file: onnx.ModelProto) -> str | None:
+    """The kernel that a fixed file says it is of; a run-time file is of several fixed ones."""
+    facts = read_facts(file)
+    return facts.kernel if isinstance(facts, ArtifactFacts) else None
+
+
 def _differing(network: IntegerModel, file: onnx.ModelProto) -> Iterator[str]:
     """Names of the constants and nodes that a fixed file has otherwise than a fresh export, lacks, or has besides."""
     facts = read_facts(file)
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
-    folded = any(name.endswith(".weight.integers") for name in stored)
     fused = any(node.op_type == "QLinearConv" for node in file.graph.node)
     if not isinstance(facts, ArtifactFacts):
         raise InputError("the file holds several widths, and its manifest says one; export it again")
-    fresh = parse(render_onnx(network, facts, folded=folded, fused=fused)).graph
+    fresh = parse(render_onnx(network, facts, fused=fused)).graph
     for tensor in fresh.initializer:
         if tensor.name not in stored or not _equal(stored[tensor.name], tensor):
             yield tensor.name

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tqexport.backends.onnx.file import BITS_NAME, read_facts, rebuild, write_facts
 from tqexport.errors import ConversionError, InputError
 from tqexport.facts import ArtifactFacts, MultiWidthFacts, check_mergeable
-from tqexport.truncation import STORED_BITS
+from tqexport.truncation import FLOAT_BITS, STORED_BITS
 
 __all__ = ["FixedFile", "facts_of_files", "fixed_files", "merge_onnx", "table_names"]
 
@@ -213,10 +213,22 @@ def _check_names(graph: onnx.GraphProto) -> None:
 
 def _different_graphs(one: FixedFile, other: FixedFile) -> str:
     """Why two widths cannot be in one file."""
-    kinds = " and ".join(
-        f"{file.facts.width} bits with {file.facts.activation_width}-bit activations" for file in (one, other)
-    )
+    pair = (one.facts, other.facts)
+    if len({facts.activation_width == FLOAT_BITS for facts in pair}) > 1:
+        kinds = " and ".join(f"{facts.width} bits with {facts.activation_width}-bit activations" for facts in pair)
+        why, advice = kinds, "choose widths whose activations are all quantised or all float (32 bits), or export"
+    else:
+        graphs = [onnx.ModelProto.FromString(file.skeleton).graph for file in (one, other)]
+        names = [[value for node in graph.node for value in node.output] for graph in graphs]
+        pairs = zip(pair, names, reversed(pair), reversed(names), strict=True)
+        alone = [
+            f"{name} is computed at {facts.width} bits and not at {without.width}"
+            for facts, own, without, others in pairs
+            for name in own
+            if name not in others
+        ]
+        why, advice = (alone or ["their constants have other types or shapes"])[0], "export"
     return (
-        f"the widths do not share one graph ({kinds}), so one file cannot switch between them; choose widths whose "
-        "activations are all quantised or all float (32 bits), or export each width as a file of its own"
+        f"the widths do not share one graph ({why}), so one file cannot switch between them; {advice} each width as a "
+        "file of its own"
     )

@@ -118,11 +118,12 @@ class TfliteBackend(Backend):
         network_at: Callable[[int], IntegerModel],
         bits: int,
         *,
-        switched: bool,  # noqa: ARG002
+        switched: bool,  # noqa: ARG002 - no such file has several widths
+        runtimes: Collection[str] = (),
     ) -> Iterator[IntegerRuntime]:
         from tqexport.backends.tflite.integer_runtime import open_integer_runtimes
 
-        return open_integer_runtimes(content, network_at(bits))
+        return open_integer_runtimes(content, network_at(bits), runtimes)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.tflite.session import LiteRTSession

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,10 @@ _MICRO = "tflite_micro"
 _ARENA = 64 << 20  # bytes; more than any device has
 
 
-def open_integer_runtimes(content: bytes, network: IntegerModel) -> Iterator[IntegerRuntime]:
-    """A file in every runtime that is here; TFLite Micro is an extra.
+def open_integer_runtimes(
+    content: bytes, network: IntegerModel, runtimes: Collection[str] = ()
+) -> Iterator[IntegerRuntime]:
+    """A file in some runtimes, or in every one that is here; TFLite Micro is an extra.
 
     Raises:
         InputError: A runtime does not take it, or it is another network.
@@ -43,9 +45,11 @@ def open_integer_runtimes(content: bytes, network: IntegerModel) -> Iterator[Int
     float_io = facts.kernel == FLOAT_IO
     fresh = FlatModel(render_tflite(network, facts, float_io=float_io))
     file = _File(content, float_io, tuple(_differing(flat, fresh)))
-    yield _LiteRT(file, network, "xnnpack")
-    yield _LiteRT(file, network, "litert")
-    if importlib.util.find_spec(_MICRO):
+    roundings: tuple[Rounding, ...] = ("xnnpack", "litert")
+    for rounding in roundings:
+        if not runtimes or rounding in runtimes:
+            yield _LiteRT(file, network, rounding)
+    if (not runtimes or _Micro.key in runtimes) and importlib.util.find_spec(_MICRO):
         yield _Micro(file, network)
 
 
@@ -125,11 +129,12 @@ class _LiteRT(_TfliteRuntime):
 class _Micro(_TfliteRuntime):
     """TFLite Micro's interpreter."""
 
+    key, name, rounding = "tflm", "TFLite Micro", "tflm"
+
     def __init__(self, file: _File, network: IntegerModel) -> None:
         super().__init__(file, network)
         from tflite_micro.python.tflite_micro import runtime
 
-        self.key, self.name, self.rounding = "tflm", "TFLite Micro", "tflm"
         try:
             self._interpreter: Any = runtime.Interpreter.from_bytes(file.content, arena_size=_ARENA)
         except RuntimeError as error:
