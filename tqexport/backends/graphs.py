@@ -1,6 +1,6 @@
 """Two files of one format as graphs without names: do they hold the same constants, settings and wiring?
 
-Names, the order of operators and what nothing depends on carry no meaning. So the graphs are compared from their outputs
+Names, the order of operators and what nothing depends on carry no meaning. Graphs are compared from their outputs
 backwards: each value of one is paired with the value of the other that stands in its place, until both are constants,
 which must be equal, or inputs. A back end reads its files into a :class:`Graph`; nothing here knows a format.
 """
@@ -233,7 +233,7 @@ def _differences(fresh: Graph, own: Graph, pair: tuple[str, str], tolerance: flo
             and (one.size == two.size or 1 in (one.size, two.size))
         ):
             both = np.broadcast_arrays(one, two)  # one number for all channels stands for as many equal ones
-            yield from (f"its {name}, {text}" for text in _unequal(*map(Constant, both), tolerance))
+            yield from (f"its {name}, {text}" for text in _unequal(Constant(both[0]), Constant(both[1]), tolerance))
         elif str(one) != str(two):
             yield f"its {name} is {two} where the checkpoint gives {one}"
 

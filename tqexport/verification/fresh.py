@@ -121,7 +121,7 @@ class FreshExports:
 
 
 def _apart(backend: str, files: tuple[bytes, bytes], bits: int | None, inputs: Inputs) -> float:
-    """How far the outputs of two files are apart without roundings, as a share of the largest; 0 if nothing runs them."""
+    """How far two files are apart without roundings, as a share of the largest output; 0 if nothing runs them."""
     runs = [BACKENDS[backend].open_continuous(content, bits) for content in files]
     own, expected = (None if run is None else run(inputs) for run in runs)
     if own is None or expected is None:

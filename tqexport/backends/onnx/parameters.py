@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tqexport.backends.graphs import Constant, Graph, Node, fold, in_order
-from tqexport.backends.onnx.file import parse, read_facts
+from tqexport.backends.onnx.file import parse, read_facts, rebuild
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.truncatable import plain_file
 from tqexport.backends.parameters import REWRITTEN, Parameters, different_facts, matched
@@ -29,6 +30,7 @@ _FOLDED_KINDS = _PLAIN | {"Add", "Div", "Mul", "Sub"}
 _WITHOUT_MEANING = {"kernel_shape", "momentum", "training_mode"}  # follow from a constant, or are for training
 _BY_DEFAULT = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}  # in every dimension
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # with the axis that counts output channels
+_NORM_CONSTANTS = 4  # of a BatchNormalization: weight, bias, mean, variance
 
 
 def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
@@ -36,6 +38,7 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     if content == fresh:
         return Parameters(content)
     model, expected = plain_file(parse(content)), plain_file(parse(fresh))
+    _drop_identities(model.graph)
     graphs = [_graph(each.graph, _opset(each)) for each in (expected, model)]
     found = matched(*((graph, _folded(graph)) for graph in graphs))
     expected_facts = _facts(expected, bits)
@@ -69,31 +72,40 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _graph(proto: onnx.GraphProto, opset: int) -> Graph:
-    """A file's graph; values that are only another's name are that other value."""
+    """A file's graph."""
     constants = {tensor.name: Constant(numpy_helper.to_array(tensor)) for tensor in proto.initializer}
-    same: dict[str, str] = {}
-
-    def original(name: str) -> str:
-        for _ in range(len(same) + 1):  # a circle of names ends here, and as one of operators
-            if name not in same:
-                break
-            name = same[name]
-        return name
-
     kept = []
     for node in proto.node:
-        if node.op_type == "Identity" and len(node.input) == len(node.output) == 1:
-            same[node.output[0]] = node.input[0]
-        elif node.op_type == "Constant" and len(node.output) == 1 and node.attribute[:1]:
+        if node.op_type == "Constant" and len(node.output) == 1 and node.attribute[:1]:
             constants[node.output[0]] = Constant(np.asarray(_plain(node.attribute[0])))
         else:
             kept.append(node)
     nodes = [
-        Node(_kind(node), _settings(node, opset), tuple(map(original, node.input)), tuple(node.output), node)
+        Node(_kind(node), _settings(node, opset), tuple(node.input), tuple(node.output), node)
         for node in kept
+        if node.output
     ]
     given = tuple(value.name for value in proto.input if value.name not in constants)
-    return Graph(given, tuple(original(value.name) for value in proto.output), constants, in_order(nodes))
+    return Graph(given, tuple(value.name for value in proto.output), constants, in_order(nodes))
+
+
+def _drop_identities(proto: onnx.GraphProto) -> None:
+    """Let all that reads another name of a value read the value itself."""
+    ends = {value.name for value in (*proto.input, *proto.output)}
+    same = {
+        node.output[0]: node.input[0]
+        for node in proto.node
+        if node.op_type == "Identity" and len(node.input) == len(node.output) == 1 and node.output[0] not in ends
+    }
+
+    def original(name: str) -> str:
+        for _ in range(len(same)):  # ends on names in a circle, too
+            name = same.get(name, name)
+        return name
+
+    rebuild(proto, [node for node in proto.node if not same.keys() & set(node.output)], proto.initializer)
+    for node in proto.node:
+        node.input[:] = [original(name) if name in same else name for name in node.input]
 
 
 def _kind(node: onnx.NodeProto) -> str:
@@ -144,24 +156,26 @@ def _folded(graph: Graph) -> Graph:
     readers: dict[str, int] = {}
     for name in (*graph.outputs, *(name for node in graph.nodes for name in node.inputs)):
         readers[name] = readers.get(name, 0) + 1
-    constants, nodes = dict(graph.constants), []
-    convolutions: dict[str, int] = {}  # by output, where in nodes; those that nothing else reads
+    constants = dict(graph.constants)
+    nodes: dict[str, Node] = {}  # by the first value that each writes
     for node in graph.nodes:
+        before = nodes.get(node.inputs[0]) if node.kind == "BatchNormalization" else None
         norm = [constants[name] for name in node.inputs[1:] if name in constants]
-        place = convolutions.pop(node.inputs[0], None) if node.inputs else None
-        if node.kind == "BatchNormalization" and place is not None and len(norm) == 4:  # noqa: PLR2004 - its parameters
-            before = nodes[place]
-            epsilon = float(node.settings.get("epsilon", 1e-5))  # type: ignore[arg-type] - a float, says its schema
+        folded = node
+        if (
+            before
+            and readers[node.inputs[0]] == 1
+            and len(norm) == _NORM_CONSTANTS
+            and _can_be_folded(before, constants)
+        ):
+            epsilon = float(str(node.settings.get("epsilon", 1e-5)))
             values = [constants[name] for name in before.inputs[1:]]
-            folded = _with_norm(values, norm, epsilon, _CONVOLUTIONS[before.kind])
             names = tuple(f"{node.outputs[0]}/{part}" for part in ("weight", "bias"))
-            constants.update(zip(names, folded, strict=True))
-            node = Node(before.kind, before.settings, (before.inputs[0], *names), node.outputs, before.source)
-            del nodes[place]
-        nodes.append(node)
-        if _can_be_folded(node, constants) and readers.get(node.outputs[0]) == 1:
-            convolutions = {node.outputs[0]: len(nodes) - 1}
-    return Graph(graph.inputs, graph.outputs, constants, [_with_bias(node, constants) for node in nodes])
+            constants.update(zip(names, _with_norm(values, norm, epsilon, _CONVOLUTIONS[before.kind]), strict=True))
+            folded = Node(before.kind, before.settings, (before.inputs[0], *names), node.outputs, before.source)
+            del nodes[node.inputs[0]]
+        nodes[node.outputs[0]] = folded
+    return replace(graph, constants=constants, nodes=[_with_bias(node, constants) for node in nodes.values()])
 
 
 def _can_be_folded(node: Node, constants: Mapping[str, Constant]) -> bool:
@@ -190,11 +204,11 @@ def _with_norm(values: Sequence[Constant], norm: Sequence[Constant], epsilon: fl
 
 def _with_bias(node: Node, constants: dict[str, Constant]) -> Node:
     """A convolution with a bias, of zeros where it had none."""
-    if node.kind not in _CONVOLUTIONS or len(node.inputs) != 2 or node.inputs[1] not in constants:  # noqa: PLR2004
+    if node.kind not in _CONVOLUTIONS or len(node.inputs) != 2 or node.inputs[1] not in constants:
         return node
     weight = constants[node.inputs[1]].value
     grouped = node.kind == "ConvTranspose" and node.settings.get("group", 1) != 1
-    if weight.ndim < 2 or grouped:  # noqa: PLR2004 - no convolution's weight has fewer
+    if weight.ndim < 2 or grouped:
         return node
     name = f"{node.outputs[0]}/bias"
     constants[name] = Constant(np.zeros(weight.shape[_CONVOLUTIONS[node.kind]], weight.dtype))
@@ -215,7 +229,7 @@ def _computed(node: Node, values: Sequence[Constant]) -> Constant | None:
                 return Constant(result, np.abs(_OPERATIONS[node.kind](*terms)))
         if node.kind in ("Squeeze", "Unsqueeze", "Reshape", "Transpose"):
             return Constant(result, _evaluate(node, [terms[0], *(constant.value for constant in values[1:])]))
-    except Exception:  # noqa: BLE001 - the reference raises whatever numpy raises; the operator stays as it is
+    except Exception:  # the reference raises whatever numpy raises; the operator stays as it is
         return None
     return Constant(result)
 
@@ -225,8 +239,8 @@ _OPERATIONS = {"Mul": np.multiply, "Div": np.divide}
 
 def _evaluate(node: Node, values: Sequence[Array]) -> Array:
     """The one result of an operator of a file."""
-    result = ReferenceEvaluator(node.source).run(None, dict(zip(node.source.input, values, strict=True)))[0]
-    return np.asarray(result)
+    reference: Any = ReferenceEvaluator(node.source)
+    return np.asarray(reference.run(None, dict(zip(node.source.input, values, strict=True)))[0])
 
 
 def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> bytes:
