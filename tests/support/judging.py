@@ -74,12 +74,16 @@ class Outcome:
 
 
 class Judge:
-    """Has the right files at hand."""
+    """Has the right files at hand.
+
+    Attributes:
+        fresh: They are made of the checkpoint when first asked for.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open the digits network; ``folder`` is written to by nothing that follows."""
         self._project = open_project(DIGITS, folder, ReadOptions())
-        self._fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*WIDTHS} for kind in KINDS})
+        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*WIDTHS} for kind in KINDS})
         self._samples = random_samples(self._project.model, 32).inputs
         digits = load_samples(DIGITS_DATA, self._project.model).inputs[:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)
@@ -89,8 +93,8 @@ class Judge:
     def right(self, kind: Kind, bits: int) -> bytes:
         """The file as it is exported."""
         if kind.switched:
-            return self._fresh.run_time(kind.backend, kind.kernel)
-        return self._fresh.fixed(kind.backend, kind.kernel, bits)
+            return self.fresh.run_time(kind.backend, kind.kernel)
+        return self.fresh.fixed(kind.backend, kind.kernel, bits)
 
     def changed(self, kind: Kind, seed: int) -> Outcome:
         """Change a file in one place, and judge it."""
@@ -121,7 +125,7 @@ class Judge:
         try:
             outputs = open_runner(content, width).run_untouched(self._tried)
             effect = not np.array_equal(outputs, self._outputs[kind, bits], equal_nan=True)
-            parameters = self._fresh.compare(kind.backend, kind.kernel, content, bits, switched=kind.switched)
+            parameters = self.fresh.compare(kind.backend, kind.kernel, content, bits, switched=kind.switched)
             full = [self._verdict(kind, bits, parameters.content, parameters)]
             # Whatever the parameters say, they are no longer asked; as deployed and layer by layer.
             plain = full if full[0].passed else [self._verdict(kind, bits, content, None)]

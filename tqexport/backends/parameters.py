@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from tqexport.backends.graphs import FOLDED, STORED, Graph, Match, match
@@ -10,6 +10,7 @@ from tqexport.facts import ArtifactFacts
 
 __all__ = ["REWRITTEN", "Parameters", "different_facts", "matched"]
 
+_WITH_NORMS_FOLDED = 2  # the last form of :func:`matched`
 REWRITTEN = "the file was rewritten, to another structure than tqexport gives it"
 
 
@@ -40,14 +41,18 @@ class Parameters:
         return "equal" if self.not_compared is None else f"not compared: {self.not_compared}"
 
 
-def matched(fresh: tuple[Graph, Graph], own: tuple[Graph, Graph]) -> Match | None:
-    """Match a file with a fresh export: as it is, or with all constants folded in both.
+def matched(fresh: Sequence[Graph], own: Sequence[Graph]) -> Match | None:
+    """Match a file with a fresh export in the first of several forms in which they have the same structure.
 
     Args:
-        fresh: The fresh export as it is, and folded.
+        fresh: The fresh export as it is; with its constants folded; and, where the format has them, with BatchNorms
+            folded into the layers before.
         own: The file likewise.
     """
-    return match(fresh[0], own[0], STORED) or match(fresh[1], own[1], FOLDED)
+    for form, (one, two) in enumerate(zip(fresh, own, strict=True)):
+        if found := match(one, two, FOLDED if form == _WITH_NORMS_FOLDED else STORED):
+            return found
+    return None
 
 
 def different_facts(fresh: ArtifactFacts, own: ArtifactFacts | None) -> dict[str, str]:

@@ -40,7 +40,7 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     model, expected = plain_file(parse(content)), plain_file(parse(fresh))
     _drop_identities(model.graph)
     graphs = [_graph(each.graph, _opset(each)) for each in (expected, model)]
-    found = matched(*((graph, _folded(graph)) for graph in graphs))
+    found = matched(*map(_forms, graphs))
     expected_facts = _facts(expected, bits)
     differences = {} if expected_facts is None else different_facts(expected_facts, _facts(model, bits))
     if found is None:
@@ -90,22 +90,29 @@ def _graph(proto: onnx.GraphProto, opset: int) -> Graph:
 
 
 def _drop_identities(proto: onnx.GraphProto) -> None:
-    """Let all that reads another name of a value read the value itself."""
-    ends = {value.name for value in (*proto.input, *proto.output)}
-    same = {
-        node.output[0]: node.input[0]
-        for node in proto.node
-        if node.op_type == "Identity" and len(node.input) == len(node.output) == 1 and node.output[0] not in ends
-    }
+    """Let a value have one name: all that reads another one of it reads the value itself."""
+    made = {name for node in proto.node for name in node.output}
+    ends = {value.name for value in proto.output}
+    same: dict[str, str] = {}
+    for node in proto.node:
+        if node.op_type == "Identity" and len(node.input) == len(node.output) == 1:
+            old, new = node.output[0], node.input[0]
+            if old in ends and (new not in made or new in ends or new in same):
+                continue  # an output that is an input, a constant or another output
+            same.update({new: old} if old in ends else {old: new})
 
     def original(name: str) -> str:
         for _ in range(len(same)):  # ends on names in a circle, too
             name = same.get(name, name)
         return name
 
-    rebuild(proto, [node for node in proto.node if not same.keys() & set(node.output)], proto.initializer)
+    dropped = {*same.items(), *((new, old) for old, new in same.items())}
+    is_dropped = [node.op_type == "Identity" and (node.input[0], node.output[0]) in dropped for node in proto.node]
+    kept = [node for node, gone in zip(proto.node, is_dropped, strict=True) if not gone]
+    rebuild(proto, kept, proto.initializer)
     for node in proto.node:
         node.input[:] = [original(name) if name in same else name for name in node.input]
+        node.output[:] = [original(name) if name in same else name for name in node.output]
 
 
 def _kind(node: onnx.NodeProto) -> str:
@@ -150,9 +157,14 @@ def _comparable(part: Any) -> Any:
     return part if isinstance(part, (int, float, bytes)) else str(part)
 
 
-def _folded(graph: Graph) -> Graph:
-    """The graph with what depends on constants alone computed, and each BatchNorm in the convolution before it."""
-    graph = fold(graph, _computed)
+def _forms(graph: Graph) -> tuple[Graph, ...]:
+    """The graph in the forms of :func:`tqexport.backends.parameters.matched`."""
+    folded = _without_ones(fold(graph, _computed))
+    return graph, folded, _with_norms_folded(folded)
+
+
+def _with_norms_folded(graph: Graph) -> Graph:
+    """The graph with each BatchNorm in the convolution before it."""
     readers: dict[str, int] = {}
     for name in (*graph.outputs, *(name for node in graph.nodes for name in node.inputs)):
         readers[name] = readers.get(name, 0) + 1
@@ -176,6 +188,26 @@ def _folded(graph: Graph) -> Graph:
             del nodes[node.inputs[0]]
         nodes[node.outputs[0]] = folded
     return replace(graph, constants=constants, nodes=[_with_bias(node, constants) for node in nodes.values()])
+
+
+def _without_ones(graph: Graph) -> Graph:
+    """The graph without products and quotients by the number 1, as the steps of 1 bit are."""
+    ones = {
+        name
+        for name, constant in graph.constants.items()
+        if constant.value.dtype == np.float32 and not constant.value.ndim and constant.value == 1
+    }
+    same: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        inputs = tuple(same.get(name, name) for name in node.inputs)
+        left = [name for name in inputs if name not in ones]
+        by_one = node.kind in _OPERATIONS and inputs[0] not in ones and inputs[1] in ones
+        if (by_one or (node.kind == "Mul" and len(left) == 1)) and node.outputs[0] not in graph.outputs:
+            same[node.outputs[0]] = inputs[0] if by_one else left[0]
+        else:
+            nodes.append(replace(node, inputs=inputs))
+    return replace(graph, nodes=nodes)
 
 
 def _can_be_folded(node: Node, constants: Mapping[str, Constant]) -> bool:
