@@ -223,7 +223,8 @@ def _can_be_folded(node: Node, constants: Mapping[str, Constant]) -> bool:
 def _with_norm(values: Sequence[Constant], norm: Sequence[Constant], epsilon: float, axis: int) -> list[Constant]:
     """Weight and bias of a convolution that a BatchNorm is part of, with the magnitude of their terms."""
     gain, shift, mean, variance = (part.value.astype(np.float64) for part in norm)
-    factor = gain / np.sqrt(variance + epsilon)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a file's own numbers; NaN equals nothing
+        factor = gain / np.sqrt(variance + epsilon)
     weight, bias = values[0], values[1] if len(values) > 1 else Constant(np.zeros_like(shift, np.float32))
     by_channel = factor.reshape([-1 if i == axis else 1 for i in range(weight.value.ndim)])
     summed = shift + (bias.value - mean) * factor
