@@ -86,3 +86,37 @@ def test_the_old_format_still_loads(tmp_path):
     content = torch.load(DIGITS, weights_only=True)
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert load_checkpoint(tmp_path / "old.pt").info == load_checkpoint(DIGITS).info
+
+
+ODD = [
+    None,
+    {},
+    [],
+    "x",
+    -1,
+    0,
+    float("nan"),
+    float("inf"),
+    torch.zeros(2),
+    torch.zeros(2, device="meta"),
+    10**30,
+    [-1],
+]
+ODD += [{"mean": [0], "std": [0]}, {"mean": [0.5], "std": [float("nan")]}, [10**9] * 3, (1, 2), {"a": {}}, True, b"x"]
+
+
+def test_entries_of_another_type_are_refused_in_a_sentence(tmp_path):
+    path, content = tmp_path / "ckpt.pt", torch.load(DIGITS, weights_only=True)
+    for key in [*content, "grids"]:
+        for value in ODD:
+            torch.save({**content, key: value}, path)
+            with contextlib.suppress(TqExportError):
+                load_checkpoint(path)
+
+
+@pytest.mark.parametrize("std", [[0.0], [float("nan")], [0.5, 0.5, 0.5]])
+def test_a_normalization_that_divides_by_nothing_is_refused(tmp_path, std):
+    content = torch.load(DIGITS, weights_only=True)
+    torch.save({**content, "normalization": {"mean": [0.5], "std": std}}, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match="damaged tqexport checkpoint"):
+        load_checkpoint(tmp_path / "ckpt.pt")

@@ -94,21 +94,24 @@ def _drop_identities(proto: onnx.GraphProto) -> None:
     made = {name for node in proto.node for name in node.output}
     ends = {value.name for value in proto.output}
     same: dict[str, str] = {}
-    for node in proto.node:
-        if node.op_type == "Identity" and len(node.input) == len(node.output) == 1:
-            old, new = node.output[0], node.input[0]
-            if old in ends and (new not in made or new in ends or new in same):
-                continue  # an output that is an input, a constant or another output
-            same.update({new: old} if old in ends else {old: new})
 
     def original(name: str) -> str:
         for _ in range(len(same)):  # ends on names in a circle, too
             name = same.get(name, name)
         return name
 
-    dropped = {*same.items(), *((new, old) for old, new in same.items())}
-    is_dropped = [node.op_type == "Identity" and (node.input[0], node.output[0]) in dropped for node in proto.node]
-    kept = [node for node, gone in zip(proto.node, is_dropped, strict=True) if not gone]
+    kept = []
+    for node in proto.node:
+        if node.op_type != "Identity" or len(node.input) != 1 or len(node.output) != 1:
+            kept.append(node)
+            continue
+        old, new = node.output[0], original(node.input[0])
+        if old not in ends:
+            same[old] = new
+        elif new in made and new not in ends:
+            same[new] = old
+        else:
+            kept.append(node)  # an output that is an input, a constant or another output
     rebuild(proto, kept, proto.initializer)
     for node in proto.node:
         node.input[:] = [original(name) if name in same else name for name in node.input]
