@@ -165,7 +165,7 @@ class Output:
     def say(self, *lines: str) -> None:
         """Print lines for people."""
         for line in lines:
-            self.people.print(line)
+            self.people.print(printable(line))
 
     def table(
         self, columns: Iterable[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = (), **settings: Any
@@ -185,7 +185,7 @@ class Output:
         for column in columns:
             table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         self.people.print(table)
 
     def document(self, content: dict[str, Any]) -> None:
@@ -239,6 +239,11 @@ def run_and_exit(cli: click.Group) -> int:
     return exit_code
 
 
+def printable(text: str) -> str:
+    """A text without control characters but line ends: names in files may hold what a terminal would obey."""
+    return "".join(part if part.isprintable() or part == "\n" else "\N{REPLACEMENT CHARACTER}" for part in text)
+
+
 def _explain(error: Exception, *, verbose: bool) -> tuple[str, int]:
     """Print what went wrong on standard error; returns the sentence and the exit code."""
     if isinstance(error, click.ClickException):
@@ -256,5 +261,5 @@ def _explain(error: Exception, *, verbose: bool) -> tuple[str, int]:
             traceback.print_exception(error)
         text, exit_code = f"internal error, {type(error).__name__}: {error}", BUG_EXIT_CODE
         advice = "\nThis is a bug in tqexport; --verbose shows where."
-    click.echo(f"tqexport: {text}{advice}", err=True)
+    click.echo(printable(f"tqexport: {text}{advice}"), err=True)
     return text, exit_code

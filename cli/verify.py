@@ -117,9 +117,19 @@ def _notes(checked: list[Checked], kinds: Collection[str]) -> list[str]:
     if any(check.deployed.activations_wrong and check.passed for check in checked):
         notes.append("dynamic: the weights are the trained ones; the kernels round their input, and activations follow")
     notes += _absent({*kinds, *(check.file.rpartition(".")[2] for check in checked if "integer" in check.runtime)})
+    notes += _unproved(checked)
     for check in checked:
         notes += [f"{check.bits} bits, {check.runtime}: {problem}" for problem in check.problems]
     return notes
+
+
+def _unproved(checked: list[Checked]) -> list[str]:
+    """Files of which the samples alone say that they are right."""
+    return [
+        f"{check.file} at {check.bits} bits: parameters {check.unoptimized.parameters}; the verdict is of the samples"
+        for check in checked
+        if check.unoptimized.parameters.startswith("not compared")
+    ]
 
 
 def _absent(kinds: Collection[str]) -> list[str]:

@@ -47,7 +47,7 @@ def changed_onnx(content: bytes, name: str, change: Change) -> bytes:
     """An ONNX file with another value in an initializer."""
     model = onnx.load_from_string(content)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    value = np.ascontiguousarray(change(numpy_helper.to_array(tensor).copy()))
+    value = np.array(change(numpy_helper.to_array(tensor).copy()), order="C")  # which keeps a scalar one
     tensor.CopyFrom(numpy_helper.from_array(value, name))
     return bytes(model.SerializeToString())
 

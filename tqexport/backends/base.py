@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from tqexport.backends.parameters import REWRITTEN, Parameters
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Runner, Session, Stretches
+    from tqexport.backends.running import Array, Inputs, Runner, Session, Stretches
     from tqexport.integer.model import IntegerModel
     from tqexport.integer.runtime import IntegerRuntime
     from tqexport.model import TruncModel
@@ -69,6 +70,7 @@ class Backend(ABC):
         verified_by_default: Whether ``verify`` makes a file for the check where there is none.
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
+        converts: The back end whose files it makes its own from; None where it starts from the network.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -81,6 +83,7 @@ class Backend(ABC):
     verified_by_default: ClassVar[bool] = False
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
+    converts: ClassVar[str | None] = None
     takes_folder: ClassVar[bool] = False
 
     def every_runtime(self) -> set[str]:
@@ -214,6 +217,36 @@ class Backend(ABC):
             InputError: A runtime does not take the file.
         """
         return iter(())
+
+    def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:  # noqa: ARG002
+        """Every constant, setting and wire of a file against those of a fresh export of the same kind.
+
+        Args:
+            content: The file.
+            fresh: What the checkpoint gives.
+            bits: The width to compare at.
+            switched: Whether they are run-time files.
+
+        Raises:
+            InputError: The file is damaged, or lacks the width.
+        """
+        return Parameters(content, not_compared=None if content == fresh else REWRITTEN)
+
+    def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Inputs], Array] | None:  # noqa: ARG002
+        """A file without its roundings of activations, or None where nothing here runs the format.
+
+        Args:
+            content: The file.
+            bits: The width to run a run-time file at; None for a fixed file.
+
+        Returns:
+            From samples, float32 (N, ...) channels first, to outputs (N, ...) in the layout of the file. Without
+            roundings all of them depend on every parameter, be its effect ever so small.
+
+        Raises:
+            InputError: The runtime does not take the file, or the file lacks the width.
+        """
+        return None
 
     # Running files. A format that nothing here can run leaves these as they are; its codes are verified all the same.
 

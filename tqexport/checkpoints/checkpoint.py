@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -98,24 +99,24 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
 
 def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
     """What a native checkpoint says of itself."""
-    if content.get("format_version") != FORMAT_VERSION:
+    version = content.get("format_version")
+    if not isinstance(version, int) or version != FORMAT_VERSION:
         raise InputError(
-            f"{path} has checkpoint format {content.get('format_version')!r}, this tqexport reads {FORMAT_VERSION}; "
-            "update tqexport"
+            f"{path} has checkpoint format {version!r}, this tqexport reads {FORMAT_VERSION}; update tqexport"
         )
     if refused := sorted(set(options.given()) - {"model"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
         raise UsageError(f"{path} says for itself how it was trained; {names} is for files that do not")
-    named = content.get("architecture")
+    named = str(content.get("architecture"))
     if not options.model and named not in ARCHITECTURES:
-        if isinstance(named, str) and ":" in named:  # importing what a file names would run whatever it likes
+        if ":" in named:  # importing what a file names would run whatever it likes
             raise UsageError(
                 f"{path} is built by {named}, which runs code of its own; if you trust it, add --model {named}"
             )
-        find_factory(str(named))
+        find_factory(named)
     try:
         return _native_info(content, options)
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except Exception as error:  # entries of other types lead to whatever they are asked first
         raise InputError(f"{path} is a damaged tqexport checkpoint: {type(error).__name__} {error}") from error
 
 
@@ -127,7 +128,10 @@ def _native_info(content: Mapping[str, Any], options: ReadOptions) -> Checkpoint
         raise ValueError(f"widths {widths} with activation widths {activation_bits}")
     if not set(activation_bits) <= {*WIDTHS, FLOAT_BITS}:
         raise ValueError(f"activation widths {activation_bits}")
-    normalization = content["normalization"]
+    normalization = content["normalization"] and _normalization(content["normalization"])
+    batch_norm_key: Any = content["batch_norm_key"]
+    if str(batch_norm_key) not in ("weight", "activation") or min(_integers(content["input_shape"]), default=0) < 1:
+        raise ValueError(f"batch_norm_key {batch_norm_key!r} or input_shape {content['input_shape']!r}")
     return CheckpointInfo(
         architecture=options.model or str(content["architecture"]),
         arguments=dict(content["arguments"]),
@@ -135,11 +139,19 @@ def _native_info(content: Mapping[str, Any], options: ReadOptions) -> Checkpoint
         widths=widths,
         scheme=Scheme(**content["scheme"]),
         activation_bits=activation_bits,
-        batch_norm_key=content["batch_norm_key"],
-        normalization=normalization and Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
+        batch_norm_key=batch_norm_key,
+        normalization=normalization or None,
         class_names=tuple(map(str, content["class_names"])),
         grids=tuple(map(str, content.get("grids", ()))),  # files of version 0.1 say nothing of grids
     )
+
+
+def _normalization(entry: Mapping[str, Any]) -> Normalization:
+    """How raw input becomes network input; whatever is wrong with it is raised as it is."""
+    mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
+    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0.0) <= 0 or len(mean) != len(std):
+        raise ValueError(f"normalization by mean {mean} and std {std}")
+    return Normalization(mean, std)
 
 
 def _integers(values: Sequence[Any]) -> tuple[int, ...]:

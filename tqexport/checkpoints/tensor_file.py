@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tqexport.errors import InputError
+from tqexport.checkpoints.pickles import check_pickle
+from tqexport.errors import InputError, about
 
 __all__ = ["checked_state_dict", "read_tensor_file"]
+
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, and keys of the numbers that follow
 
 
 def read_tensor_file(path: Path) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def read_tensor_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no file" if path.exists() else f"{path} does not exist; name a checkpoint file")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; copy it again from where it was trained")
-    _check_archive(path)
+    _check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,18 +68,39 @@ def checked_state_dict(path: Path, state_dict: Any) -> dict[str, Tensor]:
     return state_dict
 
 
+def _check_file(path: Path) -> None:
+    """Refuse what is damaged or made to harm before anything is built of it.
+
+    Raises:
+        InputError: An entry of the archive is not what was written, it unpacks to more than it holds, or its pickle
+            makes what is too large.
+    """
+    with about(f"{path}"):
+        try:
+            if zipfile.is_zipfile(path):
+                _check_archive(path)
+                return
+            with path.open("rb") as stream:
+                for _ in range(_LEGACY_PICKLES):
+                    check_pickle(stream)
+        except InputError:
+            raise
+        except Exception as error:  # damage shows as whatever it leads zipfile and pickletools to
+            raise InputError("is not a PyTorch checkpoint, or it is truncated; copy it again") from error
+
+
 def _check_archive(path: Path) -> None:
     """PyTorch stores its archives uncompressed; one that unpacks to more than its size was not written by it."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile:
-        return  # torch.load gives the refusal
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > path.stat().st_size:
-        raise InputError(
-            f"{path} is a compressed archive that unpacks to {unpacked:,} bytes, which PyTorch does not write; "
-            "it may be made to harm"
-        )
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise InputError(
+                f"is a compressed archive that unpacks to {unpacked:,} bytes, which PyTorch does not write; "
+                "it may be made to harm"
+            )
+        if damaged := archive.testzip():  # by the CRC-32 of every entry
+            raise InputError(f"is damaged in its part {damaged}; copy it again from where it was trained")
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as stream:
+                    check_pickle(stream)

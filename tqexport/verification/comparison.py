@@ -4,6 +4,8 @@ Networks with quantised activations are step functions. Two correct runtimes add
 that sits on a rounding boundary lands on one side here and on the other there: a *flip*, after which the logits may
 differ by any amount. So the logits alone prove nothing, and this module compares step by step:
 
+* **parameters**: every constant, setting and wire of the file against a fresh export of the checkpoint, whatever the
+  samples (:mod:`tqexport.backends.graphs`).
 * **codes**: what BitShift computes, or the integers a TFLite file stores, against quantising the float weights
   directly. Every element must be equal.
 * **layers**: the runtime's activations and layer outputs are put into the PyTorch network as it runs, so that each
@@ -28,6 +30,7 @@ import numpy.typing as npt
 import torch
 
 from tqexport.backends.base import EXACT
+from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import RuntimeRun
 from tqexport.model import TruncModel
 from tqexport.verification.codes import compare_codes, expected_codes
@@ -48,6 +51,7 @@ class Verdict:
         bits: The width.
         runtime: What ran the artifact.
         samples: Number of samples.
+        parameters: ``equal`` to those of a fresh export, ``differ``, or ``not compared:`` and why.
         codes: Number of codes compared.
         codes_wrong: How many differ.
         activations: Number of activations compared.
@@ -68,6 +72,7 @@ class Verdict:
     bits: int
     runtime: str
     samples: int
+    parameters: str
     codes: int
     codes_wrong: int
     activations: int
@@ -132,7 +137,7 @@ def compare(
 class Comparison:
     """Compares what a runtime computed with the PyTorch reference, some samples at a time."""
 
-    def __init__(self, model: TruncModel, bits: int, kernel: str = EXACT) -> None:
+    def __init__(self, model: TruncModel, bits: int, kernel: str = EXACT, parameters: Parameters | None = None) -> None:
         """Prepare a comparison; :meth:`add` compares samples.
 
         Args:
@@ -140,7 +145,9 @@ class Comparison:
             bits: The width of the artifact.
             kernel: Of a ``dynamic`` file the codes must be equal; activations and outputs may be off by
                 :data:`DYNAMIC_TOLERANCE`, and how many differ is reported.
+            parameters: How those of the artifact compare with the checkpoint's; None where there is no fresh export.
         """
+        self._parameters = parameters or Parameters(b"", not_compared="there is no fresh export")
         self._model, self._bits, self._kernel = model, bits, kernel
         self._trace = Trace(0.0 if kernel == EXACT else DYNAMIC_TOLERANCE)
         self._runtime = ""
@@ -189,12 +196,15 @@ class Comparison:
         Args:
             codes: See :class:`tqexport.backends.running.RuntimeRun`.
         """
-        self._codes = compare_codes(expected_codes(self._model, self._bits), self._bits, codes, self._code_problems)
+        expected = expected_codes(self._model, self._bits)
+        if self._parameters.proved:  # then a weight without codes was folded, and is the one that its codes give
+            codes = {**{name: [weight.codes] for name, weight in expected.items()}, **codes}
+        self._codes = compare_codes(expected, self._bits, codes, self._code_problems)
 
     def verdict(self) -> Verdict:
         """The verdict on all samples so far."""
         trace, samples = self._trace, max(self._samples, 1)
-        problems = [*self._code_problems.items(), *trace.problems.items()]
+        problems = [*self._parameters.differences.items(), *self._code_problems.items(), *trace.problems.items()]
         if self._deployed_apart:
             apart = (
                 f"{len(self._deployed_apart)} of {samples} samples differ between {self._runtime} as deployed and with "
@@ -209,6 +219,7 @@ class Comparison:
             bits=self._bits,
             runtime=self._runtime,
             samples=self._samples,
+            parameters=self._parameters.verdict,
             codes=codes,
             codes_wrong=codes_wrong,
             activations=trace.compared,

@@ -97,6 +97,7 @@ class IntegerComparison:
             bits=self._network.bits,
             runtime=f"{self._runtime.name} integer",
             samples=self._samples,
+            parameters="differ" if self._runtime.differing else "equal",
             codes=sum(sizes.values()),
             codes_wrong=sum(size for layer, size in sizes.items() if layer in differing),
             activations=self._levels,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend
+from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, median_seconds
 from tqexport.errors import InputError, UsageError, about
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
+from tqexport.verification.fresh import FreshExports
 from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
@@ -91,10 +93,11 @@ def verify(
     jobs = [job for job in jobs if not runtimes or {*runtimes} & job.runtimes()]
     if not jobs:
         raise UsageError(f"none of the files to compare runs in {', '.join(runtimes)}")
+    fresh = FreshExports(project, _compared_with_fresh(jobs, project.model.info.widths))
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
             with about(f"{job.file}:"):
-                checked = list(_check(project, job, samples, runtimes))
+                checked = list(_check(project, job, samples, runtimes, fresh))
             yield from checked
 
 
@@ -122,18 +125,40 @@ class _Job:
         """The file in its runtime; None where nothing here runs the format."""
         return self.backend.open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
 
-    def comparison(self, project: Project) -> Comparison:
+    def comparison(self, project: Project, parameters: Parameters) -> Comparison:
         """The comparison with PyTorch at its width."""
         # A run-time file computes with float weights whatever the kernel of the files that are cut from it.
-        return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel)
+        return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel, parameters)
+
+    def parameters(self, fresh: FreshExports) -> Parameters:
+        """How its parameters compare with those that the checkpoint gives."""
+        if self.temporary:
+            return Parameters(self.content)  # it is what the checkpoint gives
+        return fresh.compare(self.backend.name, self.kernel, self.content, self.bits, switched=self.run_time)
 
 
-def _check(project: Project, job: _Job, samples: Samples, runtimes: Collection[str]) -> Iterator[Checked]:
+def _compared_with_fresh(jobs: Sequence[_Job], every_width: Sequence[int]) -> dict[tuple[str, str], set[int]]:
+    """By back end and kernel, the widths of the fixed files that are needed to compare exported files with."""
+    needed: dict[tuple[str, str], set[int]] = {}
+    for job in jobs:
+        if job.temporary or is_integer(job.kernel):
+            continue
+        widths = every_width if job.run_time else (job.bits,)  # a run-time file is made from those of every width
+        source = job.backend.converts or (job.backend.name if job.run_time else None)
+        for key in {(source, EXACT)} if job.run_time else {(source, EXACT), (job.backend.name, job.kernel)}:
+            if key[0] is not None:
+                needed.setdefault((key[0], key[1]), set()).update(widths)
+    return needed
+
+
+def _check(
+    project: Project, job: _Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
+) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
     if is_integer(job.kernel):
         yield from _check_integers(project, job, samples, runtimes)
     else:
-        yield _check_floats(project, job, samples)
+        yield _check_floats(project, job, samples, job.parameters(fresh))
 
 
 def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Collection[str]) -> Iterator[Checked]:
@@ -154,20 +179,25 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
         yield Checked(job.file, job.bits, name, len(job.content), job.temporary, latency, verdict, verdict)
 
 
-def _check_floats(project: Project, job: _Job, samples: Samples) -> Checked:
+def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Parameters) -> Checked:
     """Compare a file as deployed, and layer by layer."""
+    size, job = len(job.content), replace(job, content=parameters.content)
     runner, latency = job.open(deployed=True), None
     if runner is None:
-        comparison, runtime = job.comparison(project), _CODES_ALONE
+        comparison, runtime = job.comparison(project, parameters), _CODES_ALONE
         comparison.add_codes(job.backend.codes(job.content, job.bits))
         deployed = unoptimized = comparison.verdict()
     else:
-        deployed = _compare(job.comparison(project), runner, samples)
+        deployed = _compare(job.comparison(project, parameters), runner, samples)
         latency = runner.latency(samples.inputs[:1])
         layer_by_layer = job.open(deployed=False)
-        unoptimized = deployed if layer_by_layer is None else _compare(job.comparison(project), layer_by_layer, samples)
+        unoptimized = (
+            deployed
+            if layer_by_layer is None
+            else _compare(job.comparison(project, parameters), layer_by_layer, samples)
+        )
         runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
-    return Checked(job.file, job.bits, runtime, len(job.content), job.temporary, latency, deployed, unoptimized)
+    return Checked(job.file, job.bits, runtime, size, job.temporary, latency, deployed, unoptimized)
 
 
 def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:

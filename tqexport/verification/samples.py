@@ -15,6 +15,7 @@ from tqexport.model import Normalization, TruncModel
 
 __all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
 
+_LARGEST = 4 << 30  # bytes that samples may unpack to
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -81,6 +82,7 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     if not path.is_file():
         raise InputError(f"{path} does not exist; name an NPZ file with inputs and labels, or a folder of pictures")
     try:
+        _check_size(path)
         with np.load(path, allow_pickle=False) as file:
             stored = file["inputs"]
             if np.iscomplexobj(stored):
@@ -89,15 +91,29 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
             labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
     except KeyError as error:
         raise InputError(f"{path} holds no array named inputs") from error
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # damage shows as whatever it leads zipfile and numpy to
         raise InputError(f"{path} is not a readable NPZ file of numbers: {error}") from error
     if inputs.shape[1:] != input_shape or not len(inputs):
         raise InputError(f"{path}: inputs are {inputs.shape}, the network takes (N, {str(input_shape)[1:]}")
     if labels is not None and labels.shape != inputs.shape[:1]:
         raise InputError(f"{path}: labels are {labels.shape} for {len(inputs)} inputs")
+    classes = len(class_names)
+    if labels is not None and (labels.min() < 0 or (classes and labels.max() >= classes)):
+        known = f", and the network has {classes} classes" if classes else ""
+        raise InputError(f"{path}: labels are {labels.min()} to {labels.max()}{known}")
     if not np.isfinite(inputs).all():
         raise InputError(f"{path}: inputs hold NaN or infinite values")
     return Samples(inputs, labels, f"on the {len(inputs)} samples of {path.name}")
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that unpacks to more than memory should bear."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > _LARGEST:
+        raise InputError(f"{path} unpacks to {unpacked:,} bytes, more than {_LARGEST:,}; verify on fewer samples")
 
 
 def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str]) -> tuple[Inputs, Labels]:
@@ -125,7 +141,7 @@ def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence
                 fitted = picture.convert("L" if channels == 1 else "RGB").resize(
                     (width, height), Image.Resampling.BILINEAR
                 )
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # damage shows as whatever it leads Pillow to
             raise InputError(f"{file} is not a readable picture; remove it from the folder or replace it") from error
         row[:] = np.moveaxis(np.asarray(fitted, np.float32).reshape(height, width, channels), -1, 0) / 255
     return inputs, np.array([label for _, label in files], np.int64)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
+from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
@@ -96,6 +97,17 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.cutting import cut_onnx
 
         return cut_onnx(content, bits)
+
+    def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:  # noqa: ARG002
+        from tqexport.backends.onnx.parameters import compare_parameters
+
+        return compare_parameters(content, fresh, bits)
+
+    def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Any], Any]:
+        from tqexport.backends.onnx.parameters import without_roundings
+
+        session = without_roundings(content, bits)
+        return lambda inputs: session.run(inputs)[0]
 
     def open_integers(
         self,

@@ -6,6 +6,7 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,9 +201,8 @@ def activation_outputs(model: onnx.ModelProto) -> list[str]:
 
     Named ``<module>/Round`` by the exporter; a module called again has ``<module>/Round_2``.
     """
-    rounded = {node.output[0] for node in model.graph.node if node.op_type == "Round"}
     return [
-        node.input[0]
+        node.output[0]
         for node in model.graph.node
-        if node.op_type == "Div" and node.input[0] in rounded and node.input[1].endswith(LEVELS_SUFFIX)
+        if node.op_type == "Round" and re.search(r"/Round(_\d+)?$", node.output[0])
     ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
+from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import HostError, UsageError
 from tqexport.facts import Facts
@@ -42,6 +43,7 @@ class TfliteBackend(Backend):
     verified_by_default = True
     runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
     integer_runtimes = {"tflm": "TFLite Micro"}  # noqa: RUF012 - annotated in the protocol
+    converts = "onnx"
     takes_folder = True
 
     def check_environment(self, kernel: str = EXACT) -> None:
@@ -111,6 +113,18 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.cutting import cut_tflite
 
         return cut_tflite(content, bits)
+
+    def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:
+        from tqexport.backends.tflite.parameters import compare_parameters
+
+        return compare_parameters(content, fresh, bits, switched=switched)
+
+    def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Any], Any]:
+        from tqexport.backends.tflite.layout import to_channels_last
+        from tqexport.backends.tflite.parameters import without_roundings
+
+        session = without_roundings(content, bits)
+        return lambda inputs: session.run(to_channels_last(inputs))[0]
 
     def open_integers(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -43,11 +44,17 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
     Raises:
         ConversionError: onnx2tf cannot convert one; the message has its last words and the operator, where it says it.
     """
+    return list(_converted(tuple(model.SerializeToString(deterministic=True) for model in models)))
+
+
+@functools.lru_cache(maxsize=1)  # the kernels and the run-time file of one network have the same graph
+def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The TFLite files of serialised ONNX models; what was converted last is kept."""
     with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
         sources = [Path(folder, f"{i}.onnx") for i in range(len(models))]
         targets = [source.with_suffix(".tflite") for source in sources]
         for model, source in zip(models, sources, strict=True):
-            onnx.save(model, str(source))
+            source.write_bytes(model)
         pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
         process = subprocess.Popen(
             [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
@@ -65,7 +72,7 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
         _log.debug("onnx2tf printed:\n%s", printed)
         if process.returncode or not all(target.is_file() for target in targets):
             raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")
-        return [target.read_bytes() for target in targets]
+        return tuple(target.read_bytes() for target in targets)
 
 
 def _last_words(returncode: int, printed: str) -> str:

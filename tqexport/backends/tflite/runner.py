@@ -9,11 +9,11 @@ import numpy as np
 
 from tqexport.backends.onnx.file import OUTPUT_NAME
 from tqexport.backends.running import Runner
-from tqexport.backends.tflite.cutting import computed_weights
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import stored_integers
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
+from tqexport.backends.tflite.provenance import filters
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.layer_kinds import FILTER_OPERATORS
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TfliteRunner", "TfliteStretches"]
 
+_CALCULATIONS = 3  # between shifted codes and the filter that they become
 _KEPT_OPERATORS = {*FILTER_OPERATORS, "ADD", "RELU"}  # operators whose results are kept
 
 
@@ -111,7 +112,14 @@ def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dic
 
 def _shifted_codes(flat: FlatModel) -> dict[int, tuple[str, tuple[int, ...]]]:
     """By index, the tensors of shifted codes: name of the weight, and its axes in PyTorch's order."""
-    return {
-        weight.shifted: (flat.name(weight.filter), FILTER_OPERATORS[weight.kind].torch_axes)
-        for weight in computed_weights(flat)
-    }
+    kinds, shifted = filters(flat), {}
+    readers = {int(operator.inputs[0]): operator for operator in flat.graph.operators if len(operator.inputs)}
+    for operator in flat.graph.operators:
+        if flat.operator_name(operator) != "RIGHT_SHIFT":
+            continue
+        value = codes = int(operator.outputs[0])
+        for _ in range(_CALCULATIONS):  # cast, scale, offset; wherever they stand among the operators
+            value = int(readers[value].outputs[0]) if value in readers else value
+        if value in kinds:
+            shifted[codes] = (flat.name(value), FILTER_OPERATORS[kinds[value]].torch_axes)
+    return shifted

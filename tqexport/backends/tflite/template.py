@@ -118,6 +118,7 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
     random = np.random.default_rng(0)
     names = set(parameters(model))
     filters_alone = _read_as_filters_alone(model)
+    del changed.metadata_props[:]  # which differ between the widths of one graph
     for tensor in changed.graph.initializer:
         if tensor.name in names:
             shape = tuple(tensor.dims)

@@ -1,0 +1,136 @@
+"""What the checkpoint gives: exports made anew, whatever the export folder holds, to compare its files with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tqexport.artifacts.project import Project
+from tqexport.backends import BACKENDS
+from tqexport.backends.base import EXACT
+from tqexport.backends.parameters import Parameters
+from tqexport.errors import HostError, InputError
+from tqexport.verification.samples import Inputs
+
+if TYPE_CHECKING:
+    from tqexport.model import TruncModel
+
+__all__ = ["FreshExports"]
+
+_SAMPLES = 16  # to run continuous files on; every parameter has an effect on each
+_TOLERANCE = 1e-4  # of the largest output; rounding of a deep network is a tenth of that, a wrong wire a hundred times
+
+
+class FreshExports:
+    """Files of a project's checkpoint, each made once and when it is first asked for.
+
+    It is the source that back ends export from, so that none of them reads a file of the export folder.
+    """
+
+    def __init__(self, project: Project, wanted: Mapping[tuple[str, str], Collection[int]]) -> None:
+        """Plan what will be asked for, so that what is converted together is converted once.
+
+        Args:
+            project: The checkpoint.
+            wanted: By back end and kernel, the widths of the fixed files that will be needed.
+        """
+        self._project, self._wanted = project, wanted
+        self._fixed: dict[tuple[str, str, int], bytes] = {}
+        self._run_time: dict[tuple[str, str], bytes] = {}
+
+    @property
+    def model(self) -> TruncModel:
+        """The reference network."""
+        return self._project.model
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width that the checkpoint has, ascending."""
+        return self.model.info.widths
+
+    def step(self, text: str, /) -> AbstractContextManager[object]:
+        """Says what goes on while something slow runs."""
+        return self._project.step(text)
+
+    def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
+        """What the file of a back end is called."""
+        return self._project.file_name(backend, widths, kernel)
+
+    def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Fixed files for another back end to convert."""
+        for bits in widths:
+            yield bits, self.fixed(backend, EXACT, bits, widths)
+
+    def fixed(self, backend: str, kernel: str, bits: int, widths: Collection[int] = ()) -> bytes:
+        """The fixed file of a width.
+
+        Args:
+            backend: Name of the back end.
+            kernel: One of its kernels.
+            bits: The width.
+            widths: Others that are made with it.
+
+        Raises:
+            HostError: A package is missing.
+            ConversionError: The network cannot be exported to this format.
+        """
+        if (backend, kernel, bits) not in self._fixed:
+            together = sorted({bits, *widths, *self._wanted.get((backend, kernel), ())})
+            missing = [width for width in together if (backend, kernel, width) not in self._fixed]
+            BACKENDS[backend].check_environment(kernel)
+            for width, content in BACKENDS[backend].export(self, missing, kernel):
+                self._fixed[backend, kernel, width] = content
+        return self._fixed[backend, kernel, bits]
+
+    def run_time(self, backend: str, kernel: str) -> bytes:
+        """The run-time file; raises as :meth:`fixed`."""
+        if (backend, kernel) not in self._run_time:
+            BACKENDS[backend].check_environment(kernel)
+            self._run_time[backend, kernel] = BACKENDS[backend].export_runtime(self, kernel)
+        return self._run_time[backend, kernel]
+
+    def compare(self, backend: str, kernel: str, content: bytes, bits: int, *, switched: bool) -> Parameters:
+        """Compare the parameters of a file with those that the checkpoint gives.
+
+        Args:
+            backend: Name of its back end.
+            kernel: How it multiplies.
+            content: The file.
+            bits: The width to compare at.
+            switched: Whether it is a run-time file.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        try:
+            fresh = self.run_time(backend, kernel) if switched else self.fixed(backend, kernel, bits)
+        except (HostError, InputError) as error:  # this machine makes no such file, which is no fault of the one here
+            return Parameters(content, not_compared=f"no fresh export could be made, because {error}")
+        found = BACKENDS[backend].compare_parameters(content, fresh, bits, switched=switched)
+        if found.not_compared is None or found.differences:
+            return found
+        width = bits if switched else None
+        inputs = np.random.default_rng(0).standard_normal((_SAMPLES, *self.model.info.input_shape), np.float32)
+        apart = _apart(backend, (content, fresh), width, inputs)
+        if apart <= _TOLERANCE:
+            return found
+        text = (
+            f"the outputs: where activations are not rounded, they are off by {apart:.1e} of the largest from those of "
+            "a fresh export, so the file was changed to compute something else"
+        )
+        return Parameters(content, {"the outputs": text}, found.not_compared)
+
+
+def _apart(backend: str, files: tuple[bytes, bytes], bits: int | None, inputs: Inputs) -> float:
+    """How far two files are apart without roundings, as a share of the largest output; 0 if nothing runs them."""
+    runs = [BACKENDS[backend].open_continuous(content, bits) for content in files]
+    own, expected = (None if run is None else run(inputs) for run in runs)
+    if own is None or expected is None:
+        return 0.0
+    if own.shape != expected.shape:
+        return float("inf")
+    apart = np.abs(own.astype(np.float64) - expected).max() / max(float(np.abs(expected).max()), 1e-30)
+    return float(apart) if np.isfinite(apart) else float("inf")
