@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,20 @@ def tflite_peer(name: str, content: bytes, x: npt.NDArray[np.int8]) -> Peer:
     return Peer(name, run)
 
 
-def network(name: str) -> TruncModel:
+def network(name: str, widths: Sequence[int] = WIDTHS, **more: Any) -> TruncModel:
     """A network of random weights whose BatchNorms leave values between 0 and 1.
 
     The weights have the bell shape of trained ones: at 8 bits the number of the largest weights matters.
+
+    Args:
+        name: One of ``NETWORKS``.
+        widths: Its widths.
+        more: Further arguments of its factory.
     """
     architecture, arguments, shape = NETWORKS[name]
+    arguments = {**arguments, **more}
     torch.manual_seed(0)
-    module = find_factory(architecture)(**arguments, widths=WIDTHS)
+    module = find_factory(architecture)(**arguments, widths=widths)
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -108,7 +114,7 @@ def network(name: str) -> TruncModel:
                 part.bias.uniform_(0.2, 0.6)
         for weight in quantized_weights(module).values():
             weight.original.normal_(0, 0.05)
-    return TruncModel(module.eval(), CheckpointInfo(architecture, arguments, shape, WIDTHS))
+    return TruncModel(module.eval(), CheckpointInfo(architecture, arguments, shape, tuple(widths)))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

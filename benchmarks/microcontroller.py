@@ -2,11 +2,12 @@
 
 python benchmarks/microcontroller.py --network resnet8
 
-Flash (.text and .rodata) and memory (.bss) are those of the C file's object for a Cortex-M4 at -Os. Instructions are
-counted by QEMU (mps2-an386 with -icount shift=0, where every instruction takes one nanosecond, read from SysTick: 40
-instructions are one tick). The peers are the integer TFLite file of the same width: its size, the smallest arena that
-TFLite Micro runs it in (host build, 64-bit pointers), and the time that LiteRT's reference kernels take. Times are of
-one thread and gcc -O3; nothing but their ratios means anything. Weights are random, as none of these depends on them.
+Flash (.text and .rodata) and memory (.bss) are those of the C file's object for a Cortex-M4 at -Os. Instructions, of
+the same at -O3, are counted by QEMU (mps2-an386 with -icount shift=0, where every instruction takes a nanosecond, read
+from SysTick: 40 instructions are one tick). The peers are the integer TFLite file of the same width: its size, the
+smallest arena that TFLite Micro runs it in (host build, 64-bit pointers), and the time that LiteRT's reference kernels
+take. Times are of one thread and gcc -O3; nothing but their ratios means anything. Weights are random, as none of these
+depends on them.
 """
 
 from __future__ import annotations
@@ -32,14 +33,13 @@ import device
 from c_programs import write_program
 
 sys.path.insert(0, str(Path(__file__).parent))
-from integer import NETWORKS, Peer, measure
+from integer import Peer, measure, network
 
 from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
-from tqexport.model import TruncModel
 
 TINY = ("resnet8", "mobilenet", "ds_cnn", "autoencoder")
 PUBLISHED = {"resnet8": 98_496, "mobilenet": 333_288, "ds_cnn": 53_936, "autoencoder": 276_976}  # bytes, MLPerf Tiny
@@ -70,18 +70,6 @@ int main(void)
 """
 
 
-def network(name: str) -> TruncModel:
-    """A calibrated network of random weights with eight widths, every layer quantised."""
-    import integer
-
-    architecture, arguments, shape = NETWORKS[name]
-    integer.WIDTHS = WIDTHS
-    integer.NETWORKS = {name: (architecture, {**arguments, "quantize_all": True}, shape)}
-    torch.manual_seed(0)
-    model = integer.network(name)
-    return calibrate(model, np.random.default_rng(0).random((SAMPLES, *shape), np.float32))
-
-
 def on_device(folder: Path, networks: Sequence[IntegerModel]) -> tuple[int, int, int]:
     """Flash and memory in bytes, and instructions for one run at the narrowest width."""
     inputs = np.zeros((1, *networks[0].shapes["input"]), np.float32)
@@ -93,18 +81,16 @@ def on_device(folder: Path, networks: Sequence[IntegerModel]) -> tuple[int, int,
     return sizes[".text"] + sizes[".rodata"], sizes[".bss"], INSTRUCTIONS_PER_TICK * ticks
 
 
-def smallest_arena(content: bytes) -> int:
+def smallest_arena(path: Path) -> int:
     """The smallest arena in which TFLite Micro runs a file, in bytes, to 64 bytes."""
-    from tflite_micro.python.tflite_micro import runtime
+    script = "import sys; from tflite_micro.python.tflite_micro.runtime import Interpreter; "
+    script += "Interpreter.from_file(sys.argv[1], arena_size=int(sys.argv[2]))"
 
-    def runs(size: int) -> bool:
-        try:
-            runtime.Interpreter.from_bytes(content, arena_size=size)
-        except RuntimeError:
-            return False
-        return True
+    def runs(size: int) -> bool:  # in a process of its own, for it may crash in an arena that is too small
+        command = [sys.executable, "-c", script, str(path), str(size)]
+        return subprocess.run(command, capture_output=True).returncode == 0
 
-    low, high = 0, 1 << 20
+    low, high = 0, 1 << 19
     while high - low > 64:
         middle = (low + high) // 2
         low, high = (low, middle) if runs(middle) else (middle, high)
@@ -147,7 +133,8 @@ def main(name: str, rounds: int, least: float) -> None:
         raise click.ClickException(device.ABSENT)
     logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    model = network(name)
+    model = network(name, WIDTHS, quantize_all=True)
+    model = calibrate(model, np.random.default_rng(0).random((SAMPLES, *model.info.input_shape), np.float32))
     networks = {bits: integer_model(model, bits) for bits in WIDTHS}
     x = np.random.default_rng(0).random((1, *model.info.input_shape), np.float32)
     levels = networks[8].run(x)["input"].astype(np.int16) - OFFSET
@@ -167,7 +154,8 @@ def main(name: str, rounds: int, least: float) -> None:
             peers.append(c_peer(label, folder, own, bits, given))
             if len(own) == 1:
                 content = integer_tflite(model, bits)
-                rows[label] += [f"{len(content):,}", f"{smallest_arena(content):,}"]
+                (folder / "net.tflite").write_bytes(content)
+                rows[label] += [f"{len(content):,}", f"{smallest_arena(folder / 'net.tflite'):,}"]
                 peers.append(reference_peer(f"{label}, reference", content, given))
             else:
                 rows[label] += ["-", "-"]

@@ -1,4 +1,4 @@
-"""What every back end promises: the two of the package, and one that these tests alone register."""
+"""What every back end promises: those of the package, and one that these tests alone register."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from raw_backend import RawBackend
 from tqexport.cli import cli
 from tqexport.cli.export import export_command
 
-from tqexport import ReadOptions
+from tqexport import ReadOptions, load_checkpoint, save_checkpoint
 from tqexport.artifacts.manifest import read_manifest
 from tqexport.artifacts.project import open_project
 from tqexport.artifacts.truncate import open_artifact
 from tqexport.backends import BACKENDS, backend_of
 from tqexport.errors import InputError, UsageError
 from tqexport.facts import ArtifactFacts, MultiWidthFacts
+from tqexport.integer.calibration import calibrate
+from tqexport.integer.names import is_integer
 from tqexport.verification.codes import compare_codes, expected_codes
 
 CHECKPOINT = Path(__file__).parent.parent / "data" / "svhnq.pt"
-NAMES = ["onnx", "tflite", "raw"]
+NAMES = ["onnx", "tflite", "c", "raw"]
 WIDTHS = (1, 2, 4, 8)
 MADE: dict[str, dict[str, bytes]] = {}  # what a back end exports is made once
 
@@ -35,22 +37,40 @@ def registered(monkeypatch):
     monkeypatch.setitem(BACKENDS, "raw", RawBackend())
 
 
-@pytest.fixture
-def project(tmp_path):
-    shutil.copy(CHECKPOINT, tmp_path / "net.pt")
-    return open_project(tmp_path / "net.pt", tmp_path / "out", ReadOptions())
-
-
 @pytest.fixture(params=NAMES)
 def name(request):
     return request.param
 
 
 @pytest.fixture
-def files(name, project):
+def kernel(name):
+    """The first kernel of a back end: the one that a file has whose name says none."""
+    return next(iter(BACKENDS[name].kernels))
+
+
+@pytest.fixture(scope="module")
+def calibrated_file(tmp_path_factory):
+    """The same network with grids."""
+    model = load_checkpoint(CHECKPOINT)
+    inputs = np.random.default_rng(0).normal(size=(16, 3, 40, 40)).astype(np.float32)
+    path = tmp_path_factory.mktemp("calibrated") / "net.pt"
+    calibrated = calibrate(model, inputs)
+    save_checkpoint(path, calibrated.module, calibrated.info)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, request):
+    integers = "kernel" in request.fixturenames and is_integer(request.getfixturevalue("kernel"))
+    shutil.copy(request.getfixturevalue("calibrated_file") if integers else CHECKPOINT, tmp_path / "net.pt")
+    return open_project(tmp_path / "net.pt", tmp_path / "out", ReadOptions())
+
+
+@pytest.fixture
+def files(name, kernel, project):
     """The fixed file of each width."""
     if name not in MADE:
-        MADE[name] = dict(project.make(name, WIDTHS))
+        MADE[name] = dict(project.make(name, WIDTHS, kernel))
     return MADE[name]
 
 
@@ -60,13 +80,13 @@ def test_files_are_recognised_by_their_back_end_alone(name, files):
         assert [other for other in NAMES if BACKENDS[other].recognises(content)] == [name]
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(name, files, project):
-    assert dict(project.make(name, [4])) == {4: files[4]}
+def test_the_same_checkpoint_gives_the_same_bytes(name, kernel, files, project):
+    assert dict(project.make(name, [4], kernel)) == {4: files[4]}
 
 
-def test_a_width_that_the_checkpoint_lacks_is_refused(name, project):
+def test_a_width_that_the_checkpoint_lacks_is_refused(name, kernel, project):
     with pytest.raises(InputError, match="no 3-bit BatchNorm"):
-        list(project.make(name, [3]))
+        list(project.make(name, [3], kernel))
 
 
 def test_a_file_says_what_it_is(name, files, project):
@@ -78,7 +98,7 @@ def test_a_file_says_what_it_is(name, files, project):
         assert facts.layout == BACKENDS[name].layout
         inputs, _ = BACKENDS[name].describe(content)
         assert sorted(map(str, inputs[0].shape[1:])) == ["3", "40", "40"]
-        assert inputs[0].dtype == "float32"
+        assert inputs[0].dtype == ("int8" if name == "c" else "float32")
 
 
 def test_codes_are_those_of_the_checkpoint_and_a_changed_one_is_named(name, files, project):
@@ -104,9 +124,9 @@ def test_a_truncated_file_is_refused(name, files):
             read(files[4][:60])
 
 
-def test_one_file_holds_every_width_or_the_format_says_that_it_cannot(name, files, project):
+def test_one_file_holds_every_width_or_the_format_says_that_it_cannot(name, kernel, files, project):
     try:
-        artifact = project.export_runtime(name)
+        artifact = project.export_runtime(name, kernel)
     except UsageError as error:
         assert "cannot hold several widths" in str(error)  # noqa: PT017
         assert not list(project.folder.iterdir())
@@ -115,16 +135,20 @@ def test_one_file_holds_every_width_or_the_format_says_that_it_cannot(name, file
     assert isinstance(held.facts, MultiWidthFacts)
     assert (held.widths, held.own) == (WIDTHS, None)
     for bits, fixed in files.items():
-        assert held.truncate(bits) == fixed
+        if held.backend.cuts:
+            assert held.truncate(bits) == fixed
+        else:
+            with pytest.raises(UsageError, match="nothing is cut from"):
+                held.truncate(bits)
         assert held.facts_at(bits) == BACKENDS[name].facts(fixed)
         expected, problems = expected_codes(project.model, bits), {}
         compare_codes(expected, bits, BACKENDS[name].codes(held.content, bits), problems)
         assert problems == {}
 
 
-def test_a_fixed_file_holds_other_widths_or_the_format_says_that_it_cannot(name, files, project):
+def test_a_fixed_file_holds_other_widths_or_the_format_says_that_it_cannot(name, kernel, files, project):
     try:
-        (artifact,) = project.export(name, [4], truncatable=True)
+        (artifact,) = project.export(name, [4], kernel, truncatable=True)
     except UsageError as error:
         assert "--bits runtime" in str(error)  # noqa: PT017
         assert not project.folder.exists()
@@ -138,7 +162,7 @@ def test_a_fixed_file_holds_other_widths_or_the_format_says_that_it_cannot(name,
 def test_what_runs_computes_what_pytorch_does_and_what_does_not_says_so(name, files, project):
     session, runner = (opened(files[4]) for opened in (BACKENDS[name].open_session, BACKENDS[name].open_runner))
     stretches = BACKENDS[name].open_stretches(files[4], None, [])
-    assert (session is None) == (runner is None) == (stretches is None) == (name == "raw")
+    assert (session is None) == (runner is None) == (stretches is None) == (name in ("raw", "c"))
     if runner is None:
         return
     x = np.random.default_rng(0).random((2, 3, 40, 40), np.float32)
@@ -157,7 +181,7 @@ def command(*arguments):
     return done.return_value or 0, done.stdout
 
 
-def test_a_back_end_passes_through_every_command(name, project, monkeypatch):
+def test_a_back_end_passes_through_every_command(name, kernel, project, monkeypatch):
     monkeypatch.chdir(project.checkpoint.parent)
     done = CliRunner().invoke(export_command(BACKENDS[name]), ["net.pt", "--bits", "2,4", "--json"])
     assert done.exit_code == 0, done.output

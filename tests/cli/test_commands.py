@@ -77,7 +77,9 @@ def test_one_flipped_code_turns_verify_red(exported, kind, change):
     assert result.returncode == 1
     assert "layer layers.1.conv0: 1 of 4608 codes differ" in result.stdout
     last = result.stdout.rstrip().splitlines()[-1]
-    assert last.startswith(f"FAIL: ckpt-w4.{kind} at 4 bits differs from PyTorch, first in layers.1.conv0; ")
+    assert last.startswith(
+        f"FAIL: ckpt-w4.{kind} at 4 bits differs from PyTorch, first in layers.1.conv0.weight.codes; "
+    )
     assert "--json" in last
     assert "--report" in last
 

@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["ABSENT", "cross_compile", "emulate", "section_sizes"]
 
 COMPILER, EMULATOR, SIZE = "arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size"
-TARGET = ("-mcpu=cortex-m4", "-mthumb", "-std=c99", "-Os", "-ffunction-sections", "-fdata-sections")
+TARGET = ("-mcpu=cortex-m4", "-mthumb", "-std=c99")
 START = Path(__file__).parents[1] / "device"
 
 _MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
@@ -24,9 +24,9 @@ ABSENT = (  # why nothing can be tried here; empty where it can
 
 
 def cross_compile(folder: Path, sources: Sequence[str], program: str, flags: Sequence[str] = ()) -> Path:
-    """Compile and link C files for the board."""
+    """Compile at -O3 and link C files for the board."""
     link = ["--specs=rdimon.specs", "-nostartfiles", "-T", START / "mps2_an386.ld", "-Wl,--gc-sections"]
-    command = [COMPILER, *TARGET, *flags, *link, "-o", program, *sources, START / "start.s"]
+    command = [COMPILER, *TARGET, "-O3", *flags, *link, "-o", program, *sources, START / "start.s"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:3000]
     return folder / program
@@ -41,7 +41,7 @@ def emulate(program: Path, *options: str, seconds: float = 300) -> str:
 
 
 def section_sizes(folder: Path, source: str) -> dict[str, int]:
-    """Bytes of each section of a C file's object, as the board has it: ``.text``, ``.rodata``, ``.bss``."""
-    subprocess.run([COMPILER, *TARGET[:4], "-c", source, "-o", "sized.o"], cwd=folder, check=True)
+    """Bytes of each section of a C file's object for the board at -Os: ``.text``, ``.rodata``, ``.bss``."""
+    subprocess.run([COMPILER, *TARGET, "-Os", "-c", source, "-o", "sized.o"], cwd=folder, check=True)
     printed = subprocess.run([SIZE, "-A", "sized.o"], cwd=folder, capture_output=True, text=True, check=True).stdout
     return {name: int(size) for name, size in re.findall(r"^(\.\w+)\s+(\d+)", printed, re.MULTILINE)}

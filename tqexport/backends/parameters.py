@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
-from tqexport.backends.graphs import FOLDED, STORED, Graph, Match, match
 from tqexport.facts import ArtifactFacts
+
+if TYPE_CHECKING:
+    from tqexport.backends.graphs import Graph, Match
 
 __all__ = ["REWRITTEN", "Parameters", "different_facts", "matched"]
 
@@ -49,6 +52,8 @@ def matched(fresh: Sequence[Graph], own: Sequence[Graph]) -> Match | None:
             folded into the layers before.
         own: The file likewise.
     """
+    from tqexport.backends.graphs import FOLDED, STORED, match
+
     for form, (one, two) in enumerate(zip(fresh, own, strict=True)):
         if found := match(one, two, FOLDED if form == _WITH_NORMS_FOLDED else STORED):
             return found
