@@ -93,14 +93,14 @@ def tflite_peer(name: str, content: bytes, x: npt.NDArray[np.int8]) -> Peer:
     return Peer(name, run)
 
 
-def network(name: str) -> TruncModel:
+def network(name: str, widths: tuple[int, ...] = WIDTHS) -> TruncModel:
     """A network of random weights whose BatchNorms leave values between 0 and 1.
 
     The weights have the bell shape of trained ones: at 8 bits the number of the largest weights matters.
     """
     architecture, arguments, shape = NETWORKS[name]
     torch.manual_seed(0)
-    module = find_factory(architecture)(**arguments, widths=WIDTHS)
+    module = find_factory(architecture)(**arguments, widths=widths)
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -108,7 +108,7 @@ def network(name: str) -> TruncModel:
                 part.bias.uniform_(0.2, 0.6)
         for weight in quantized_weights(module).values():
             weight.original.normal_(0, 0.05)
-    return TruncModel(module.eval(), CheckpointInfo(architecture, arguments, shape, WIDTHS))
+    return TruncModel(module.eval(), CheckpointInfo(architecture, arguments, shape, widths))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -88,8 +88,8 @@ def command(
     _say_table(output, checked)
     artifacts = [] if runtimes else [artifact for artifact, _ in project.artifacts(asked)]
     kinds = {artifact.kind for artifact in artifacts if is_integer(artifact.kernel)}
-    left_out = [(artifact.file, BACKENDS[artifact.kind].left_out(artifact.kernel)) for artifact in artifacts]
-    output.say(*_notes(checked, kinds), *(f"{file} {why}" for file, why in left_out if why), _conclusion(checked))
+    left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in artifacts)
+    output.say(*_notes(checked, kinds), *filter(None, left_out), _conclusion(checked))
     if report:
         from tqexport.files import write_bytes
 

@@ -64,7 +64,7 @@ class TfliteBackend(Backend):
     def left_out(self, kernel: str) -> str:
         if kernel != PACKED:
             return ""
-        return "runs in TFLite Micro alone; LiteRT has no operator that unpacks weights, so it was left out"
+        return "packed files run in TFLite Micro alone: LiteRT has no operator that unpacks weights, so it was left out"
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.tflite.convert import convert_to_tflite, run_once
