@@ -37,6 +37,11 @@ def type_code(dtype: np.dtype[Any]) -> int:
     return _TYPES[dtype.type]
 
 
+def _custom_name(code: Any) -> str | None:
+    """The name of a custom operator in the schema's table of operators; None of a builtin one."""
+    return code.customCode.decode() if isinstance(code.customCode, bytes) else code.customCode
+
+
 class FlatModel:
     """A TFLite file with one subgraph, unpacked for editing.
 
@@ -62,8 +67,8 @@ class FlatModel:
     def operator_name(self, operator: Operator) -> str:
         """The builtin operator's name, e.g. ``CONV_2D``, or that of a custom one."""
         code = self.model.operatorCodes[operator.opcodeIndex]
-        if code.customCode:
-            return code.customCode.decode() if isinstance(code.customCode, bytes) else str(code.customCode)
+        if custom := _custom_name(code):
+            return custom
         name: str = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
         return name
 
@@ -155,7 +160,7 @@ class FlatModel:
     def custom_operator(self, name: str, inputs: Sequence[int], output: int) -> Operator:
         """Make an operator that the schema does not know (without placing it); a runtime finds it by its name."""
         custom = schema.BuiltinOperator.CUSTOM
-        names = [code.customCode for code in self.model.operatorCodes]
+        names = [_custom_name(code) for code in self.model.operatorCodes]
         if name not in names:
             self.model.operatorCodes.append(schema.OperatorCodeT(custom, name, 1, custom))
             names.append(name)
