@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import UsageError
+from tqexport.integer.names import PACKED
 
 from .common import Output, plural_bits
 
@@ -40,6 +41,8 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
     else:
         output.say(f"kernel {facts.kernel}: int8 weights in the place of codes")
+    if facts.kernel == PACKED:
+        output.say(f"kernel {PACKED}: weights that are smaller so are bit streams with a table of their int8 values")
     output.document(
         {
             "artifact": str(path),

@@ -86,12 +86,10 @@ def command(
     title = f"{project.checkpoint} against its exports, {chosen.description}"
     output.say(title)
     _say_table(output, checked)
-    kinds = (
-        {artifact.kind for artifact, _ in project.artifacts(asked) if is_integer(artifact.kernel)}
-        if not runtimes
-        else ()
-    )
-    output.say(*_notes(checked, kinds), _conclusion(checked))
+    artifacts = [] if runtimes else [artifact for artifact, _ in project.artifacts(asked)]
+    kinds = {artifact.kind for artifact in artifacts if is_integer(artifact.kernel)}
+    left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in artifacts)
+    output.say(*_notes(checked, kinds), *filter(None, left_out), _conclusion(checked))
     if report:
         from tqexport.files import write_bytes
 

@@ -27,7 +27,7 @@ from tqexport.errors import ConversionError, InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.grids import grids_of
-from tqexport.integer.names import FOLDED, INTEGER, SYMMETRIC
+from tqexport.integer.names import FLOAT_IO, FOLDED, INTEGER, SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import store
@@ -150,7 +150,7 @@ def test_tflite_equals_the_integer_model(calibrated, held_out, bits, rounding):
 
 def test_tflite_takes_floats_where_asked_for(calibrated, held_out):
     network = integer_model(calibrated, 4)
-    interpreter = tflite_interpreter(integer_tflite(calibrated, 4, float_io=True))
+    interpreter = tflite_interpreter(integer_tflite(calibrated, 4, FLOAT_IO))
     source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     assert source["dtype"] == result["dtype"] == np.float32
     interpreter.set_tensor(source["index"], np.moveaxis(held_out[:1], 1, -1))

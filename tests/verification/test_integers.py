@@ -18,7 +18,7 @@ from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import grids_of
-from tqexport.integer.names import FOLDED, SYMMETRIC
+from tqexport.integer.names import FLOAT_IO, FOLDED, SYMMETRIC
 from tqexport.verification.integers import IntegerComparison
 
 SAMPLES = 24
@@ -52,7 +52,7 @@ def test_right_files_pass_in_every_runtime(calibrated, held_out, bits):
 def test_the_other_forms_pass_too_and_fail_when_changed(calibrated, held_out, bits):
     for content, name in (
         (integer_onnx(calibrated, bits, FOLDED), "layers.1.conv1.bias_integers"),
-        (integer_tflite(calibrated, bits, float_io=True), "layers.1.conv1.bias"),
+        (integer_tflite(calibrated, bits, FLOAT_IO), "layers.1.conv1.bias"),
     ):
         for verdict in verdicts(calibrated, bits, content, held_out[:SAMPLES]).values():
             assert verdict.passed, verdict.problems

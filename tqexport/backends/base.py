@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from tqexport.backends.parameters import REWRITTEN, Parameters
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
+from tqexport.integer.names import is_integer
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Inputs, Runner, Session, Stretches
@@ -89,6 +90,14 @@ class Backend(ABC):
     def every_runtime(self) -> set[str]:
         """Names of all runtimes of its files, whatever the kernel."""
         return {*self.runtimes, *self.integer_runtimes}
+
+    def runtimes_of(self, kernel: str) -> set[str]:
+        """Names of the runtimes that the files of a kernel run in."""
+        return self.every_runtime() if is_integer(kernel) else {*self.runtimes}
+
+    def left_out(self, kernel: str) -> str:  # noqa: ARG002 - of those that have such kernels
+        """What ``verify`` says of runtimes of this format that the files of a kernel do not run in; mostly nothing."""
+        return ""
 
     def check_environment(self, kernel: str = EXACT) -> None:  # noqa: B027 - most back ends need nothing more
         """Make sure that what an export needs is there, before any slow work.

@@ -119,7 +119,7 @@ class _Job:
 
     def runtimes(self) -> set[str]:
         """The runtimes that it runs in."""
-        return self.backend.every_runtime() if is_integer(self.kernel) else {*self.backend.runtimes}
+        return self.backend.runtimes_of(self.kernel)
 
     def open(self, *, deployed: bool) -> Runner | None:
         """The file in its runtime; None where nothing here runs the format."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, Session, Stretches
-from tqexport.errors import HostError, UsageError
-from tqexport.facts import Facts
-from tqexport.integer.names import FLOAT_IO, INTEGER, is_integer
+from tqexport.errors import UsageError
+from tqexport.facts import ArtifactFacts, Facts
+from tqexport.integer.names import FLOAT_IO, INTEGER, PACKED, is_integer
 from tqexport.truncation import STORED_BITS
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class TfliteBackend(Backend):
         "dynamic": "integer kernels, faster, which round their input",
         INTEGER: "integers from end to end, of a checkpoint that tqexport calibrate gave grids; int8 in and out",
         FLOAT_IO: "the same with float32 in and out",
+        PACKED: "the same with weights of 1 to 7 bits packed, int8 in and out, for TFLite Micro alone",
     }
     verified_by_default = True
     runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
@@ -51,20 +51,35 @@ class TfliteBackend(Backend):
 
         if not is_integer(kernel):  # whose files are written from the integer model
             check_converter()
+        if kernel == PACKED:  # every file is tried in what it is for
+            self.check_runtime("tflm")
 
     def check_runtime(self, runtime: str) -> None:
-        if runtime in self.integer_runtimes and importlib.util.find_spec("tflite_micro") is None:
-            raise HostError("TFLite Micro is not installed: pip install 'tqexport[devices]'")
+        from tqexport.backends.tflite.micro import check_micro
+
+        if runtime in self.integer_runtimes:
+            check_micro()
+
+    def runtimes_of(self, kernel: str) -> set[str]:
+        return {*self.integer_runtimes} if kernel == PACKED else super().runtimes_of(kernel)
+
+    def left_out(self, kernel: str) -> str:
+        if kernel != PACKED:
+            return ""
+        return "packed files run in TFLite Micro alone: LiteRT has no operator that unpacks weights, so it was left out"
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.tflite.convert import convert_to_tflite, run_once
-        from tqexport.backends.tflite.integer_form import integer_tflite
+        from tqexport.backends.tflite.integer_form import check_packable, integer_tflite
+        from tqexport.backends.tflite.micro import run_once_in_micro
 
+        if kernel == PACKED:
+            check_packable(max(widths))  # before the first file is written
         if is_integer(kernel):
             for bits in widths:
                 with source.step(f"Writing {bits} bits in integers to TFLite"):
-                    content = integer_tflite(source.model, bits, float_io=kernel == FLOAT_IO)
-                    run_once(content)
+                    content = integer_tflite(source.model, bits, kernel)
+                    (run_once_in_micro if kernel == PACKED else run_once)(content)
                 yield bits, content
             return
         models = _onnx_models(source, widths)
@@ -88,8 +103,12 @@ class TfliteBackend(Backend):
         return content[4:8] == b"TFL3"
 
     def describe(self, content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+        from tqexport.backends.tflite.file import ends_of
         from tqexport.backends.tflite.session import LiteRTSession
 
+        facts = self.facts(content)
+        if isinstance(facts, ArtifactFacts) and facts.kernel == PACKED:  # which LiteRT does not open
+            return ends_of(content)
         return LiteRTSession(content).describe()
 
     def facts(self, content: bytes) -> Facts:

@@ -14,6 +14,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tqexport.backends.base import TensorInfo
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.errors import ConversionError, InputError
@@ -26,6 +27,7 @@ __all__ = [
     "OPERATOR_CODES",
     "WEIGHTS",
     "describe",
+    "ends_of",
     "finish_fixed",
     "make_signature",
     "signature_of",
@@ -152,6 +154,23 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactF
     record = flat.metadata(METADATA_NAME)
     described = _facts(json.loads(record)) if record else None
     return flat, described.by_width[described.widths[-1]] if isinstance(described, MultiWidthFacts) else described
+
+
+def ends_of(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of a fixed file, read without a runtime.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    flat, _ = single_graph(content, None)
+
+    def infos(tensors: Sequence[int]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(flat.name(i), flat.dtype(i).name, tuple(flat.shape(i))) for i in map(int, tensors))
+
+    try:
+        return infos(flat.graph.inputs), infos(flat.graph.outputs)
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(_NO_FILE) from error
 
 
 def _facts(record: dict[str, Any]) -> Facts:

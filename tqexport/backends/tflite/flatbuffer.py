@@ -37,6 +37,11 @@ def type_code(dtype: np.dtype[Any]) -> int:
     return _TYPES[dtype.type]
 
 
+def _custom_name(code: Any) -> str | None:
+    """The name of a custom operator in the schema's table of operators; None of a builtin one."""
+    return code.customCode.decode() if isinstance(code.customCode, bytes) else code.customCode
+
+
 class FlatModel:
     """A TFLite file with one subgraph, unpacked for editing.
 
@@ -60,8 +65,10 @@ class FlatModel:
         self.graph: Any = self.model.subgraphs[0]
 
     def operator_name(self, operator: Operator) -> str:
-        """The builtin operator's name, e.g. ``CONV_2D``."""
+        """The builtin operator's name, e.g. ``CONV_2D``, or that of a custom one."""
         code = self.model.operatorCodes[operator.opcodeIndex]
+        if custom := _custom_name(code):
+            return custom
         name: str = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
         return name
 
@@ -77,6 +84,14 @@ class FlatModel:
     def shape(self, index: int) -> list[int]:
         """Shape of a tensor."""
         return [int(n) for n in self.tensor(index).shape]
+
+    def dtype(self, index: int) -> np.dtype[Any]:
+        """Data type of a tensor.
+
+        Raises:
+            KeyError: It is one that nothing here writes.
+        """
+        return np.dtype(_DTYPES[self.tensor(index).type])
 
     def constant(self, index: int) -> npt.NDArray[Any] | None:
         """Value of a constant tensor, or None where it is computed or of another type."""
@@ -141,6 +156,15 @@ class FlatModel:
             operator.builtinOptions = options
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
         return operator
+
+    def custom_operator(self, name: str, inputs: Sequence[int], output: int) -> Operator:
+        """Make an operator that the schema does not know (without placing it); a runtime finds it by its name."""
+        custom = schema.BuiltinOperator.CUSTOM
+        names = [_custom_name(code) for code in self.model.operatorCodes]
+        if name not in names:
+            self.model.operatorCodes.append(schema.OperatorCodeT(custom, name, 1, custom))
+            names.append(name)
+        return schema.OperatorT(names.index(name), np.array(inputs, np.int32), np.array([output], np.int32))
 
     def insert_before(self, anchor: Operator, operators: Sequence[Operator]) -> None:
         """Place operators in front of another one."""

@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.flatbuffer_writing import serialise
+from tqexport.backends.tflite.packing import DECODE, STREAM_SUFFIX, TABLE_SUFFIX, PackedFilter
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.grids import HIGHEST, OFFSET, Grid
 
@@ -47,6 +48,17 @@ class TFLiteGraph:
         """Add constant integers with a scale for each index of an axis."""
         index = self.flat.add_constant(name, value)
         self._quantize(index, scale, np.zeros(len(scale), np.int64), axis)
+        return index
+
+    def packed_weight(
+        self, name: str, shape: Sequence[int], packed: PackedFilter, scale: npt.NDArray[np.float32], axis: int
+    ) -> int:
+        """Add int8 weights that are unpacked as the file runs, for the operator that is added next."""
+        stream = self.flat.add_constant(name + STREAM_SUFFIX, packed.stream)
+        table = self.flat.add_constant(name + TABLE_SUFFIX, packed.table)
+        index = self.flat.add_tensor(name, shape, np.int8)
+        self._quantize(index, scale, np.zeros(len(scale), np.int64), axis)
+        self.flat.graph.operators.append(self.flat.custom_operator(DECODE, [stream, table], index))
         return index
 
     def integers(self, *values: int) -> int:

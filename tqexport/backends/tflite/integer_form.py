@@ -1,7 +1,7 @@
 """The integer model as TFLite: int8 values and weights, int32 biases, channels last.
 
 An activation quantiser is the fused ``RELU_N1_TO_1`` on a grid of scale ``1 / M_a`` and zero point -128. Runs in LiteRT
-with XNNPACK or its reference kernels, and in TFLite Micro.
+with XNNPACK or its reference kernels, and in TFLite Micro; the packed form (:mod:`.packing`) in TFLite Micro alone.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
 from tqexport.backends.onnx.integer_form import integer_facts
 from tqexport.backends.tflite.graph_builder import TFLiteGraph, activation_of, same_padding
 from tqexport.backends.tflite.layout import LAYOUT
-from tqexport.errors import ConversionError
+from tqexport.backends.tflite.packing import WIDEST, pack_filter
+from tqexport.errors import ConversionError, UsageError
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import OFFSET, Grid
@@ -32,53 +34,74 @@ from tqexport.integer.model import (
     Reshape,
     Window,
 )
-from tqexport.integer.names import FLOAT_IO, INTEGER
+from tqexport.integer.names import FLOAT_IO, INTEGER, PACKED
 from tqexport.integer.naming import INPUT
 from tqexport.model import TruncModel
 
-__all__ = ["integer_tflite", "render_tflite"]
+__all__ = ["check_packable", "integer_tflite", "render_tflite"]
 
 _MOST_IN_LAYER = 1 << 8  # XNNPACK's limit
 _MOST_IN_SUM = 1 << 19  # the limit of LiteRT's own kernel
 
 
-def integer_tflite(model: TruncModel, bits: int, *, float_io: bool = False) -> bytes:
+def integer_tflite(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
     """Export a calibrated network at a width to integers.
 
     Args:
         model: See :func:`tqexport.integer.calibration.calibrate`.
         bits: The weight width.
-        float_io: Take and give float32, with a QUANTIZE in front and a DEQUANTIZE behind.
+        kernel: Which form: ``integer``; ``integer-float-io``, which takes and gives float32, with a QUANTIZE in front
+            and a DEQUANTIZE behind; or ``integer-packed``, whose filters TFLite Micro unpacks as it runs.
 
     Returns:
-        The file, for one sample (1, ..., C) channels last. int8 in and out unless ``float_io``.
+        The file, for one sample (1, ..., C) channels last. int8 in and out unless the form says float.
 
     Raises:
         InputError: The checkpoint lacks the width, or a value has no grid.
-        ConversionError: An operation has no integer form, or none in TFLite.
+        UsageError: The packed form was asked for at 8 bits.
+        ConversionError: An operation has no integer form, or none in TFLite; or no filter is smaller when packed.
     """
-    facts = integer_facts(model, bits, LAYOUT, FLOAT_IO if float_io else INTEGER)
-    return render_tflite(integer_model(model, bits), facts, float_io=float_io)
+    if kernel == PACKED:
+        check_packable(bits)
+    return render_tflite(integer_model(model, bits), integer_facts(model, bits, LAYOUT, kernel))
 
 
-def render_tflite(network: IntegerModel, facts: ArtifactFacts, *, float_io: bool = False) -> bytes:
-    """The file of an integer model, which says ``facts`` of itself."""
-    writer = _Writer(network, float_io)
+def render_tflite(network: IntegerModel, facts: ArtifactFacts) -> bytes:
+    """The file of an integer model, which says ``facts`` of itself; their kernel is the form that is written.
+
+    Raises:
+        ConversionError: An operation has no form in TFLite; or no filter is smaller when packed.
+    """
+    writer = _Writer(network, facts.kernel)
     for operation in network.operations:
         writer.add(operation)
     return writer.finish(facts)
 
 
+def check_packable(bits: int) -> None:
+    """Refuse to pack weights of 8 bits.
+
+    Raises:
+        UsageError: They are.
+    """
+    if bits > WIDEST:
+        raise UsageError(
+            f"weights of 8 bits cannot be packed; name widths of 1 to {WIDEST} bits, as in --bits 1-{WIDEST}, or "
+            "export 8 bits with --kernel integer"
+        )
+
+
 class _Writer:
-    def __init__(self, network: IntegerModel, float_io: bool) -> None:
-        self._network, self._float_io = network, float_io
+    def __init__(self, network: IntegerModel, kernel: str | None) -> None:
+        self._network, self._packs, self._float_io = network, kernel == PACKED, kernel == FLOAT_IO
+        self._packed = 0  # filters
         self._graph = TFLiteGraph()
         shape = _channels_last(network.shapes[INPUT])
         grid = network.grids[INPUT]
         outside = [1, *shape[-2:]] if len(network.shapes[INPUT]) == 2 else shape  # as files without integers have it
-        self._input = self._graph.value(INPUT_NAME, outside, None if float_io else grid)
+        self._input = self._graph.value(INPUT_NAME, outside, None if self._float_io else grid)
         read = self._input
-        if float_io:
+        if self._float_io:
             read = self._graph.operator("QUANTIZE", [read], self._graph.value("input/int8", outside, grid), version=1)
         self._values = {INPUT: read if outside == shape else self._reshaped(read, "input/2d", shape, grid)}
 
@@ -115,7 +138,15 @@ class _Writer:
         self._values[output] = computed
 
     def finish(self, facts: ArtifactFacts) -> bytes:
-        """The file."""
+        """The file.
+
+        Raises:
+            ConversionError: It was to be packed, and no filter is.
+        """
+        if self._packs and not self._packed:
+            raise ConversionError(
+                f"no layer is smaller when its weights of {self._network.bits} bits are packed; use --kernel integer"
+            )
         result = self._values[self._network.output]
         if self._float_io:
             result = self._graph.operator(
@@ -135,7 +166,7 @@ class _Writer:
         if window is None:
             options = schema.FullyConnectedOptionsT()
             options.fusedActivationFunction = activation_of(grid)
-            filters = self._graph.weight(f"{layer.name}.weight", weight, layer.scale, 0)
+            filters = self._filter(layer, weight, 0)
             self._graph.operator("FULLY_CONNECTED", [read, filters, bias], output, options, version=4)
             return
         planar = _planar(window)
@@ -152,11 +183,20 @@ class _Writer:
         options.fusedActivationFunction = activation_of(grid)
         if depthwise:
             options.depthMultiplier = weight.shape[0] // groups
-            filters = self._graph.weight(f"{layer.name}.weight", weight.transpose(1, 2, 3, 0), layer.scale, 3)
+            filters = self._filter(layer, weight.transpose(1, 2, 3, 0), 3)
             self._graph.operator("DEPTHWISE_CONV_2D", [read, filters, bias], output, options, version=3)
         else:
-            filters = self._graph.weight(f"{layer.name}.weight", weight.transpose(0, 2, 3, 1), layer.scale, 0)
+            filters = self._filter(layer, weight.transpose(0, 2, 3, 1), 0)
             self._graph.operator("CONV_2D", [read, filters, bias], output, options, version=3)
+
+    def _filter(self, layer: Convolution, weight: npt.NDArray[np.int8], axis: int) -> int:
+        """Add a layer's weights, packed where that is asked for and smaller, for the operator that is added next."""
+        name = f"{layer.name}.weight"
+        packed = pack_filter(name, weight) if self._packs else None
+        if packed is None:
+            return self._graph.weight(name, weight, layer.scale, axis)
+        self._packed += 1
+        return self._graph.packed_weight(name, weight.shape, packed, layer.scale, axis)
 
     def _copies(self, layer: Convolution, read: int, window: Window | None) -> tuple[int, Window | None]:
         """What a layer of nine-bit weights reads instead of its input, see :mod:`tqexport.integer.halves`."""

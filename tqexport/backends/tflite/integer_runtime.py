@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,14 @@ from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integer_form import render_tflite
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
+from tqexport.backends.tflite.micro import MicroSession, check_micro
+from tqexport.backends.tflite.packing import unpacked_filters
 from tqexport.backends.tflite.session import LiteRTSession
-from tqexport.errors import InputError
+from tqexport.errors import HostError, InputError
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
-from tqexport.integer.names import FLOAT_IO
+from tqexport.integer.names import FLOAT_IO, PACKED
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
@@ -28,29 +29,37 @@ __all__ = ["open_integer_runtimes"]
 Array = npt.NDArray[Any]
 Inputs = npt.NDArray[np.float32]
 
-_MICRO = "tflite_micro"
-_ARENA = 64 << 20  # bytes; more than any device has
-
 
 def open_integer_runtimes(
     content: bytes, network: IntegerModel, runtimes: Collection[str] = ()
 ) -> Iterator[IntegerRuntime]:
     """A file in some runtimes, or in every one that is here; TFLite Micro is an extra.
 
+    A packed file runs in TFLite Micro alone.
+
     Raises:
         InputError: A runtime does not take it, or it is another network.
+        HostError: It is packed, and TFLite Micro is not installed.
     """
     flat, facts = single_graph(content, None)
     assert facts is not None
-    float_io = facts.kernel == FLOAT_IO
-    fresh = FlatModel(render_tflite(network, facts, float_io=float_io))
-    file = _File(content, float_io, tuple(_differing(flat, fresh)))
-    roundings: tuple[Rounding, ...] = ("xnnpack", "litert")
+    packed = facts.kernel == PACKED
+    fresh = FlatModel(render_tflite(network, facts))
+    file = _File(content, facts.kernel == FLOAT_IO, tuple(_differing(flat, fresh)))
+    unpacked_filters(flat)  # TFLite Micro itself does not look where a stream or table ends
+    roundings: tuple[Rounding, ...] = () if packed else ("xnnpack", "litert")
     for rounding in roundings:
         if not runtimes or rounding in runtimes:
             yield _LiteRT(file, network, rounding)
-    if (not runtimes or _Micro.key in runtimes) and importlib.util.find_spec(_MICRO):
-        yield _Micro(file, network)
+    if runtimes and _Micro.key not in runtimes:
+        return
+    try:
+        check_micro()
+    except HostError:
+        if packed:
+            raise
+        return
+    yield _Micro(file, network)
 
 
 @dataclass(frozen=True)
@@ -133,19 +142,10 @@ class _Micro(_TfliteRuntime):
 
     def __init__(self, file: _File, network: IntegerModel) -> None:
         super().__init__(file, network)
-        from tflite_micro.python.tflite_micro import runtime
-
-        try:
-            self._interpreter: Any = runtime.Interpreter.from_bytes(file.content, arena_size=_ARENA)
-        except RuntimeError as error:
-            raise InputError(f"TFLite Micro does not take the file: {error}") from error
+        self._session = MicroSession(file.content)
 
     def run_untouched(self, inputs: Inputs) -> Levels:
-        parts = []
-        for sample in self._samples(inputs):
-            self._interpreter.set_input(sample[None], 0)
-            self._interpreter.invoke()
-            parts.append(self._interpreter.get_output(0))
+        parts = [self._session.run_sample(sample[None]) for sample in self._samples(inputs)]
         return self._levels(parts, self._network.output)
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tqexport.backends.onnx.file import CodedWeight
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.packing import unpacked_filters
 from tqexport.layer_kinds import FILTER_OPERATORS, FilterOperator
 from tqexport.truncation import STORED_BITS, integer_codes, max_code
 
@@ -83,10 +84,14 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
     """The integers q of a fixed file's filters by weight name, in PyTorch's axis order.
 
     They are int8, or float32 where the file has float16. A filter may hold further input channels behind those of the
-    layer. The second filter that a k may need is not among them: it holds no codes.
+    layer. The second filter that a k may need is not among them: it holds no codes. Packed ones are unpacked.
+
+    Raises:
+        InputError: A packed filter is damaged.
     """
     integers: dict[str, list[npt.NDArray[Any]]] = {}
     seen: set[int] = set()
+    unpacked = unpacked_filters(flat)
     dequantized = {
         int(operator.outputs[0]): int(operator.inputs[0])
         for operator in flat.graph.operators
@@ -97,7 +102,7 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
         if layout is None:
             continue
         codes = dequantized.get(int(operator.inputs[1]), int(operator.inputs[1]))
-        value = flat.constant(codes)
+        value = unpacked[codes] if codes in unpacked else flat.constant(codes)
         name = flat.name(codes).removesuffix(".codes")
         if value is None or value.dtype not in (np.int8, np.float16) or codes in seen or name.endswith(CONSTANT_SUFFIX):
             continue

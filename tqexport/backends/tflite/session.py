@@ -13,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tqexport.backends.base import TensorInfo
 from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import signature_of
+from tqexport.backends.tflite.packing import DECODE
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class LiteRTSession(Session):
                 )
                 self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
+            if DECODE in str(error):
+                raise InputError(
+                    "the weights are packed for TFLite Micro, and LiteRT does not unpack them; export the width with "
+                    "--kernel integer to run it in LiteRT"
+                ) from error
             raise InputError(f"LiteRT does not load the file: {error}") from error
         self._invoke: Callable[[Sequence[Array]], list[Array]] = self._invoke_graph
         details = self._interpreter.get_input_details()
