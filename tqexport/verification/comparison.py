@@ -36,7 +36,7 @@ from tqexport.model import TruncModel
 from tqexport.verification.codes import compare_codes, expected_codes
 from tqexport.verification.trace import LayerError, Trace, count_calls
 
-__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare", "wilson_interval"]
+__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare", "wilson_interval", "classes_of"]
 
 DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
 
@@ -134,6 +134,12 @@ def compare(
     return comparison.verdict()
 
 
+def classes_of(outputs: Array) -> Array:
+    """The class of each sample: the largest output, or the output itself where it is a whole number; (N, ...)."""
+    whole = not np.issubdtype(outputs.dtype, np.floating)
+    return outputs if whole or outputs.ndim < 2 else np.asarray(outputs.argmax(1))
+
+
 class Comparison:
     """Compares what a runtime computed with the PyTorch reference, some samples at a time."""
 
@@ -183,7 +189,7 @@ class Comparison:
             difference = np.abs(run.outputs - run.traced_outputs)
             apart = (difference > 2 * bound).reshape(len(inputs), -1).any(1) & ~self._trace.on_boundary(len(inputs))
             self._deployed_apart += difference.reshape(len(inputs), -1).max(1)[apart].tolist()
-        classes, expected = run.outputs.argmax(1), reference.argmax(1)
+        classes, expected = classes_of(run.outputs), classes_of(reference)
         self._samples += len(inputs)
         if classes.shape == expected.shape:
             self._agreeing += int((classes == expected).reshape(len(inputs), -1).all(1).sum())

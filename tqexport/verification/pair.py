@@ -24,7 +24,7 @@ from tqexport.facts import ArtifactFacts
 from tqexport.integer.names import is_integer
 from tqexport.truncation import codes_of_integers, max_code
 from tqexport.verification.codes import aligned, first_index
-from tqexport.verification.comparison import DYNAMIC_TOLERANCE, wilson_interval
+from tqexport.verification.comparison import DYNAMIC_TOLERANCE, classes_of, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
 from tqexport.verification.samples import Samples, noise, read_samples
 
@@ -191,7 +191,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     error = _error(outputs, other_outputs)
     if not error <= tolerance:
         problems.setdefault("the outputs", f"the outputs are off by {error:.1e}; rounding explains {tolerance:.1e}")
-    agreement = float((runs[0].outputs.argmax(1) == runs[1].outputs.argmax(1)).mean()) if error < np.inf else 0.0
+    agreement = float((classes_of(runs[0].outputs) == classes_of(runs[1].outputs)).mean()) if error < np.inf else 0.0
     first, second = (
         _side(side, run, runner.latency(inputs[:1]), samples)
         for side, run, runner in zip(pair, runs, runners, strict=True)
@@ -230,7 +230,7 @@ def _input_shape(side: ArtifactAtWidth) -> tuple[int, ...]:
 
 def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:
     """What is reported of one of the two."""
-    accuracy = None if samples.labels is None else float((run.outputs.argmax(1) == samples.labels).mean())
+    accuracy = None if samples.labels is None else float((classes_of(run.outputs) == samples.labels).mean())
     interval = None if accuracy is None else wilson_interval(accuracy, len(samples.inputs))
     return Side(side.artifact.name, run.runtime, len(side.artifact.content), latency, accuracy, interval)
 

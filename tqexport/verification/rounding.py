@@ -49,6 +49,7 @@ class RoundingErrors(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._variances: Any = WeakIdKeyDictionary()  # float32, the shape of its tensor
+        self._whole: Any = WeakIdKeyDictionary()  # whole numbers that depend on an exact tensor
         self._layers: Any = WeakIdKeyDictionary()  # names given to mark()
         self._random = torch.Generator().manual_seed(0)
 
@@ -80,7 +81,7 @@ class RoundingErrors(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        known = [tensor for tensor in _tensors(args) if tensor in self._variances]
+        known = [tensor for tensor in _tensors(args) if tensor in self._variances or tensor in self._whole]
         if not known:
             return func(*args, **kwargs)
         if func._schema.is_mutable and isinstance(args[0], Tensor):
@@ -91,11 +92,19 @@ class RoundingErrors(TorchDispatchMode):
             args = (before, *args[1:])
         else:
             result = func(*args, **kwargs)
-        variances = _RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result))
         layers = tuple(dict.fromkeys(name for tensor in known for name in self.layers(tensor)))
-        for value, variance in zip(_tensors(result), _tensors(variances), strict=False):
+        results = _tensors(result)
+        for value in results:
+            self._layers[value] = layers
+            if not value.is_floating_point():
+                self._whole[value] = True
+        if any(tensor in self._variances for tensor in known):
+            variances = _tensors(_RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result)))
+        else:  # numbers that whole numbers chose, as an embedding does, or that were made of them
+            variances = [(UNIT * value).square() for value in results]
+        for value, variance in zip(results, variances, strict=False):
             if value.is_floating_point():
-                self._variances[value], self._layers[value] = variance, layers
+                self._variances[value] = variance
         return result
 
 

@@ -127,7 +127,8 @@ class Trace:
                     value = self._layer(name, output, candidates)
                     if value is None:
                         self._errors.mark(output, name)
-                return None if value is None else self._errors.exact(torch.from_numpy(value))
+                # In PyTorch's order in memory, which code that calls view() counts on.
+                return None if value is None else self._errors.exact(torch.from_numpy(np.ascontiguousarray(value)))
 
             hooks.enter_context(module.register_forward_hook(hook))
         return hooks
@@ -157,14 +158,14 @@ class Trace:
         value, among = input.numpy(), self._errors.layers(input)
         steps = max_code(module.bits)
         key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
+        scaled = value.clip(0, 1).astype(np.float64) * steps
+        expected = np.rint(value.clip(0, 1) * np.float32(steps))
         levels = activations.get(key)
-        if levels is None or _without_ones(levels.shape) != _without_ones(value.shape):
+        if levels is None or levels.size != value.size:
             where = "is not in the file" if levels is None else f"has shape {levels.shape}, not {value.shape}"
             self.problems.setdefault(name, f"activation {key} {where}")
             return None
-        levels = levels.reshape(value.shape)  # TFLite keeps an axis of 1 through 1-D convolutions
-        scaled = value.clip(0, 1).astype(np.float64) * steps
-        expected = np.rint(value.clip(0, 1) * np.float32(steps))
+        levels = _in_shape(levels, expected)
         rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
@@ -187,6 +188,21 @@ class Trace:
             )
         quantized: Array = levels / np.float32(steps)
         return quantized
+
+
+def _in_shape(levels: Array, expected: Array) -> Array:
+    """The levels in PyTorch's shape.
+
+    A converter may round before a reshape instead of behind it, as onnx2tf does with the groups of a GroupNorm, and
+    keeps an axis of 1 through 1-D convolutions. Of the orders in which the file may then have the levels, all of which
+    are compared one by one, that is meant which has most of them right.
+    """
+    if _without_ones(levels.shape) == _without_ones(expected.shape):
+        return levels.reshape(expected.shape)
+    in_file = np.moveaxis(levels, 1, -1) if levels.ndim > 2 else levels
+    last = in_file.reshape(len(expected), *expected.shape[2:], *expected.shape[1:2])
+    orders = (levels.reshape(expected.shape), in_file.reshape(expected.shape), np.moveaxis(last, -1, 1))
+    return max(orders, key=lambda order: np.count_nonzero(order == expected))
 
 
 def _from(among: Sequence[str], name: str) -> str:

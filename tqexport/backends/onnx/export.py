@@ -103,6 +103,10 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...]) -> ir.Model:
             f"the network has {len(graph_model.graph.outputs)} outputs, of which no more than one can be verified; "
             "wrap it in a module that returns one"
         )
+    returned = None if program.exported_program is None else program.exported_program.call_spec.out_spec
+    if returned is not None and not returned.is_leaf():
+        kind = getattr(returned.type, "__name__", "structure")
+        raise ConversionError(f"the network returns a {kind}; wrap it in a module that returns the tensor in it")
     named = set(deployed_values(deployed))
     _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed))
     _simplify(graph_model, named)

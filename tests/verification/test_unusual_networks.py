@@ -1,0 +1,132 @@
+"""Right files of networks that are built otherwise than most are called right, whatever a converter made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from exactness import assert_exact
+from networks import randomize_
+from torch import Tensor, nn
+
+from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.errors import ConversionError
+from tqexport.verification.trace import _in_shape
+
+WIDTHS = (2, 8)
+
+
+class Base(nn.Module):
+    """A float convolution, a quantised one, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.act, self.last = nn.ReLU(), nn.Linear(8, 4)
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.act(self.second(self.act(self.first(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inside(x).mean((2, 3)))
+
+
+class OneModuleTwice(Base):
+    def inside(self, x: Tensor) -> Tensor:
+        return self.act(self.second(super().inside(x)))
+
+
+class TiedWeights(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.last  # which prepare leaves in float, so it has to be the last one
+        self.third = nn.Conv2d(8, 8, 3, padding=1)
+        self.third.weight = self.second.weight
+        self.last = nn.Linear(8, 4)
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.act(self.third(super().inside(x)))
+
+
+class GroupNorms(Base):
+    """The converter rounds these activations before it takes the groups apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.GroupNorm(2, 8), nn.GroupNorm(4, 8)
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.act(self.norm2(self.second(self.act(self.norm(self.first(x))))))
+
+
+class Argmax(Base):
+    """Whole numbers as the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+class View(Base):
+    """Code that counts on PyTorch's order in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inside(x).view(x.size(0), -1))
+
+
+class OwnCall(Base):
+    """Code that takes a module's weight and calls the function itself."""
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.act(nn.functional.conv2d(self.act(self.first(x)), self.second.weight, self.second.bias, padding=1))
+
+
+class Embedded(nn.Module):
+    """Numbers that whole numbers chose, in front of a float layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 8)
+        self.first, self.second = nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.act, self.last = nn.ReLU(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table((x.abs() * 5).clamp(0, 9).long()).transpose(1, 2)
+        return self.last(self.act(self.second(self.act(self.first(x)))).mean(2))
+
+
+@pytest.mark.parametrize("kind", [OneModuleTwice, TiedWeights, GroupNorms, Argmax, View, OwnCall, Embedded])
+def test_right_files_are_right(kind):
+    torch.manual_seed(0)
+    network = randomize_(prepare(kind(), WIDTHS), 1)
+    assert_exact(network, (7,) if kind is Embedded else (3, 6, 6), WIDTHS)
+
+
+class InADict(Base):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": super().forward(x)}
+
+
+def test_a_dict_is_refused_before_anything_is_written():
+    model = TruncModel(prepare(InADict(), WIDTHS).eval(), CheckpointInfo("test", {}, (3, 6, 6), WIDTHS))
+    with pytest.raises(ConversionError, match="returns a dict; wrap it in a module that returns the tensor in it"):
+        next(iter(export_onnx(model, (2,))))
+
+
+def test_levels_in_another_order_are_put_in_order_and_none_is_made_right():
+    expected = np.random.default_rng(0).integers(0, 4, (2, 8, 3, 3)).astype(np.float32)
+    channels_last = np.moveaxis(expected, 1, -1)
+    in_files = (
+        expected.reshape(2, 2, 36),
+        np.moveaxis(expected.reshape(2, 36, 2), -1, 1),
+        np.moveaxis(channels_last.reshape(2, 36, 2), -1, 1),
+    )
+    for in_file in in_files:
+        assert np.array_equal(_in_shape(in_file, expected), expected)
+        wrong = in_file.copy()
+        wrong[1, 0, 5] += 1
+        assert np.count_nonzero(_in_shape(wrong, expected) != expected) == 1
