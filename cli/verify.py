@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ import click
 
 from tqexport.backends import BACKENDS
 from tqexport.checkpoints.options import ReadOptions
-from tqexport.integer.names import is_integer
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
@@ -87,9 +85,8 @@ def command(
     output.say(title)
     _say_table(output, checked)
     artifacts = [] if runtimes else [artifact for artifact, _ in project.artifacts(asked)]
-    kinds = {artifact.kind for artifact in artifacts if is_integer(artifact.kernel)}
     left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in artifacts)
-    output.say(*_notes(checked, kinds), *filter(None, left_out), _conclusion(checked))
+    output.say(*_notes(checked), *filter(None, left_out), _conclusion(checked))
     if report:
         from tqexport.files import write_bytes
 
@@ -107,14 +104,14 @@ def command(
     return 0 if passed else PARITY_FAILED
 
 
-def _notes(checked: list[Checked], kinds: Collection[str]) -> list[str]:
-    """Footnotes of the table, and every problem; ``kinds`` are those of the integer files in the folder."""
+def _notes(checked: list[Checked]) -> list[str]:
+    """Footnotes of the table, and every problem."""
     notes = []
     if any(check.temporary for check in checked):
         notes.append("* not exported yet; exported for this check alone")
     if any(check.deployed.activations_wrong and check.passed for check in checked):
         notes.append("dynamic: the weights are the trained ones; the kernels round their input, and activations follow")
-    notes += _absent({*kinds, *(check.file.rpartition(".")[2] for check in checked if "integer" in check.runtime)})
+    notes += _absent(checked)
     notes += _unproved(checked)
     for check in checked:
         notes += [f"{check.bits} bits, {check.runtime}: {problem}" for problem in check.problems]
@@ -130,10 +127,11 @@ def _unproved(checked: list[Checked]) -> list[str]:
     ]
 
 
-def _absent(kinds: Collection[str]) -> list[str]:
+def _absent(checked: list[Checked]) -> list[str]:
     """What integer files run in elsewhere but were not compared in, because it is not installed."""
     from tqexport.errors import HostError
 
+    kinds = {check.file.rpartition(".")[2] for check in checked if "integer" in check.runtime}
     notes = []
     for backend in (BACKENDS[kind] for kind in sorted(kinds)):
         for runtime in backend.integer_runtimes:

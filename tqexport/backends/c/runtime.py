@@ -46,7 +46,9 @@ def compiler() -> str:
     """
     path = shutil.which(COMPILER)
     if path is None:
-        raise HostError("no C compiler is installed (cc); install gcc or clang")
+        raise HostError(
+            "no C compiler is installed (cc); install gcc or clang, or choose other runtimes with --runtime"
+        )
     return path
 
 
