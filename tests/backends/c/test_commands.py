@@ -132,8 +132,6 @@ def test_without_a_compiler_files_do_not_pass_unseen(exported, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     done = run("verify", "--samples", "2", "--bits", "2", cwd=exported)
     assert done.returncode == 4
-    assert (
-        "no C compiler is installed (cc); install gcc or clang, or choose other runtimes with --runtime" in done.stderr
-    )
+    assert "no C compiler is installed (cc); install gcc or clang, or choose others with --runtime" in done.stderr
     done = run("verify", "--samples", "2", "--bits", "2", "--runtime", "onnxruntime", cwd=exported)
     assert done.returncode == 0, done.stdout
