@@ -46,9 +46,7 @@ def compiler() -> str:
     """
     path = shutil.which(COMPILER)
     if path is None:
-        raise HostError(
-            "no C compiler is installed (cc); install gcc or clang, or choose other runtimes with --runtime"
-        )
+        raise HostError("no C compiler is installed (cc); install gcc or clang, or choose others with --runtime")
     return path
 
 
