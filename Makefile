@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit device-test install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit device-test torture install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -33,6 +33,10 @@ unit: install
 # The emitted C on an emulated Cortex-M4; says what to install where the tools are absent.
 device-test: install
 	$(BIN)/pytest tests/backends/c/test_device.py -rs
+
+# Files changed and rewritten at random: verify must fail the ones and pass the others. Half an hour.
+torture: install
+	$(BIN)/python tests/torture.py
 
 install: $(INSTALLED)
 
