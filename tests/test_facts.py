@@ -63,7 +63,7 @@ some_facts = st.builds(
 def facts_of_several_widths(draw):
     widths = sorted(draw(st.sets(st.sampled_from(WIDTHS), min_size=1)))
     by_width = {bits: replace(draw(some_facts), width=bits) for bits in widths}
-    digests = {bits: draw(st.text(max_size=5)) for bits in widths}
+    digests = {bits: draw(st.text(max_size=5)) for bits in widths} if draw(st.booleans()) else {}
     tables = draw(st.dictionaries(st.sampled_from(["table_places", "weights"]), st.lists(st.integers())))
     return MultiWidthFacts(by_width, digests, draw(st.none() | st.sampled_from(widths)), tables)
 

@@ -78,7 +78,7 @@ class MultiWidthFacts:
 
     Attributes:
         by_width: What the fixed file of each width says, ascending.
-        digests: By width: sha256 of its fixed file, hex.
+        digests: By width: sha256 of its fixed file, hex; empty where none can be cut from the file.
         own: The width that a truncatable file computes with; None for a run-time file, which computes with any.
         tables: What the format needs to cut a width, by key; its own affair.
     """
@@ -145,7 +145,7 @@ def decode(record: Mapping[str, Any]) -> Facts:
     try:
         widths = [int(bits) for bits in record[several] if _is_width(bits)]
         differing, digests = record[_BY_WIDTH], list(map(str, record[_DIGESTS]))
-        if not widths or widths != record[several] or len(digests) != len(widths):
+        if not widths or widths != record[several] or len(digests) not in (0, len(widths)):
             raise InputError(DAMAGED)
         by_width = {
             bits: _facts({**record, **{key: values[row] for key, values in differing.items()}})
@@ -156,7 +156,7 @@ def decode(record: Mapping[str, Any]) -> Facts:
     known = _KEYS | {several, _BY_WIDTH, _DIGESTS}
     tables = {key: value for key, value in record.items() if key not in known}
     own = None if several == _WIDTHS else _facts(record).width
-    return MultiWidthFacts(by_width, dict(zip(widths, digests, strict=True)), own, tables)
+    return MultiWidthFacts(by_width, dict(zip(widths, digests, strict=bool(digests))), own, tables)
 
 
 def _record(facts: ArtifactFacts) -> dict[str, Any]:

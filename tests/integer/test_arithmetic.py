@@ -37,6 +37,15 @@ def test_sums_and_means_are_within_a_hair_of_half_a_level(rounding):
     assert np.abs(average(sums, 16, first, target, rounding) - real).max() <= 0.501
 
 
+@pytest.mark.parametrize("rounding", ["litert", "tflm"])
+@pytest.mark.parametrize("factor", [1.0, 1.5, 3.0, 2.0**13, 2.0**40])
+def test_sums_that_leave_every_grid_end_at_its_ends(rounding, factor):
+    """64 bits hold no product of three large numbers; what is shifted left is cut first."""
+    sums = np.array([-(2**31), -(2**30), -65_536, -300, 0, 300, 65_536, 2**30, 2**31 - 1])
+    found = requantize(sums, 1.0, factor, Grid(1.0, 100), rounding)
+    assert found.tolist() == [0, 0, 0, 0, 100, 255, 255, 255, 255]
+
+
 def test_halves_round_to_even_up_or_away_from_zero():
     target = Grid(1.0, 128)
     halves = 4 * np.array([-3, -1, 1, 3, 5])

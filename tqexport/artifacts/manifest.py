@@ -36,7 +36,7 @@ class Artifact:
         outputs: Its outputs.
         kernel: How it multiplies: ``exact``, or another of the back end's kernels.
         truncatable_to: The other widths that can be cut from a fixed file.
-        companions: Names of the files that were written beside it.
+        companions: The files that were written beside it: sha256, hex, by name.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Artifact:
     outputs: tuple[TensorInfo, ...]
     kernel: str = EXACT
     truncatable_to: tuple[int, ...] = ()
-    companions: tuple[str, ...] = ()
+    companions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,20 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
-    """The path of an artifact whose bytes are those that were exported.
+    """The path of an artifact whose bytes are those that were exported, as are those of the files beside it.
 
     Raises:
-        InputError: The file is gone or was changed.
+        InputError: One of them is gone or was changed.
     """
-    path = folder / artifact.file
-    if not path.is_file():
-        raise InputError(f"{path} is in {FILE_NAME} but not in the folder; export it again")
-    if sha256_of(path) != artifact.sha256:
-        raise InputError(
-            f"{path} is not the file that was exported (its sha256 differs from {FILE_NAME}); export again"
-        )
-    return path
+    for name, sha256 in {artifact.file: artifact.sha256, **artifact.companions}.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is in {FILE_NAME} but not in the folder; export it again")
+        if sha256_of(path) != sha256:
+            raise InputError(
+                f"{path} is not the file that was exported (its sha256 differs from {FILE_NAME}); export again"
+            )
+    return folder / artifact.file
 
 
 def relative_to(path: Path, folder: Path) -> str:
@@ -141,9 +142,10 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
     entry["widths"] = tuple(int(bits) for bits in entry["widths"])
     entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
-    entry["companions"] = tuple(map(str, entry.get("companions", ())))
-    if Path(entry["file"]).name != entry["file"]:
-        raise ValueError(f"artifact {entry['file']!r} is not in the folder")
+    entry["companions"] = {str(name): str(sha256) for name, sha256 in entry.get("companions", {}).items()}
+    for name in (entry["file"], *entry["companions"]):
+        if Path(name).name != name:
+            raise ValueError(f"artifact {name!r} is not in the folder")
     artifact = Artifact(**entry)
     if not artifact.widths or not {*artifact.widths} <= {*WIDTHS}:
         raise ValueError(f"{artifact.file} has the widths {artifact.widths}")

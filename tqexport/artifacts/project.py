@@ -232,9 +232,8 @@ class Project:
         file, sha256 = self.file_name(backend, widths, kernel), hashlib.sha256(content).hexdigest()
         ends, layout = BACKENDS[backend].describe(content), BACKENDS[backend].layout
         companions = BACKENDS[backend].companions(self, file, content)
-        artifact = Artifact(
-            file, backend, widths, layout, sha256, len(content), *ends, kernel, others, tuple(companions)
-        )
+        digests = {name: hashlib.sha256(beside).hexdigest() for name, beside in companions.items()}
+        artifact = Artifact(file, backend, widths, layout, sha256, len(content), *ends, kernel, others, digests)
         for name, beside in {**companions, file: content}.items():
             write_bytes(self.folder / name, beside)
         self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])

@@ -41,6 +41,7 @@ Rounding = Literal["real", "xnnpack", "litert", "tflm"]
 ROUNDINGS: tuple[Rounding, ...] = ("real", "xnnpack", "litert", "tflm")
 
 HEADROOM = 20  # bits of the terms of a sum
+_MOST_LEFT = 14  # a shift further to the left leaves every grid as well
 
 Integers = npt.NDArray[np.int64]
 Levels = npt.NDArray[np.uint8]
@@ -197,8 +198,9 @@ def _average_in_floats(sums: Integers, count: int, source: Grid, target: Grid) -
 
 def _multiply(x: Integers, factor: FixedPoint, rounding: Rounding) -> Integers:
     """A doubling high product with rounding, then a shift with rounding: halves up, or in TFLM away from zero."""
-    left, right = np.maximum(factor.exponent, 0), np.maximum(-factor.exponent, 0)
-    product = (x << left) * factor.multiplier
+    left, right = np.clip(factor.exponent, 0, _MOST_LEFT), np.maximum(-factor.exponent, 0)
+    # What is shifted left leaves every grid long before 16 bits, so it may as well be cut: 64 bits hold the product.
+    product = (np.where(left > 0, np.clip(x, -65535, 65535), x) << left) * factor.multiplier
     nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     total = product + nudge
     high = np.where(total >= 0, total >> 31, -((-total) >> 31))  # C's division truncates

@@ -45,20 +45,27 @@ Array = npt.NDArray[Any]
 class IntegerComparison:
     """Compares what a runtime computed of an integer file with the integer model and with PyTorch."""
 
-    def __init__(self, model: TruncModel, network: IntegerModel, runtime: IntegerRuntime) -> None:
+    def __init__(
+        self,
+        model: TruncModel,
+        network: IntegerModel,
+        runtime: IntegerRuntime,
+        facts_differing: Sequence[str] = (),
+    ) -> None:
         """Start without a sample.
 
         Args:
             model: The calibrated network.
             network: Its integer model at the width of the file.
             runtime: The file, open.
+            facts_differing: What the file says of itself that the checkpoint does not, by name.
         """
         self._model, self._network, self._runtime = model, network, runtime
         self._problems: dict[str, str] = {}
         self._levels = self._flips = self._wrong = self._samples = self._agreeing = 0
         self._flip_bound = 0.0
         self._right: list[tuple[int, int]] = []
-        for part in runtime.differing:
+        for part in (*facts_differing, *runtime.differing):
             self._problems[part] = f"{part}: the file has it otherwise than the checkpoint gives"
 
     def add(self, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 
 from tqexport.artifacts.project import Project
@@ -13,6 +13,7 @@ from tqexport.backends.base import EXACT, Backend
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, median_seconds
 from tqexport.errors import InputError, UsageError, about
+from tqexport.facts import DAMAGED, MultiWidthFacts, facts_of_model
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports
@@ -168,15 +169,27 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
 
     network_at = functools.lru_cache(functools.partial(integer_model, project.model))
     network = network_at(job.bits)
+    false = _false_facts(project, job)
     opened = job.backend.open_integers(job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
     for runtime in opened:
-        comparison = IntegerComparison(project.model, network, runtime)
+        comparison = IntegerComparison(project.model, network, runtime, false)
         for inputs, labels in _batches(samples):
             comparison.add(inputs, labels)
         latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[:1]))
         verdict = comparison.verdict()
         name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
         yield Checked(job.file, job.bits, name, len(job.content), job.temporary, latency, verdict, verdict)
+
+
+def _false_facts(project: Project, job: _Job) -> list[str]:
+    """What an integer file says of itself at its width that is not so, by name."""
+    facts = job.backend.facts(job.content)
+    said = facts.by_width.get(job.bits) if isinstance(facts, MultiWidthFacts) else facts
+    if said is None:
+        raise InputError(DAMAGED)  # the manifest has the width, the file has not
+    true = facts_of_model(project.model, job.bits, job.backend.layout)
+    true = replace(true, kernel=job.kernel, channels_first=said.channels_first)
+    return [field.name for field in fields(said) if getattr(said, field.name) != getattr(true, field.name)]
 
 
 def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Parameters) -> Checked:

@@ -14,6 +14,8 @@ from c_programs import STRICT
 from commands import run
 from places import DIGITS, ROOT
 
+from tqexport.backends.c.runtime import _compiled
+
 CALIBRATED = ROOT / "fixtures" / "digits-resnet8-int.pt"
 
 
@@ -40,7 +42,9 @@ def test_three_files_lie_beside_each_other_and_the_test_program_passes(exported)
     manifest = json.loads((out / "tqexport.json").read_text())
     entries = {entry["file"]: entry for entry in manifest["artifacts"]}
     assert set(entries) == {"my net-w2.c", "my net-w8.c", "my net.c"}
-    assert entries["my net.c"]["companions"] == ["my net.h", "my net_test.c"]
+    assert entries["my net.c"]["companions"] == {
+        name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in ("my net.h", "my net_test.c")
+    }
     assert entries["my net.c"]["inputs"] == [{"name": "input", "dtype": "int8", "shape": [1, 8, 8, 1]}]
     assert {path.name for path in out.iterdir()} == {
         *(f"{stem}{end}" for stem in ("my net-w2", "my net-w8", "my net") for end in (".c", ".h", "_test.c")),
@@ -104,6 +108,45 @@ def test_a_changed_facts_line_is_not_compiled_elsewhere(exported, tmp_path):
     done = run("verify", "--runtime", "c", "--samples", "4", "--bits", "8", cwd=folder)
     assert done.returncode == 3, done.stdout
     assert "my net-w8.c" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["my net-w8.c", "my net.c"])
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "named"),
+    [
+        (r'("class_names": \["0", )"1"', r'\g<1>"7"', "class_names"),
+        (r'("mean": \[)', r"\g<1>1", "normalization"),
+        (r'("checkpoint_sha256": ")', r"\g<1>0", "checkpoint_sha256"),
+        (r'("layout": "channels )last', r"\g<1>first", "layout"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_compared_too(exported, tmp_path, file, pattern, replacement, named):
+    folder = changed_copy(exported, tmp_path, file, pattern, replacement)
+    done = run("verify", "--runtime", "c", "--samples", "2", "--bits", "8", cwd=folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"{named}: the file has it otherwise than the checkpoint gives" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["my net-w2.h", "my net-w2_test.c"])
+def test_a_file_beside_it_that_was_changed_or_is_gone_is_refused(exported, tmp_path, name):
+    shutil.copytree(exported, tmp_path / "copy")
+    beside = tmp_path / "copy" / "tqexport-out" / name
+    beside.write_bytes(beside.read_bytes().replace(b"0", b"1", 1))
+    done = run("verify", "--runtime", "c", "--bits", "2", cwd=tmp_path / "copy")
+    assert (done.returncode, f"{name} is not the file that was exported" in done.stderr) == (3, True)
+    beside.unlink()
+    done = run("verify", "--runtime", "c", "--bits", "2", cwd=tmp_path / "copy")
+    assert (done.returncode, f"{name} is in tqexport.json but not in the folder" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("said", ["", "echo >&2", "echo no such target >&2"])
+def test_a_compiler_that_fails_is_named(exported, tmp_path, monkeypatch, said):
+    (tmp_path / "cc").write_text(f"#!/bin/sh\n{said}\nexit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    _compiled.cache_clear()
+    done = run("verify", "--runtime", "c", "--samples", "2", "--bits", "2", cwd=exported)
+    assert (done.returncode, "the C compiler of this machine fails: " in done.stderr) == (4, True)
 
 
 def test_another_format_is_a_file_of_another_version_not_a_difference(exported, tmp_path):

@@ -15,10 +15,21 @@ from hypothesis import strategies as st
 from integer_networks import CASES, WIDTHS, calibrated_case
 from random_integers import integer_models
 
+from tqexport.backends.c.arena import Block, blocks_of, buffers_of, is_reordered, place
 from tqexport.backends.c.source import render_c
 from tqexport.errors import ConversionError, InputError
+from tqexport.integer.arithmetic import FixedPoint, layer_factor
 from tqexport.integer.build import integer_model
-from tqexport.integer.model import Convolution
+from tqexport.integer.grids import Grid
+from tqexport.integer.model import (
+    Add,
+    Convolution,
+    IntegerModel,
+    Maximum,
+    Requantize,
+    Reshape,
+    Window,
+)
 
 EVERY_WIDTH = range(1, 9)
 
@@ -60,6 +71,95 @@ def test_random_networks(models, seed, tmp_path_factory):
     scale = models[0].grids["input"].scale
     inputs = (np.random.default_rng(seed).normal(size=(2, *shape)) * 60 * scale).astype(np.float32)
     assert len(equal_lines(try_program(tmp_path_factory.mktemp("random"), models, inputs))) == len(models)
+
+
+def dense(bias: int, source: Grid, target: Grid, scale: float, bits: int = 4) -> IntegerModel:
+    """A layer of a single weight, 1."""
+    layer = Convolution(
+        "only",
+        ("input",),
+        "output",
+        np.ones((1, 1), np.int16),
+        np.array([scale], np.float32),
+        np.array([bias], np.int32),
+        None,
+        1,
+        None,
+        np.ones(1, np.int8),
+    )
+    return IntegerModel(bits, (layer,), {"input": source, "output": target}, {"input": (1,), "output": (1,)}, "output")
+
+
+@pytest.mark.parametrize("bias", [2**31 - 1 - 255, -(2**31) + 255, 2**30, -(2**30)])
+@pytest.mark.parametrize("exponent", [-40, -31, -8, 0, 1, 13])
+def test_sums_at_the_ends_of_32_bits(tmp_path, bias, exponent):
+    """The factor is the greatest below a power of 2: where it is below 1, steps and zero point overflow together."""
+    source, target, scale = 1.7294965982437134, 2.344179630279541, 1.3554115295410156
+    zeros = (0, 255) if bias > 0 else (255, 0)  # each sum and each zero point towards the same end
+    network = dense(bias, Grid(source, zeros[0]), Grid(target, zeros[1]), scale * 2.0**exponent)
+    if exponent == 0:
+        assert layer_factor(source, scale, Grid(target)) == FixedPoint(2**31 - 1, 0)
+    inputs = np.array([[255.0], [-255.0]], np.float32) * np.float32(source)
+    assert len(equal_lines(try_program(tmp_path, [network], inputs))) == 1
+
+
+def test_numbers_beyond_what_the_structures_hold_are_refused_by_name():
+    network = dense(0, Grid(1.0), Grid(1.0), 1.0)
+    network.shapes.update(input=(1, 70_000), output=(1, 1))
+    window = Window((40_000,), (40_000,), ((0, 0),), (1,))
+    pool = dataclasses.replace(network, operations=(Maximum("pool", ("input",), "output", window),))
+    (layer,) = network.operations
+    wide = dataclasses.replace(layer, unsigned=np.ones((1, 1, 40_000), np.int16), window=window)
+    for refused, name in ((pool, "pool"), (dataclasses.replace(network, operations=(wide,)), "only")):
+        with pytest.raises(ConversionError, match=f"{name} has a group, kernel, stride, dilation or padding beyond"):
+            render([refused])
+
+
+@settings(max_examples=200, deadline=None)
+@given(models=integer_models())
+def test_no_value_is_written_over_before_it_was_read(models):
+    """Every byte of memory knows whose it is; whoever reads must find the values that were computed for it."""
+    network = models[0]
+    sizes = {value: int(np.prod(shape)) for value, shape in network.shapes.items()}
+    buffers = buffers_of(network)
+    outside = {"input": "input", buffers[network.output]: "output"}
+    blocks = blocks_of(network, buffers, outside)
+    for number, operation in enumerate(network.operations):
+        if isinstance(operation, Convolution):
+            blocks[f"{operation.output}/window"] = Block(2 * operation.unsigned[0].size, number, number)
+            sizes[f"{operation.output}/window"] = 2 * operation.unsigned[0].size
+    offsets, total = place(blocks)
+    written = [op for op in network.operations if not isinstance(op, Reshape) or is_reordered(network, op)]
+    memory: dict[tuple[str, int], str] = {}
+
+    def bytes_of(value: str) -> list[tuple[str, int]]:
+        buffer = buffers.get(value, value)
+        start = 0 if buffer in outside else offsets[buffer]
+        assert buffer in outside or start + sizes[value] <= total
+        return [(outside.get(buffer, "arena"), start + i) for i in range(sizes[value])]
+
+    computed = {"input": "input"}  # whose levels a value has: its own, or those of what it is a reshape of
+    memory.update(dict.fromkeys(bytes_of("input"), "input"))
+    for operation in network.operations:
+        for value in operation.inputs:
+            assert {memory.get(byte) for byte in bytes_of(value)} == {computed[value]}
+        if operation not in written:
+            computed[operation.output] = computed[operation.inputs[0]]
+            continue
+        own = bytes_of(operation.output)
+        read = {byte for value in operation.inputs for byte in bytes_of(value)}
+        if isinstance(operation, Convolution):
+            scratch = bytes_of(f"{operation.output}/window")
+            assert not {*scratch} & {*own, *read}
+            memory.update(dict.fromkeys(scratch, "scratch"))
+        if not isinstance(operation, (Add, Requantize)):  # these go level by level
+            assert not {*own} & read
+        computed[operation.output] = operation.output
+        memory.update(dict.fromkeys(own, operation.output))
+        assert not any(place == "input" for place, _ in own)
+    result = bytes_of(network.output)
+    assert result[0] == ("output", 0)
+    assert {memory[byte] for byte in result} == {computed[network.output]}
 
 
 @pytest.mark.parametrize("widths", [(2,), (8,), (1, 4, 8)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,7 @@ class CBackend(Backend):
         model, widths = source.model, source.widths
         check_shiftable(widths, model.info.scheme.quantizer)
         with source.step(f"Writing {len(widths)} widths in C"):
-            digests = {bits: hashlib.sha256(self._fixed(source, bits)).hexdigest() for bits in widths}
-            facts = MultiWidthFacts({bits: integer_facts(model, bits, self.layout) for bits in widths}, digests)
+            facts = MultiWidthFacts({bits: integer_facts(model, bits, self.layout) for bits in widths}, digests={})
             networks = [integer_model(model, bits) for bits in widths]
             return render_c(networks, self._stem(source, widths), facts).source.encode()
 
@@ -126,6 +125,8 @@ class CBackend(Backend):
         from tqexport.backends.c.source import render_c
 
         facts = self.facts(content)
+        if isinstance(facts, MultiWidthFacts):
+            facts = replace(facts, digests={})  # nothing is cut from C files
         networks = [
             network_at(bits) for bits in (facts.widths if isinstance(facts, MultiWidthFacts) else (facts.width,))
         ]

@@ -103,15 +103,15 @@ def _compiled(source: str, header_text: str, stem: str) -> Any:
     """The library of a C file."""
     with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
         place = Path(folder)
-        (place / f"{stem}.h").write_text(header_text)
-        (place / "network.c").write_text(source)
         command = [compiler(), *_FLAGS, "-o", "network.so", "network.c"]
         try:
+            (place / f"{stem}.h").write_bytes(header_text.encode())
+            (place / "network.c").write_bytes(source.encode())
             subprocess.run(command, cwd=place, check=True, capture_output=True, text=True, timeout=_SECONDS)
             return ctypes.CDLL(str(place / "network.so"))  # stays loaded when the file is gone
         except (subprocess.SubprocessError, OSError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            raise HostError(f"the C compiler of this machine fails: {str(said).strip().splitlines()[0]}") from error
+            said = str(getattr(error, "stderr", None) or "").strip() or str(error)
+            raise HostError(f"the C compiler of this machine fails: {said.splitlines()[0]}") from error
 
 
 def differing(text: str, expected: str) -> tuple[str, ...]:

@@ -272,8 +272,8 @@ class _Writer:
         source, target = (self._network.shapes[name] for name in (layer.inputs[0], layer.output))
         window = _planar(layer.window)
         (rows, columns), (output_rows, output_columns) = _space(source), _space(target)
-        numbers = [rows, columns, source[0], output_rows, output_columns, target[0], layer.groups]
-        numbers += [*window.kernel, *window.stride, *window.dilation, *(before for before, _ in window.padding)]
+        numbers = [rows, columns, source[0], output_rows, output_columns, target[0]]
+        numbers += _window_numbers(layer.name, window, layer.groups)
         pointers = [f"codes_{own}, NULL"] if layer.codes is not None else [f"NULL, weights_{own}"]
         pointers += [f"biases_{own}", f"multipliers_{own}", f"exponents_{own}"]
         lines.append(
@@ -331,8 +331,7 @@ class _Writer:
         self._kernels.add("maximum")
         source, target = (self._network.shapes[name] for name in (pool.inputs[0], pool.output))
         window = _planar(pool.window)
-        numbers = [*_space(source), *_space(target), source[0], *window.kernel, *window.stride, *window.dilation]
-        numbers += [before for before, _ in window.padding]
+        numbers = [*_space(source), *_space(target), source[0], *_window_numbers(pool.name, window)]
         own = self._name(pool)
         self._tables.append(
             f"/* {comment_words(pool.name)} */\n"
@@ -435,6 +434,15 @@ def _planar(window: Window | None) -> Window:
     if len(window.kernel) == 2:
         return window
     return Window((1, *window.kernel), (1, *window.stride), ((0, 0), *window.padding), (1, *window.dilation))
+
+
+def _window_numbers(name: str, window: Window, *groups: int) -> list[int]:
+    """The numbers of a structure that are int16 there."""
+    padding = [before for before, _ in window.padding]
+    numbers = [*groups, *window.kernel, *window.stride, *window.dilation, *padding]
+    if max(numbers) > np.iinfo(np.int16).max:
+        raise ConversionError(f"{name} has a group, kernel, stride, dilation or padding beyond 32,767: no form in C")
+    return numbers
 
 
 def _space(shape: Sequence[int]) -> tuple[int, int]:

@@ -64,7 +64,7 @@ static void convolve(const convolution *layer, const int8_t *input, int8_t *outp
                      const grid *source, const grid *target, const width *at)
 {
     const int32_t channels = layer->input_channels / layer->groups, outputs = layer->output_channels / layer->groups;
-    const int32_t size = layer->kernel_rows * layer->kernel_columns * channels;
+    const int32_t size = channels * layer->kernel_rows * layer->kernel_columns;
     const int32_t *biases = layer->biases + at->row * layer->output_channels;
     const int32_t *multipliers = layer->multipliers + at->row * layer->output_channels;
     const int8_t *exponents = layer->exponents + at->row * layer->output_channels;

@@ -16,9 +16,12 @@ static int32_t scaled(int32_t sum, int32_t multiplier, int32_t exponent)
     return (high >> -exponent) + ((high & mask) > (mask >> 1) + (high < 0));
 }
 
-/* A whole number of steps from zero as a level of a grid. */
+/* A whole number of steps from zero as a level of a grid. Steps may be so many that only what is left of them after the
+ * comparisons can be added to anything. */
 static int8_t to_level(int32_t steps, const grid *target)
 {
-    const int32_t level = steps + target->zero;
-    return (int8_t)(level < target->low ? target->low : level > target->high ? target->high : level);
+    if (steps < target->low - target->zero) {
+        return target->low;
+    }
+    return steps > target->high - target->zero ? target->high : (int8_t)(steps + target->zero);
 }
