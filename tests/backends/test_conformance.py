@@ -182,6 +182,8 @@ def command(*arguments):
 
 
 def test_a_back_end_passes_through_every_command(name, kernel, project, monkeypatch):
+    if name == "c" and shutil.which("cc") is None:
+        pytest.skip("there is no C compiler to verify with")
     monkeypatch.chdir(project.checkpoint.parent)
     done = CliRunner().invoke(export_command(BACKENDS[name]), ["net.pt", "--bits", "2,4", "--json"])
     assert done.exit_code == 0, done.output

@@ -10,13 +10,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_programs import STRICT
+from c_programs import NO_GCC, STRICT
 from commands import run
 from places import DIGITS, ROOT
 
 from tqexport.backends.c.runtime import _compiled
 
 CALIBRATED = ROOT / "fixtures" / "digits-resnet8-int.pt"
+
+pytestmark = pytest.mark.skipif(bool(NO_GCC), reason=NO_GCC or "never")
 
 
 @pytest.fixture(scope="module")
