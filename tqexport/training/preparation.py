@@ -80,8 +80,14 @@ def prepare(
         raise UsageError(
             f"nothing is left to quantise of the layers {list(layers)}; name fewer of them in float_layers"
         )
+    float_weights = {id(layers[name].weight): name for name in float_layers}
     for name, layer in layers.items():
         if name not in float_layers:
+            if (other := float_weights.get(id(layer.weight))) is not None:
+                raise UsageError(
+                    f"{other} stays in float and has the same weight as {name}, which is quantised; name both of them "
+                    "in float_layers, or neither"
+                )
             for parameter in _KINDS[type(layer)].parameters:
                 quantize_parameter(layer, parameter)
 
