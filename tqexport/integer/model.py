@@ -54,6 +54,13 @@ class Window:
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
 
+    @property
+    def planar(self) -> Window:
+        """The same window over two axes; a single axis is a row."""
+        if len(self.kernel) == 2:
+            return self
+        return Window((1, *self.kernel), (1, *self.stride), ((0, 0), *self.padding), (1, *self.dilation))
+
 
 @dataclass(frozen=True)
 class Operation:

@@ -270,7 +270,7 @@ class _Writer:
         lines.append(self._array(f"multipliers_{own}", multipliers.astype(np.int32)))
         lines.append(self._array(f"exponents_{own}", exponents.astype(np.int8)))
         source, target = (self._network.shapes[name] for name in (layer.inputs[0], layer.output))
-        window = _planar(layer.window)
+        window = (layer.window or _NO_SPACE).planar
         (rows, columns), (output_rows, output_columns) = _space(source), _space(target)
         numbers = [rows, columns, source[0], output_rows, output_columns, target[0]]
         numbers += _window_numbers(layer.name, window, layer.groups)
@@ -330,7 +330,7 @@ class _Writer:
     def _maximum(self, pool: Maximum) -> None:
         self._kernels.add("maximum")
         source, target = (self._network.shapes[name] for name in (pool.inputs[0], pool.output))
-        window = _planar(pool.window)
+        window = pool.window.planar
         numbers = [*_space(source), *_space(target), source[0], *_window_numbers(pool.name, window)]
         own = self._name(pool)
         self._tables.append(
@@ -425,15 +425,6 @@ def _grids(network: IntegerModel, operation: Operation) -> tuple[Grid, Grid]:
 def _step(bits: int) -> int:
     """What odd weights are multiplied by, see :mod:`tqexport.integer.weights`."""
     return max(1, LARGEST // max_code(bits))
-
-
-def _planar(window: Window | None) -> Window:
-    """A window over two axes; a single axis is a row, and none a single place."""
-    if window is None:
-        return _NO_SPACE
-    if len(window.kernel) == 2:
-        return window
-    return Window((1, *window.kernel), (1, *window.stride), ((0, 0), *window.padding), (1, *window.dilation))
 
 
 def _window_numbers(name: str, window: Window, *groups: int) -> list[int]:

@@ -169,7 +169,7 @@ class _Writer:
             filters = self._filter(layer, weight, 0)
             self._graph.operator("FULLY_CONNECTED", [read, filters, bias], output, options, version=4)
             return
-        planar = _planar(window)
+        planar = window.planar
         weight = weight.reshape(*weight.shape[:2], *planar.kernel)
         same = self._is_same(read, planar)
         if not same:
@@ -232,7 +232,7 @@ class _Writer:
 
     def _maximum(self, operation: Maximum, read: int, output: int) -> None:
         """Write a maximum over windows."""
-        planar = _planar(operation.window)
+        planar = operation.window.planar
         if planar.dilation != (1, 1):
             raise ConversionError(f"{operation.name} is dilated; TFLite has no such maximum")
         same = self._is_same(read, planar)
@@ -315,13 +315,6 @@ def _channels_last(shape: Sequence[int]) -> list[int]:
     if len(space) > 2:
         raise ConversionError(f"values of shape {tuple(shape)} have no TFLite form; up to two spatial axes have")
     return [1, *([1] * (len(space) == 1)), *space, shape[0]]
-
-
-def _planar(window: Window) -> Window:
-    """A window over two axes; a single axis is a row."""
-    if len(window.kernel) == 2:
-        return window
-    return Window((1, *window.kernel), (1, *window.stride), ((0, 0), *window.padding), (1, *window.dilation))
 
 
 def _axes(sizes: Sequence[int], window: Window) -> list[tuple[int, int, int, int, tuple[int, int]]]:
