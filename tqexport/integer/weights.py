@@ -22,7 +22,7 @@ from tqexport.layer_kinds import kind_of
 from tqexport.training.quantizers import quantized_weights
 from tqexport.truncation import Scheme, check_weight, max_code, store
 
-__all__ = ["LARGEST", "Codes", "IntegerWeight", "int8_weights", "integer_weight", "round_float_layers"]
+__all__ = ["LARGEST", "Codes", "IntegerWeight", "int8_weights", "integer_weight", "multiplier_at", "round_float_layers"]
 
 LARGEST = 127  # TFLite's int8 weights leave -128 out
 
@@ -117,6 +117,11 @@ def _rounded(weight: torch.Tensor) -> torch.Tensor:
         return ((wide / scale).round() * scale).to(weight.dtype)
 
 
+def multiplier_at(bits: int) -> int:
+    """What the odd integers of a width are multiplied by: ``floor(127 / M_b)``, or 1 at 8 bits."""
+    return max(1, LARGEST // max_code(bits))
+
+
 def integer_weight(name: str, layer: nn.Module, bits: int) -> IntegerWeight:
     """The weights of a layer at a width.
 
@@ -148,7 +153,7 @@ def _quantized(name: str, weight: torch.Tensor, bits: int, scheme: Scheme) -> In
         raise ConversionError(f"{name} is corrected for bias, so its levels are not symmetric; use --kernel exact")
     stored = store(weight, bits, scheme)
     highest = max_code(bits)
-    multiplier = max(1, LARGEST // highest)
+    multiplier = multiplier_at(bits)
     codes = Codes(stored.codes.numpy(), stored.shift, highest, multiplier)
     levels = 2 * (codes.codes >> np.uint8(codes.shift)).astype(np.int16) - highest
     scale = stored.affine.scale / 2 / multiplier

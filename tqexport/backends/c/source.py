@@ -41,7 +41,7 @@ from tqexport.integer.model import (
     Window,
 )
 from tqexport.integer.naming import INPUT
-from tqexport.integer.weights import LARGEST
+from tqexport.integer.weights import multiplier_at
 from tqexport.truncation import STORED_BITS, max_code
 
 __all__ = ["BAD_WIDTH", "FACTS", "FORMAT", "MAGIC", "Program", "render_c"]
@@ -170,7 +170,7 @@ class _Writer:
         # In JSON "\/" is a slash too, and then nothing in it ends or begins a comment.
         described = json.dumps(record, sort_keys=True).replace("/", "\\/")
         rows = [
-            np.array([b, row, 0 if len(bits) == 1 else STORED_BITS - b, max_code(b), _step(b)], np.uint8)
+            np.array([b, row, 0 if len(bits) == 1 else STORED_BITS - b, max_code(b), multiplier_at(b)], np.uint8)
             for row, b in enumerate(bits)
         ]
         self._count(*rows)
@@ -420,11 +420,6 @@ def _structs(rows: Sequence[npt.NDArray[np.integer]]) -> str:
 
 def _grids(network: IntegerModel, operation: Operation) -> tuple[Grid, Grid]:
     return network.grids[operation.inputs[0]], network.grids[operation.output]
-
-
-def _step(bits: int) -> int:
-    """What odd weights are multiplied by, see :mod:`tqexport.integer.weights`."""
-    return max(1, LARGEST // max_code(bits))
 
 
 def _window_numbers(name: str, window: Window, *groups: int) -> list[int]:
