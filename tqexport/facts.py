@@ -97,8 +97,8 @@ class MultiWidthFacts:
 Facts = ArtifactFacts | MultiWidthFacts
 
 
-def facts_of_model(model: TruncModel, bits: int, layout: str) -> ArtifactFacts:
-    """What the fixed file of a network at a width says of itself."""
+def facts_of_model(model: TruncModel, bits: int, layout: str, kernel: str | None = None) -> ArtifactFacts:
+    """What the fixed file of a network at a width says of itself; see :class:`ArtifactFacts`."""
     info = model.info
     return ArtifactFacts(
         width=bits,
@@ -110,6 +110,7 @@ def facts_of_model(model: TruncModel, bits: int, layout: str) -> ArtifactFacts:
         layout=layout,
         class_names=info.class_names,
         normalization=info.normalization,
+        kernel=kernel,
     )
 
 

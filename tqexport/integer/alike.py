@@ -26,10 +26,6 @@ def alike(networks: Sequence[IntegerModel]) -> list[IntegerModel]:
         operation.output
         for network in networks
         for operation in network.operations
-        if isinstance(operation, Requantize) and operation.output not in networks[0].shapes
-    } | {
-        operation.output
-        for operation in networks[0].operations
         if isinstance(operation, Requantize) and any(operation.output not in other.shapes for other in networks)
     }
     same = [_with_moves(network, moved) for network in networks]

@@ -187,8 +187,8 @@ def _false_facts(project: Project, job: _Job) -> list[str]:
     said = facts.by_width.get(job.bits) if isinstance(facts, MultiWidthFacts) else facts
     if said is None:
         raise InputError(DAMAGED)  # the manifest has the width, the file has not
-    true = facts_of_model(project.model, job.bits, job.backend.layout)
-    true = replace(true, kernel=job.kernel, channels_first=said.channels_first)
+    true = facts_of_model(project.model, job.bits, job.backend.layout, job.kernel)
+    true = replace(true, channels_first=said.channels_first)
     return [field.name for field in fields(said) if getattr(said, field.name) != getattr(true, field.name)]
 
 

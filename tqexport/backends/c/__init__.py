@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import Backend, Source, TensorInfo
 from tqexport.errors import InputError
-from tqexport.facts import DAMAGED, Facts, MultiWidthFacts, decode
+from tqexport.facts import DAMAGED, Facts, MultiWidthFacts, decode, facts_of_model
 from tqexport.integer.names import INTEGER
 from tqexport.truncation import STORED_BITS, check_shiftable
 
@@ -52,14 +52,13 @@ class CBackend(Backend):
 
     def export_runtime(self, source: Source, kernel: str = INTEGER) -> bytes:  # noqa: ARG002
         from tqexport.backends.c.source import render_c
-        from tqexport.backends.onnx.integer_form import integer_facts
-        from tqexport.integer.build import integer_model
 
         model, widths = source.model, source.widths
         check_shiftable(widths, model.info.scheme.quantizer)
         with source.step(f"Writing {len(widths)} widths in C"):
-            facts = MultiWidthFacts({bits: integer_facts(model, bits, self.layout) for bits in widths}, digests={})
-            networks = [integer_model(model, bits) for bits in widths]
+            by_width = {bits: facts_of_model(model, bits, self.layout, INTEGER) for bits in widths}
+            facts = MultiWidthFacts(by_width, digests={})  # nothing is cut from C files
+            networks = [_network(model, bits) for bits in widths]
             return render_c(networks, self._stem(source, widths), facts).source.encode()
 
     def companions(self, source: Source, file: str, content: bytes) -> dict[str, bytes]:
@@ -126,17 +125,16 @@ class CBackend(Backend):
 
         facts = self.facts(content)
         if isinstance(facts, MultiWidthFacts):
-            facts = replace(facts, digests={})  # nothing is cut from C files
-        networks = [
-            network_at(bits) for bits in (facts.widths if isinstance(facts, MultiWidthFacts) else (facts.width,))
-        ]
+            facts, widths = replace(facts, digests={}), facts.widths
+        else:
+            widths = (facts.width,)
+        networks = [network_at(bits) for bits in widths]
         return render_c(networks, stem_of(content), facts), networks
 
     def _fixed(self, source: Source, bits: int) -> bytes:
         from tqexport.backends.c.source import render_c
-        from tqexport.backends.onnx.integer_form import integer_facts
 
-        facts = integer_facts(source.model, bits, self.layout)
+        facts = facts_of_model(source.model, bits, self.layout, INTEGER)
         return render_c([_network(source.model, bits)], self._stem(source, [bits]), facts).source.encode()
 
     def _stem(self, source: Source, widths: Sequence[int]) -> str:

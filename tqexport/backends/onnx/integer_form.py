@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
 
-__all__ = ["LEVELS", "integer_facts", "integer_onnx", "render_onnx"]
+__all__ = ["LEVELS", "integer_onnx", "render_onnx"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,12 +74,7 @@ def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
             bits,
             ", ".join(layers[:3]) + more,
         )
-    return render_onnx(network, integer_facts(model, bits, kernel=kernel))
-
-
-def integer_facts(model: TruncModel, bits: int, layout: str = LAYOUT, kernel: str = INTEGER) -> ArtifactFacts:
-    """What an integer file says of itself."""
-    return replace(facts_of_model(model, bits, layout), kernel=kernel)
+    return render_onnx(network, facts_of_model(model, bits, LAYOUT, kernel))
 
 
 def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, fused: bool = False) -> bytes:

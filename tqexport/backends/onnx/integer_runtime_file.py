@@ -12,10 +12,13 @@ from collections.abc import Sequence
 import onnx
 from onnx import helper
 
-from tqexport.backends.onnx.integer_form import integer_facts, render_onnx
+from tqexport.backends.onnx import LAYOUT
+from tqexport.backends.onnx.integer_form import render_onnx
 from tqexport.backends.onnx.runtime_file import SCALAR_PREFIX, merge_onnx
 from tqexport.errors import InputError
+from tqexport.facts import facts_of_model
 from tqexport.integer.build import integer_model
+from tqexport.integer.names import INTEGER
 from tqexport.model import TruncModel
 from tqexport.truncation import check_shiftable
 
@@ -54,7 +57,7 @@ def runtime_integer_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
             "the run-time file and export it as a file of its own"
         )
     files = (
-        (bits, render_onnx(integer_model(model, bits), integer_facts(model, bits), fused=True))
+        (bits, render_onnx(integer_model(model, bits), facts_of_model(model, bits, LAYOUT, INTEGER), fused=True))
         for bits in sorted(set(widths))
     )
     return _with_scalars(merge_onnx(files))

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
-from tqexport.backends.onnx.integer_form import integer_facts
 from tqexport.backends.tflite.graph_builder import TFLiteGraph, activation_of, same_padding
 from tqexport.backends.tflite.layout import LAYOUT
 from tqexport.backends.tflite.packing import WIDEST, pack_filter
 from tqexport.errors import ConversionError, UsageError
-from tqexport.facts import ArtifactFacts
+from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import OFFSET, Grid
 from tqexport.integer.halves import halves_of, three_columns
@@ -63,7 +62,7 @@ def integer_tflite(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes
     """
     if kernel == PACKED:
         check_packable(bits)
-    return render_tflite(integer_model(model, bits), integer_facts(model, bits, LAYOUT, kernel))
+    return render_tflite(integer_model(model, bits), facts_of_model(model, bits, LAYOUT, kernel))
 
 
 def render_tflite(network: IntegerModel, facts: ArtifactFacts) -> bytes:
