@@ -78,13 +78,13 @@ def command(
         model = load_checkpoint(checkpoint, options)
         ensure_folder(path.parent)
         samples = load_samples(data, model)
-    held_out = [i for i in range(len(samples.inputs)) if i % _HELD_OUT == 0]
-    chosen = [i for i in range(len(samples.inputs)) if i % _HELD_OUT]
+    held_out = [i for i in range(len(samples)) if i % _HELD_OUT == 0]
+    chosen = [i for i in range(len(samples)) if i % _HELD_OUT]
     with output.step(f"Finding grids at {len(model.info.widths)} widths"):
-        calibrated = calibrate(model, samples.inputs[chosen], estimator, symmetric=symmetric)  # type: ignore[arg-type]
+        calibrated = calibrate(model, samples.inputs[0][chosen], estimator, symmetric=symmetric)  # type: ignore[arg-type]
     with output.step("Comparing"):
         labels = samples.labels[held_out] if samples.labels is not None else None
-        prices = price_of_grids(model, calibrated, samples.inputs[held_out], labels)
+        prices = price_of_grids(model, calibrated, samples.inputs[0][held_out], labels)
     save_checkpoint(path, calibrated.module, calibrated.info)
     output.say(f"{len(calibrated.info.grids)} values got grids from {len(chosen)} samples, {estimator}")
     _say_prices(output, prices, len(held_out))

@@ -47,6 +47,7 @@ def command(checkpoint: Path, options: ReadOptions, output: Output) -> None:
             "checkpoint": str(checkpoint),
             "sha256": model.sha256,
             **asdict(model.info),
+            "inputs": [asdict(info) for info in model.info.signature],
             "assumed": model.assumed,
             **asdict(inspection),
             "truncatable": inspection.truncatable,
@@ -59,7 +60,7 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     arguments = ", ".join(f"{key}={value}" for key, value in info.arguments.items())
     activations = ", ".join(f"{bits}: {info.activation_width(bits)}" for bits in info.widths)
     lines = [
-        f"{info.architecture}({arguments}), input {'x'.join(map(str, info.input_shape))}",
+        f"{info.architecture}({arguments}), {_inputs(info)}",
         f"quantizer {info.scheme.quantizer}{', bias correction' if info.scheme.bias_correction else ''}"
         f"{', E rounded to a power of two' if info.scheme.power_of_two_scale else ''}; "
         f"BatchNorm chosen by {info.batch_norm_key} width",
@@ -69,6 +70,12 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     if assumed:
         lines.append(f"assumed, because the file does not say it: {', '.join(assumed)}")
     return lines
+
+
+def _inputs(info: CheckpointInfo) -> str:
+    """What the network takes, one sample each."""
+    takes = [f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'} {each.dtype}" for each in info.signature]
+    return f"input{'s' if len(takes) > 1 else ''} {', '.join(takes)}"
 
 
 def _say_layers(output: Output, inspection: Inspection) -> None:

@@ -82,7 +82,7 @@ def _trained_on(model: TruncModel, data: Data, seed: int) -> TruncModel:
 def _accuracies(files: Iterable[tuple[int, bytes]], data: Data) -> dict[int, float]:
     """Share of the held-out samples that the file of each width classifies right."""
     inputs, labels = data.test_x.numpy(), data.test_y.numpy()
-    return {bits: float((OnnxSession(file).run(inputs)[0].argmax(1) == labels).mean()) for bits, file in files}
+    return {bits: float((OnnxSession(file).run((inputs,))[0].argmax(1) == labels).mean()) for bits, file in files}
 
 
 def collect(runs: Sequence[Shares]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _model(network: nn.Module, data: Data, scheme: Scheme) -> TruncModel:
 
 
 def _weight_shares(model: TruncModel, data: Data) -> Shares:
-    gap = measure_gap(model, WIDTHS, data.test_x.numpy(), data.test_y.numpy())
+    gap = measure_gap(model, WIDTHS, (data.test_x.numpy(),), data.test_y.numpy())
     measured = {width.bits: width.accuracy for width in gap.widths}
     return {
         "quantised": {bits: found.quantized or 0.0 for bits, found in measured.items() if found},

@@ -67,7 +67,7 @@ def trained(job: Job, data: Data, scheme: Scheme) -> TruncModel:
 def truncated_onnx(model: TruncModel, bits: int) -> bytes:
     """The ONNX file that shifts a network's 8-bit codes, whatever they were trained for."""
     deployed = deploy_truncated(model, bits)
-    return render(capture(deployed, model.info.input_shape), deployed, facts_of_model(model, bits, LAYOUT))
+    return render(capture(deployed, model.info.signature), deployed, facts_of_model(model, bits, LAYOUT))
 
 
 def run(job: Job) -> list[Row]:
@@ -84,7 +84,7 @@ def run(job: Job) -> list[Row]:
     rows = []
     for ((way, bits), content), tflite in zip(files.items(), converted, strict=True):
         runs = {"ONNX": run_file(content, inputs), "TFLite": run_file(tflite, inputs)}
-        shares = {source: float((found.outputs.argmax(1) == labels).mean()) for source, found in runs.items()}
+        shares = {source: float((found.output.argmax(1) == labels).mean()) for source, found in runs.items()}
         if way == TRUNCATED:
             verified = None
             with torch.no_grad():

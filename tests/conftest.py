@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,9 +19,17 @@ from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.backends.tflite import convert
 from tqexport.backends.tflite.onnx2tf import run_onnx2tf
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
-from tqexport.verification.run import Samples, load_samples
+from tqexport.verification.run import load_samples
 
 WIDTHS = range(1, 9)
+
+
+class LabelledInputs(NamedTuple):
+    """Samples of a network of one input: float32 (N, ...), and int64 (N,)."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
 
 torch.set_num_threads(1)
 
@@ -66,8 +75,9 @@ def digits() -> TruncModel:
 
 
 @pytest.fixture(scope="session")
-def digits_samples(digits: TruncModel) -> Samples:
-    return load_samples(DIGITS_DATA, digits)
+def digits_samples(digits: TruncModel) -> LabelledInputs:
+    samples = load_samples(DIGITS_DATA, digits)
+    return LabelledInputs(samples.inputs[0], samples.labels)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +100,7 @@ def exported(exported_once: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibrated(digits: TruncModel, digits_samples: Samples) -> TruncModel:
+def calibrated(digits: TruncModel, digits_samples: LabelledInputs) -> TruncModel:
     """The digits network with grids, found from other samples than ``held_out``."""
     from tqexport.integer.calibration import calibrate
 
@@ -98,7 +108,7 @@ def calibrated(digits: TruncModel, digits_samples: Samples) -> TruncModel:
 
 
 @pytest.fixture(scope="session")
-def symmetric(digits: TruncModel, digits_samples: Samples) -> TruncModel:
+def symmetric(digits: TruncModel, digits_samples: LabelledInputs) -> TruncModel:
     """The digits network with grids that have zero in the middle."""
     from tqexport.integer.calibration import calibrate
 
@@ -106,7 +116,7 @@ def symmetric(digits: TruncModel, digits_samples: Samples) -> TruncModel:
 
 
 @pytest.fixture(scope="session")
-def held_out(digits_samples: Samples) -> np.ndarray:
+def held_out(digits_samples: LabelledInputs) -> np.ndarray:
     """Samples that the grids were not found from."""
     return digits_samples.inputs[200:]
 

@@ -84,7 +84,7 @@ def test_tflite_files_that_version_0_1_made_truncatable_are_fixed_files_now(tmp_
     assert (held.widths, held.own, held.holds_several) == ((4,), 4, False)
     assert held.facts == fixed.facts
     x = np.random.default_rng(0).random((2, 3, 40, 40), np.float32)
-    assert np.array_equal(run_file(held.content, x).outputs, run_file(fixed.content, x).outputs)
+    assert np.array_equal(run_file(held.content, x).output, run_file(fixed.content, x).output)
     refused = run("truncate", name, "--bits", "2", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (3, "")
     assert f"{name} holds one width only (4 bits)" in refused.stderr

@@ -21,14 +21,14 @@ def test_every_width_of_an_onnx_file_answers_as_its_fixed_file(runtime_files, ex
     for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
         model.bits = bits
         fixed = (exported_once / "out" / f"ckpt-w{bits}.onnx").read_bytes()
-        assert np.array_equal(model.run(x), run_file(fixed, x).outputs)
+        assert np.array_equal(model.run(x), run_file(fixed, x).output)
 
 
 def test_a_fixed_file_has_its_own_width_only(exported_once, digits_samples):
     path = exported_once / "out" / "ckpt-w4.onnx"
     model = SwitchableModel(str(path))
     assert (model.widths, model.bits) == ((4,), 4)
-    assert np.array_equal(model.run(digits_samples.inputs), run_file(path.read_bytes(), digits_samples.inputs).outputs)
+    assert np.array_equal(model.run(digits_samples.inputs), run_file(path.read_bytes(), digits_samples.inputs).output)
     with pytest.raises(InputError, match="holds 4 bits, so it cannot run at 8"):
         model.bits = 8
     assert model.bits == 4

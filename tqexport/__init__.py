@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
     from tqexport.checkpoints.options import ReadOptions
-    from tqexport.model import CheckpointInfo, Normalization, TruncModel
+    from tqexport.model import CheckpointInfo, InputInfo, Normalization, TruncModel
     from tqexport.training.layers import (
         SwitchableBatchNorm1d,
         SwitchableBatchNorm2d,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivationQuantizer",
     "CheckpointInfo",
+    "InputInfo",
     "Normalization",
     "ReadOptions",
     "Scheme",
@@ -47,7 +48,7 @@ __all__ = [
 _HOMES = {
     "checkpoints.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "checkpoints.options": ("ReadOptions",),
-    "model": ("CheckpointInfo", "Normalization", "TruncModel"),
+    "model": ("CheckpointInfo", "InputInfo", "Normalization", "TruncModel"),
     "training.preparation": ("prepare",),
     "training.qat": ("calibrate_batch_norms", "joint_backward", "load_float_weights"),
     "training.quantizers": ("ActivationQuantizer", "set_quantizer"),

@@ -57,6 +57,7 @@ class ArtifactFacts:
         normalization: How raw input becomes network input, if known.
         kernel: How it multiplies; None in a format that has one way alone.
         channels_first: Names of the values that are channels first although the layout is not.
+        input_limits: By input, what its whole numbers are below; 0 for floats. Empty where all inputs are floats.
     """
 
     width: int
@@ -70,6 +71,7 @@ class ArtifactFacts:
     normalization: Normalization | None = None
     kernel: str | None = None
     channels_first: tuple[str, ...] = ()
+    input_limits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def facts_of_model(model: TruncModel, bits: int, layout: str, kernel: str | None
         class_names=info.class_names,
         normalization=info.normalization,
         kernel=kernel,
+        input_limits=tuple(each.limit for each in info.signature) if any(each.limit for each in info.signature) else (),
     )
 
 
@@ -200,16 +203,21 @@ def _texts(values: Sequence[Any]) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def _numbers(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(map(int, values))
+
+
 def _normalization(value: Mapping[str, Any]) -> Normalization:
     return Normalization(tuple(map(float, value["mean"])), tuple(map(float, value["std"])))
 
 
 _KEYS = {item.name for item in (*fields(ArtifactFacts), *fields(Scheme))} - {"scheme"}
-_OPTIONAL = {"normalization", "kernel", "channels_first"}  # left out of a record where they are empty
+_OPTIONAL = {"normalization", "kernel", "channels_first", "input_limits"}  # left out of a record where they are empty
 _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is read from plain values
     **dict.fromkeys(("architecture", "checkpoint_sha256", "layout", "kernel"), str),
     **dict.fromkeys(("activation_width", "batch_norm_width"), int),
     **dict.fromkeys(("class_names", "channels_first"), _texts),
+    "input_limits": _numbers,
     "width": _width,
     "normalization": _normalization,
 }

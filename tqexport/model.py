@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tqexport.checkpoints.options import BatchNormKey
-from tqexport.errors import InputError
+from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.truncation import Scheme
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["CheckpointInfo", "Normalization", "TruncModel"]
+__all__ = ["DTYPES", "CheckpointInfo", "InputInfo", "Normalization", "TruncModel"]
+
+DTYPES = ("float32", "int32", "int64", "uint8", "bool")  # of inputs: those that PyTorch, ONNX and TFLite share
+ONLY_INPUT = "input"  # what the input of a network with one is called where nobody says otherwise
+_TAKEN = ("bits", "labels")  # names with a meaning of their own, in run-time files and in files of samples
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,56 @@ class Normalization:
 
 
 @dataclass(frozen=True)
+class InputInfo:
+    """One input of a network.
+
+    Attributes:
+        name: What it is called in the files: letters, digits and underscores.
+        shape: Of one sample, channels first, without the batch; () for one number a sample.
+        dtype: One of :data:`DTYPES`.
+        below: Whole numbers that are tried at random are 0 to ``below - 1``, e.g. the size of a vocabulary. int32 and
+            int64 need it, uint8 has 256 by itself.
+
+    Raises:
+        UsageError: One of them is not as it must be.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    below: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """What whole numbers and truth values are below; 0 for floats, which have no such limit."""
+        return self.below or {"uint8": 256, "bool": 2}.get(self.dtype, 0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not _NAME.fullmatch(self.name) or self.name in _TAKEN:
+            raise UsageError(
+                f"{self.name!r} cannot be the name of an input: use letters, digits and underscores, and not "
+                f"{' or '.join(_TAKEN)}"
+            )
+        if self.dtype not in DTYPES:
+            raise UsageError(f"input {self.name} is {self.dtype}; inputs are {', '.join(DTYPES)}")
+        if not all(isinstance(size, int) and size > 0 for size in self.shape):
+            raise UsageError(f"input {self.name} has the shape {self.shape}; sizes are whole numbers from 1")
+        if self.dtype in ("int32", "int64") and self.below is None:
+            raise UsageError(f"input {self.name} is {self.dtype}; say with below=N that its numbers are 0 to N - 1")
+        if self.below is not None and (self.dtype not in ("int32", "int64", "uint8") or self.below < 1):
+            raise UsageError(f"input {self.name} is {self.dtype} below {self.below}; whole numbers are below 1 or more")
+
+
+@dataclass(frozen=True)
 class CheckpointInfo:
     """What a checkpoint says of itself besides its tensors.
 
     Attributes:
         architecture: Registered name, or ``package.module:factory``.
         arguments: Keyword arguments of the factory; plain values only.
-        input_shape: Shape of one sample, channels first, without the batch, e.g. (3, 32, 32).
+        inputs: What ``forward`` takes, in its order: an :class:`InputInfo` for each. A shape alone, (3, 32, 32), stands
+            for one float32 input called ``input``. Always a tuple of :class:`InputInfo` in :attr:`signature`.
         widths: Bit widths that can be exported, ascending.
         scheme: The weight quantiser.
         activation_bits: Activation width of each of ``widths``; empty means the width of the weights.
@@ -44,7 +93,7 @@ class CheckpointInfo:
 
     architecture: str
     arguments: Mapping[str, Any]
-    input_shape: tuple[int, ...]
+    inputs: tuple[int, ...] | tuple[InputInfo, ...]
     widths: tuple[int, ...]
     scheme: Scheme = field(default_factory=Scheme)
     activation_bits: tuple[int, ...] = ()
@@ -52,6 +101,32 @@ class CheckpointInfo:
     normalization: Normalization | None = None
     class_names: tuple[str, ...] = ()
     grids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.signature]
+        if not names or len({*names}) < len(names):
+            raise UsageError(
+                f"the inputs are {', '.join(names) or 'none'}; a network has one or more, by different names"
+            )
+
+    @property
+    def signature(self) -> tuple[InputInfo, ...]:
+        """The inputs of ``forward``, in its order."""
+        infos = tuple(each for each in self.inputs if isinstance(each, InputInfo))
+        return infos or (InputInfo(ONLY_INPUT, tuple(each for each in self.inputs if isinstance(each, int))),)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the only input of a network of integers.
+
+        Raises:
+            ConversionError: There are several inputs, or it is not float32.
+        """
+        first, *others = self.signature
+        if others or first.dtype != "float32":
+            kinds = ", ".join(f"{each.name} ({each.dtype})" for each in self.signature)
+            raise ConversionError(f"a network of integers takes one float32 input, and this one takes {kinds}")
+        return first.shape
 
     def activation_width(self, bits: int) -> int:
         """The activation width that goes with weight width ``bits``."""
@@ -67,7 +142,7 @@ class TruncModel:
     """A loaded network, in evaluation mode, with its description.
 
     Attributes:
-        module: The PyTorch reference; input (N, *input_shape) float32.
+        module: The PyTorch reference; takes a tensor (N, *shape) for each input of ``info``.
         info: What the checkpoint says of itself.
         sha256: Hash of the checkpoint file, hex; empty for a network that was never saved.
         assumed: What the file does not say and nobody said either, so that the family's default was taken.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from tqexport.errors import InputError
 
 __all__ = ["SwitchableModel"]
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
 class SwitchableModel:
@@ -71,24 +72,37 @@ class SwitchableModel:
             raise InputError(f"the file holds {have} bits, so it cannot run at {bits}")
         self._bits = int(bits)
 
-    def run(self, batch: Array) -> Array:
-        """Run the network at the current width.
+    def run(self, *inputs: Array) -> Array:
+        """Run a network that has one output, at the current width.
 
         Args:
-            batch: float32 (N, ...), normalised, in the layout of the file: channels first for ONNX, channels last for
-                TFLite.
+            inputs: An array (N, ...) for each input, in the order of the file; floats normalised, in the layout of the
+                file: channels first for ONNX, channels last for TFLite.
 
         Returns:
-            The outputs, float32 (N, ...).
+            The output, (N, ...).
 
         Raises:
-            InputError: The runtime does not take the file or the batch.
+            InputError: The runtime does not take the file or the batch, or the network has several outputs.
         """
+        outputs = self.outputs(*inputs)
+        if len(outputs) > 1:
+            raise InputError(
+                f"{self._artifact.name} has the outputs {', '.join(outputs)}; call outputs() for all of them"
+            )
+        return next(iter(outputs.values()))
+
+    def outputs(self, *inputs: Array) -> dict[str, Array]:
+        """Every output by name, in the order of the file; otherwise as :meth:`run`."""
         if self._bits not in self._sessions:
             self._sessions[self._bits] = self._open()
             _return_freed_memory()
-        outputs: Array = self._sessions[self._bits].run(np.ascontiguousarray(batch, np.float32))[0]
-        return outputs
+        session = self._sessions[self._bits]
+        batch = tuple(
+            np.ascontiguousarray(values, np.float32 if np.issubdtype(np.asarray(values).dtype, np.floating) else None)
+            for values in inputs
+        )
+        return dict(zip(session.output_names, session.run(batch), strict=True))
 
     def release(self) -> None:
         """Free what the widths run so far hold; each is built again when it is next run."""

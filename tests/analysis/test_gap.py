@@ -96,7 +96,7 @@ def test_flooring_has_no_gap(scheme):
     layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
     network = prepare(layers, float_layers=(), scheme=scheme).eval()
     model = TruncModel(network, CheckpointInfo("net:build", {}, (8,), WIDTHS, scheme))
-    gap = measure_gap(model, WIDTHS, torch.rand(20, 8).numpy())
+    gap = measure_gap(model, WIDTHS, (torch.rand(20, 8).numpy(),))
     assert gap.closed
     assert all(width.total.changed == width.total.error == 0 for width in gap.widths)
     assert all(width.accuracy.agreement == 1 and width.accuracy.quantized is None for width in gap.widths)

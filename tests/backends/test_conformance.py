@@ -167,10 +167,10 @@ def test_what_runs_computes_what_pytorch_does_and_what_does_not_says_so(name, fi
         return
     x = np.random.default_rng(0).random((2, 3, 40, 40), np.float32)
     in_layout = x if BACKENDS[name].layout == "channels first" else np.moveaxis(x, 1, -1)
-    outputs = session.run(np.ascontiguousarray(in_layout))[0]
-    assert np.array_equal(outputs, runner.run_untouched(x))
+    outputs = session.run((np.ascontiguousarray(in_layout),))[0]
+    assert np.array_equal(outputs, runner.run_untouched((x,))[0])
     assert np.array_equal(outputs, stretches(x, {})[0])
-    assert np.array_equal(outputs, runner.run(x).outputs)
+    assert np.array_equal(outputs, runner.run((x,)).output)
 
 
 def command(*arguments):

@@ -162,7 +162,7 @@ def test_other_networks_train_and_truncate_without_a_gap(build, load):
     train(network, data, (2, 8), epochs=1, seed=0)
     assert accuracy(network, data, 8) > 0.12
     model = TruncModel(network, CheckpointInfo("test", {}, tuple(data.test_x.shape[1:]), (2, 8)))
-    gap = measure_gap(model, (2, 8), data.test_x.numpy(), data.test_y.numpy())
+    gap = measure_gap(model, (2, 8), (data.test_x.numpy(),), data.test_y.numpy())
     assert gap.closed
     assert [width.accuracy.truncated for width in gap.widths] == pytest.approx(
         [accuracy(network, data, bits) for bits in (2, 8)], abs=0.01

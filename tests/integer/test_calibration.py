@@ -71,7 +71,7 @@ def test_calibrating_again_finds_the_same_grids(calibrated, digits_samples):
 
 def test_the_float_kernel_exports_the_grids_too(calibrated, held_out):
     ((_, content),) = export_onnx(calibrated, (2,))
-    assert np.allclose(run_file(content, held_out[:50]).outputs, logits(calibrated, 2, held_out[:50]), atol=1e-5)
+    assert np.allclose(run_file(content, held_out[:50]).output, logits(calibrated, 2, held_out[:50]), atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

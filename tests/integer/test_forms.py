@@ -57,7 +57,7 @@ def test_the_symmetric_form_is_the_integer_model(symmetric, held_out, tmp_path, 
     network = integer_model(symmetric, bits)
     content = integer_onnx(symmetric, bits, SYMMETRIC)
     assert symmetric_to_int8(content) == {(onnx.TensorProto.INT8, b"\0")}
-    (found,) = OnnxSession(content).run(held_out)
+    (found,) = OnnxSession(content).run((held_out,))
     assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
     operators = optimised_operators(content, tmp_path, int8=True)
     assert set(operators) >= FUSED
@@ -79,7 +79,7 @@ def test_eight_bits_are_symmetric_where_activations_are_narrow(held_out, digits)
     narrow = TruncModel(digits.module, replace(digits.info, widths=(4, 8), activation_bits=(4, 4)))
     model = calibrate(narrow, held_out[:100], symmetric=True)
     network = integer_model(model, 8)
-    (found,) = OnnxSession(integer_onnx(model, 8, SYMMETRIC)).run(held_out)
+    (found,) = OnnxSession(integer_onnx(model, 8, SYMMETRIC)).run((held_out,))
     assert np.array_equal(found, network.to_floats(network.output, network.run(held_out)[network.output]))
 
 

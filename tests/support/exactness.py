@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 from torch import nn
 
-from tqexport import CheckpointInfo, TruncModel
+from tqexport import CheckpointInfo, InputInfo, TruncModel
 from tqexport.artifacts.truncate import truncate_file
 from tqexport.backends import open_runner
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
-from tqexport.verification.comparison import Verdict, compare
+from tqexport.verification.comparison import Comparison, Verdict
+from tqexport.verification.samples import noise
 
 __all__ = ["assert_exact", "verdicts"]
 
 
 def verdicts(model: TruncModel, content: bytes, bits: int, *, switched: bool = False) -> list[Verdict]:
     """A file against PyTorch, as deployed and without the runtime's optimisations, on three samples."""
-    x = np.random.default_rng(0).random((3, *model.info.input_shape), np.float32)
+    batch = noise(3, model.info.signature).inputs
     runners = [open_runner(content, bits if switched else None, deployed=deployed) for deployed in (True, False)]
-    return [compare(model, bits, runner.run(x), x) for runner in runners]
+    comparisons = [Comparison(model, bits) for _ in runners]
+    for comparison, runner in zip(comparisons, runners, strict=True):
+        comparison.add(runner.run(batch), batch)
+    return [comparison.verdict() for comparison in comparisons]
 
 
-def assert_exact(network: nn.Module, input_shape: Sequence[int], widths: Sequence[int]) -> None:
+def assert_exact(network: nn.Module, inputs: Sequence[int] | Sequence[InputInfo], widths: Sequence[int]) -> None:
     """Export a network to ONNX and TFLite, fixed and run-time, verify every file at every width, and cut them back.
 
     Args:
         network: Prepared, with weights.
-        input_shape: Shape of one sample.
+        inputs: Shape of one sample, or every input.
         widths: The widths that its BatchNorms have.
     """
-    model = TruncModel(network.eval(), CheckpointInfo("test", {}, tuple(input_shape), tuple(widths)))
+    model = TruncModel(network.eval(), CheckpointInfo("test", {}, tuple(inputs), tuple(widths)))
     onnx_files = dict(export_onnx(model, tuple(widths)))
     models = [onnx.load_from_string(content) for content in onnx_files.values()]
     runtime_tflite, tflite_files = convert_to_runtime_tflite(models)

@@ -85,7 +85,7 @@ class Judge:
         self._project = open_project(DIGITS, folder, ReadOptions())
         self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*WIDTHS} for kind in KINDS})
         self._samples = random_samples(self._project.model, 32).inputs
-        digits = load_samples(DIGITS_DATA, self._project.model).inputs[:200]
+        digits = load_samples(DIGITS_DATA, self._project.model).inputs[0][:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)
         self._tried = np.concatenate([digits, noise])
         self._outputs: dict[tuple[Kind, int], Any] = {}
@@ -121,9 +121,9 @@ class Judge:
     def _outcome(self, kind: Kind, seed: int, bits: int, what: str, content: bytes) -> Outcome:
         what, width = f"at {bits} bits: {what}", bits if kind.switched else None
         if (kind, bits) not in self._outputs:
-            self._outputs[kind, bits] = open_runner(self.right(kind, bits), width).run_untouched(self._tried)
+            self._outputs[kind, bits] = open_runner(self.right(kind, bits), width).run_untouched((self._tried,))
         try:
-            outputs = open_runner(content, width).run_untouched(self._tried)
+            outputs = open_runner(content, width).run_untouched((self._tried,))
             effect = not np.array_equal(outputs, self._outputs[kind, bits], equal_nan=True)
             parameters = self.fresh.compare(kind.backend, kind.kernel, content, bits, switched=kind.switched)
             full = [self._verdict(kind, bits, parameters.content, parameters)]

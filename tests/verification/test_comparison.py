@@ -38,7 +38,7 @@ def test_every_export_of_the_trained_network_passes_on_real_digits(digits, digit
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_without_optimisations_every_layer_is_compared(digits, digits_samples, exported_once, kind, bits):
     inputs = digits_samples.inputs[:64]
-    run = open_runner(artifact(exported_once, kind, bits), deployed=False).run(inputs)
+    run = open_runner(artifact(exported_once, kind, bits), deployed=False).run((inputs,))
     found = compare(digits, bits, run, inputs)
     assert found.passed, found.problems
     layers = {"layers.0.bn0", "layers.1.bn0", "layers.1.bn1", "layers.2.bn1"}

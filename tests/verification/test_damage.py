@@ -80,7 +80,7 @@ def test_damage_is_caught_at_every_width_and_named(digits, digits_samples, expor
     inputs = digits_samples.inputs[:SAMPLES]
     layer = "layers.1.bn1" if damage == "the BatchNorm of another width" else LAYER
     for deployed in (False, True):
-        run = open_runner(content, deployed=deployed).run(inputs)
+        run = open_runner(content, deployed=deployed).run((inputs,))
         found = compare(digits, bits, run, inputs)
         assert not found.passed
         assert found.activations_wrong > 0 or found.codes_wrong > 0 or not deployed
@@ -103,7 +103,7 @@ def test_damage_to_float_layers_is_named(digits, digits_samples, exported_once, 
         flat.set_constant(int(last.inputs[2]), np.roll(flat.constant(int(last.inputs[2])), 1))
         content = flat.pack()
     inputs = digits_samples.inputs[:SAMPLES]
-    found = compare(digits, 4, open_runner(content, deployed=False).run(inputs), inputs)
+    found = compare(digits, 4, open_runner(content, deployed=False).run((inputs,)), inputs)
     assert found.diverged == "fc to the outputs"
     assert "the outputs are off by" in found.problems[0]
     assert found.activations_wrong == found.codes_wrong == 0
@@ -114,5 +114,5 @@ def test_a_scale_that_is_off_by_little_more_than_rounding_is_caught(digits, digi
     content = artifact(exported_once, kind, 8)
     content = (scaled_onnx if kind == "onnx" else scaled_tflite)(content, 1.0005)
     inputs = digits_samples.inputs[:SAMPLES]
-    found = compare(digits, 8, open_runner(content, deployed=False).run(inputs), inputs)
+    found = compare(digits, 8, open_runner(content, deployed=False).run((inputs,)), inputs)
     assert LAYER in found.problems[0]

@@ -6,6 +6,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from tqexport.errors import InputError
+from tqexport.model import InputInfo
 from tqexport.verification.samples import read_samples
 
 
@@ -18,5 +19,5 @@ def test_no_program_is_started_on_a_postscript_file(tmp_path, monkeypatch, suffi
     Image.new("L", (8, 8)).save(folder / "picture.eps")
     (folder / "picture.eps").rename(folder / f"picture.{suffix}")
     with pytest.raises(InputError, match=f"picture.{suffix} is not a readable picture"):
-        read_samples(tmp_path, (1, 8, 8))
+        read_samples(tmp_path, [InputInfo("input", (1, 8, 8))])
     assert started == []

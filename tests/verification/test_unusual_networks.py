@@ -9,9 +9,7 @@ from exactness import assert_exact
 from networks import randomize_
 from torch import Tensor, nn
 
-from tqexport import CheckpointInfo, TruncModel, prepare
-from tqexport.backends.onnx.export import export_onnx
-from tqexport.errors import ConversionError
+from tqexport import prepare
 from tqexport.verification.trace import _in_shape
 
 WIDTHS = (2, 8)
@@ -99,17 +97,6 @@ def test_right_files_are_right(kind):
     torch.manual_seed(0)
     network = randomize_(prepare(kind(), WIDTHS), 1)
     assert_exact(network, (7,) if kind is Embedded else (3, 6, 6), WIDTHS)
-
-
-class InADict(Base):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": super().forward(x)}
-
-
-def test_a_dict_is_refused_before_anything_is_written():
-    model = TruncModel(prepare(InADict(), WIDTHS).eval(), CheckpointInfo("test", {}, (3, 6, 6), WIDTHS))
-    with pytest.raises(ConversionError, match="returns a dict; wrap it in a module that returns the tensor in it"):
-        next(iter(export_onnx(model, (2,))))
 
 
 def test_levels_in_another_order_are_put_in_order_and_none_is_made_right():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,12 @@ from tqexport.deploy import StoredParameter, deploy
 from tqexport.errors import HostError, UsageError, about
 from tqexport.files import atomic_path
 from tqexport.model import TruncModel
+from tqexport.outputs import run_network
 from tqexport.training.quantizers import QuantizedWeight, quantized_weights
 from tqexport.truncation import STORED_BITS, Scheme, StoredWeight, affine, direct_codes, normalize, truncate
+
+if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
 
 __all__ = ["AccuracyGap", "Gap", "WeightGap", "WidthGap", "check_plot", "deploy_truncated", "measure_gap", "plot_gap"]
 
@@ -108,7 +113,7 @@ class Gap:
 def measure_gap(
     model: TruncModel,
     widths: Sequence[int],
-    inputs: npt.NDArray[np.float32] | None = None,
+    inputs: Batch | None = None,
     labels: npt.NDArray[np.int64] | None = None,
 ) -> Gap:
     """Measure what shifting the 8-bit codes changes.
@@ -116,8 +121,8 @@ def measure_gap(
     Args:
         model: A loaded checkpoint.
         widths: Widths that it has.
-        inputs: float32 (N, *input_shape), normalised; runs the network both ways.
-        labels: Class of each sample, (N,).
+        inputs: An array (N, *shape) for each input, normalised; runs the network both ways.
+        labels: Class of each sample by the first output, (N,).
 
     Raises:
         InputError: The checkpoint lacks a width, or bias correction is undefined for a layer.
@@ -248,24 +253,27 @@ def _weight_gaps(model: TruncModel, bits: int, scheme: Scheme) -> tuple[dict[str
     return layers, total
 
 
-def _accuracy_gap(
-    model: TruncModel, bits: int, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None
-) -> AccuracyGap:
+def _accuracy_gap(model: TruncModel, bits: int, inputs: Batch, labels: npt.NDArray[np.int64] | None) -> AccuracyGap:
     """Run the network both ways through the same operators, so that nothing but the codes can differ."""
     quantized = _classes(deploy(model, bits), inputs)
     truncated = _classes(deploy_truncated(model, bits), inputs)
     return AccuracyGap(
-        samples=len(inputs),
+        samples=len(inputs[0]),
         agreement=float((quantized == truncated).mean()),
         quantized=None if labels is None else float((quantized == labels).mean()),
         truncated=None if labels is None else float((truncated == labels).mean()),
     )
 
 
-def _classes(network: nn.Module, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Index of the largest output of each sample, (N,)."""
-    batches = torch.from_numpy(inputs)
+def _classes(network: nn.Module, inputs: Batch) -> npt.NDArray[np.int64]:
+    """Index of the largest number of the first output for each sample, (N,)."""
+    tensors = [torch.from_numpy(values) for values in inputs]
     with torch.no_grad():
-        parts = [network(batches[i : i + _BATCH]).flatten(1).argmax(1) for i in range(0, len(batches), _BATCH)]
+        parts = [
+            next(iter(run_network(network, [values[i : i + _BATCH] for values in tensors]).values()))
+            .flatten(1)
+            .argmax(1)
+            for i in range(0, len(inputs[0]), _BATCH)
+        ]
     classes: npt.NDArray[np.int64] = torch.cat(parts).numpy()
     return classes

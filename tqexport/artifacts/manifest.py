@@ -62,7 +62,7 @@ class Manifest:
         options: How the checkpoint was read, where the file does not say it.
         scheme: How its weights were quantised.
         widths: Every width that the checkpoint can be exported at.
-        input_shape: Shape of one sample, channels first.
+        input_shape: Shape of one sample of the first input, channels first; the artifacts have all inputs.
         artifacts: The exported files.
     """
 

@@ -248,7 +248,7 @@ class Project:
             checkpoint_sha256=self.model.sha256,
             scheme=info.scheme,
             widths=info.widths,
-            input_shape=info.input_shape,
+            input_shape=info.signature[0].shape,
             options=self.options.given(),
         )
 

@@ -15,7 +15,7 @@ from tqexport.backends.tflite import TfliteBackend
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Inputs
+    from tqexport.backends.running import Array
 
 __all__ = ["BACKENDS", "backend_of", "open_runner", "run_file"]
 
@@ -48,6 +48,6 @@ def open_runner(content: bytes, bits: int | None = None, *, deployed: bool = Tru
     return runner
 
 
-def run_file(content: bytes, inputs: Inputs, bits: int | None = None) -> RuntimeRun:
-    """Run samples through an artifact as deployed, float32 (N, ...) channels first; see :func:`open_runner`."""
-    return open_runner(content, bits).run(inputs)
+def run_file(content: bytes, inputs: Array, bits: int | None = None) -> RuntimeRun:
+    """Run samples (N, ...) channels first through an artifact of one input as deployed; see :func:`open_runner`."""
+    return open_runner(content, bits).run((inputs,))

@@ -7,6 +7,7 @@ tests/backends/test_conformance.py is the suite that every back end passes; docs
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,17 +15,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from tqexport.backends.parameters import REWRITTEN, Parameters
-from tqexport.errors import UsageError
-from tqexport.facts import Facts
+from tqexport.errors import InputError, UsageError
+from tqexport.facts import ArtifactFacts, Facts
 from tqexport.integer.names import is_integer
+from tqexport.model import InputInfo
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Inputs, Runner, Session, Stretches
+    from tqexport.backends.running import Array, Batch, Runner, Session, Stretches
     from tqexport.integer.model import IntegerModel
     from tqexport.integer.runtime import IntegerRuntime
     from tqexport.model import TruncModel
 
-__all__ = ["EXACT", "Backend", "Source", "TensorInfo"]
+__all__ = ["EXACT", "Backend", "Source", "TensorInfo", "input_infos"]
 
 EXACT = "exact"  # the kernel that every back end has: it computes what PyTorch computes, up to float32 rounding
 
@@ -36,6 +38,30 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+def input_infos(inputs: Sequence[TensorInfo], facts: ArtifactFacts) -> tuple[InputInfo, ...]:
+    """What an artifact takes, one sample each, channels first.
+
+    Args:
+        inputs: Its inputs, without the one that chooses a width.
+        facts: What it says of itself.
+
+    Raises:
+        InputError: It takes what no file of tqexport does.
+    """
+    limits = facts.input_limits or (0,) * len(inputs)
+    infos = []
+    for tensor, limit in zip(inputs, limits, strict=False):
+        shape = tuple(int(size) for size in tensor.shape[1:])
+        if facts.layout == "channels last" and tensor.name not in facts.channels_first and len(shape) > 1:
+            shape = (shape[-1], *shape[:-1])
+        dtype = tensor.dtype.removesuffix("_")  # numpy.bool_
+        try:
+            infos.append(InputInfo(re.sub(r"\W", "_", tensor.name), shape, dtype, limit if "int" in dtype else None))
+        except UsageError as error:
+            raise InputError(f"{error}; the file was changed since its export") from error
+    return tuple(infos)
 
 
 class Source(Protocol):
@@ -241,7 +267,7 @@ class Backend(ABC):
         """
         return Parameters(content, not_compared=None if content == fresh else REWRITTEN)
 
-    def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Inputs], Array] | None:  # noqa: ARG002
+    def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Batch], list[Array]] | None:  # noqa: ARG002
         """A file without its roundings of activations, or None where nothing here runs the format.
 
         Args:
@@ -249,7 +275,7 @@ class Backend(ABC):
             bits: The width to run a run-time file at; None for a fixed file.
 
         Returns:
-            From samples, float32 (N, ...) channels first, to outputs (N, ...) in the layout of the file. Without
+            From samples (N, ...) channels first to outputs (N, ...) in the layout of the file. Without
             roundings all of them depend on every parameter, be its effect ever so small.
 
         Raises:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
-    Inputs = npt.NDArray[np.float32]
+    Batch = tuple[Array, ...]  # samples: an array (N, ...) for each input of a network, in its order
 
-__all__ = ["Runner", "RuntimeRun", "Session", "Stretches", "median_seconds"]
+__all__ = ["Batch", "Runner", "RuntimeRun", "Session", "Stretches", "median_seconds"]
 
 _LATENCY_RUNS, _LATENCY_SECONDS = 30, 1.0
 
@@ -32,28 +31,34 @@ class RuntimeRun:
         activations: By ``<module>/Round``: whole-number levels 0 to ``M_a``, float32 (N, ...) channels first.
         values: Outputs of layers and other inner values, by name in the file, float32 (N, ...) channels first. ONNX
             files name them after the modules. Empty for a file as deployed, which fuses layers.
-        traced_outputs: float32 (N, ...), of the copy of the file that also gave the activations.
-        outputs: float32 (N, ...), of the file itself.
+        traced_outputs: By name (N, ...), in the order of the network; of the copy of the file that also gave the
+            activations.
+        outputs: The same of the file itself.
     """
 
     runtime: str
     codes: Mapping[str, list[Array]]
     activations: Mapping[str, Array]
     values: Mapping[str, Array]
-    traced_outputs: Array
-    outputs: Array
+    traced_outputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+    @property
+    def output(self) -> Array:
+        """The output of a network that has one, (N, ...)."""
+        (output,) = self.outputs.values()
+        return output
 
 
 class Session(ABC):
     """A file open in its runtime, as an application runs it; arrays are in the layout of the file."""
 
     @abstractmethod
-    def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
+    def run(self, batch: Batch) -> list[Array]:
         """Run samples.
 
         Args:
-            batch: float32 (N, ...).
-            given: Values of further inputs by name, (N, ...).
+            batch: An array (N, ...) for each input of the file.
 
         Returns:
             Every output of the file, (N, ...).
@@ -61,6 +66,11 @@ class Session(ABC):
         Raises:
             InputError: The runtime does not run the file on them.
         """
+
+    @property
+    @abstractmethod
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in the order of :meth:`run`."""
 
 
 class Runner(ABC):
@@ -72,28 +82,32 @@ class Runner(ABC):
 
     runtime: ClassVar[str]
 
-    def __init__(self, activations: Sequence[str], values: Sequence[str], *, deployed: bool) -> None:
-        """Name the activations and the other values that :meth:`run_traced` gives; see :meth:`Backend.open_runner`."""
-        self._activations, self._values, self._deployed = activations, values, deployed
+    def __init__(
+        self, outputs: Sequence[str], activations: Sequence[str], values: Sequence[str], *, deployed: bool
+    ) -> None:
+        """Name what :meth:`run_traced` gives; see :meth:`Backend.open_runner`."""
+        self._outputs, self._activations, self._values, self._deployed = outputs, activations, values, deployed
 
-    def run(self, inputs: Inputs) -> RuntimeRun:
+    def run(self, batch: Batch) -> RuntimeRun:
         """Run samples.
 
         Args:
-            inputs: float32 (N, ...).
+            batch: An array (N, ...) for each input of the network.
 
         Raises:
             InputError: The runtime does not run the file on them.
         """
-        codes, (outputs, *inside) = self.run_traced(inputs)
-        activations = dict(zip(self._activations, inside, strict=False))
-        values = dict(zip(self._values, inside[len(self._activations) :], strict=True))
+        codes, given = self.run_traced(batch)
+        parts = iter(given)
+        outputs, activations, values = (
+            {name: next(parts) for name in names} for names in (self._outputs, self._activations, self._values)
+        )
         # Without optimisations, keeping values does not change what is computed.
-        untouched = self.run_untouched(inputs) if self._deployed else outputs
+        untouched = dict(zip(self._outputs, self.run_untouched(batch), strict=True)) if self._deployed else outputs
         return RuntimeRun(self.runtime, codes, activations, values, outputs, untouched)
 
     @abstractmethod
-    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
+    def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
         """Run a copy of the file that gives its inner values, too.
 
         Returns:
@@ -101,10 +115,10 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def run_untouched(self, inputs: Inputs) -> Array:
-        """Outputs of the file itself, not of the copy that :meth:`run_traced` runs, (N, ...)."""
+    def run_untouched(self, batch: Batch) -> list[Array]:
+        """Outputs of the file itself, not of the copy that :meth:`run_traced` runs, (N, ...) each."""
 
-    def latency(self, sample: Inputs) -> float:
+    def latency(self, sample: Batch) -> float:
         """Median seconds that one sample (1, ...) takes, after one run to warm up."""
         return median_seconds(lambda: self.run_untouched(sample))
 
@@ -123,5 +137,5 @@ def median_seconds(run: Callable[[], object]) -> float:
 class Stretches(Protocol):
     """An artifact that runs from one activation quantiser to the next, each stretch on activations that are given."""
 
-    def __call__(self, inputs: Inputs, levels: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, batch: Batch, levels: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
         """From inputs and the levels of each activation (N, ...) to outputs and, by activation, what it rounds."""

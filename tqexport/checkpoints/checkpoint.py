@@ -18,7 +18,7 @@ from tqexport.errors import InputError, TqExportError, UsageError, about
 from tqexport.files import atomic_path, sha256_of
 from tqexport.integer.grids import attach_grids, grids_of
 from tqexport.integer.training import finished
-from tqexport.model import CheckpointInfo, Normalization, TruncModel
+from tqexport.model import ONLY_INPUT, CheckpointInfo, InputInfo, Normalization, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights, set_quantizer
@@ -57,6 +57,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **asdict(info),
+        "inputs": [asdict(each) for each in info.signature],
         "arguments": dict(info.arguments),
         "quantized": list(quantized_weights(module)),
         "state_dict": module.state_dict(),
@@ -130,12 +131,12 @@ def _native_info(content: Mapping[str, Any], options: ReadOptions) -> Checkpoint
         raise ValueError(f"activation widths {activation_bits}")
     normalization = content["normalization"] and _normalization(content["normalization"])
     batch_norm_key: Any = content["batch_norm_key"]
-    if str(batch_norm_key) not in ("weight", "activation") or min(_integers(content["input_shape"]), default=0) < 1:
-        raise ValueError(f"batch_norm_key {batch_norm_key!r} or input_shape {content['input_shape']!r}")
+    if str(batch_norm_key) not in ("weight", "activation"):
+        raise ValueError(f"batch_norm_key {batch_norm_key!r}")
     return CheckpointInfo(
         architecture=options.model or str(content["architecture"]),
         arguments=dict(content["arguments"]),
-        input_shape=_integers(content["input_shape"]),
+        inputs=_inputs(content),
         widths=widths,
         scheme=Scheme(**content["scheme"]),
         activation_bits=activation_bits,
@@ -144,6 +145,19 @@ def _native_info(content: Mapping[str, Any], options: ReadOptions) -> Checkpoint
         class_names=tuple(map(str, content["class_names"])),
         grids=tuple(map(str, content.get("grids", ()))),  # files of version 0.1 say nothing of grids
     )
+
+
+def _inputs(content: Mapping[str, Any]) -> tuple[InputInfo, ...]:
+    """What the network takes; whatever is wrong with it is raised as it is. Files of before have one shape."""
+    if "inputs" not in content:
+        return (InputInfo(ONLY_INPUT, _integers(content["input_shape"])),)
+    inputs = []
+    for entry in content["inputs"]:
+        below = entry["below"]
+        inputs.append(
+            InputInfo(str(entry["name"]), _integers(entry["shape"]), str(entry["dtype"]), below and int(below))
+        )
+    return tuple(inputs)
 
 
 def _normalization(entry: Mapping[str, Any]) -> Normalization:

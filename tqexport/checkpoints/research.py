@@ -57,7 +57,7 @@ def read_research(
     info = CheckpointInfo(
         architecture=architecture,
         arguments=arguments,
-        input_shape=input_shape,
+        inputs=input_shape,
         widths=widths,
         scheme=Scheme(options.quantizer or "truncquant", bool(options.bias_correction)),
         activation_bits=_activation_bits(options.act_bits, widths),

@@ -6,9 +6,11 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from tqexport.errors import InputError, UsageError
 from tqexport.integer.grids import grids_of
@@ -25,13 +27,13 @@ __all__ = [
     "truncation_alignment",
 ]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 
 
 def joint_backward(
     model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    targets: Any,
     widths: Sequence[int],
     loss: Loss,
     *,
@@ -47,13 +49,14 @@ def joint_backward(
 
     Args:
         model: A prepared network in training mode.
-        inputs: float32 (N, ...).
+        inputs: What the model takes, (N, ...); a sequence where it takes several.
         targets: What ``loss`` compares with.
         widths: The widths trained jointly.
         loss: ``loss(outputs, targets)``, a scalar.
         distillation: How much the lower widths learn from the highest one instead of from ``targets``, 0 to 1.
         distillation_loss: ``distillation_loss(outputs, outputs at the highest width)``, a scalar; default
-            :func:`soft_cross_entropy`. Networks that are no classifiers want another, such as ``mse_loss``.
+            :func:`soft_cross_entropy`. Networks that are no classifiers want another, such as ``mse_loss``, and those
+            with several outputs need one.
         alignment: Weight of :func:`truncation_alignment`, which is added once per call.
         backward: Called with each loss, e.g. ``accelerator.backward`` or
             ``lambda value: scaler.scale(value).backward()``.
@@ -62,28 +65,36 @@ def joint_backward(
         The mean loss over the widths, without the alignment.
 
     Raises:
-        UsageError: ``widths`` is empty, or ``distillation`` or ``alignment`` is out of range.
+        UsageError: ``widths`` is empty, ``distillation`` or ``alignment`` is out of range, or several outputs are
+            distilled without a ``distillation_loss``.
     """
     if not widths:
         raise UsageError("joint training needs at least one width")
     if not 0 <= distillation <= 1 or alignment < 0:
         raise UsageError(f"distillation {distillation} must lie in [0, 1], and alignment {alignment} not be negative")
     from_teacher = distillation_loss or soft_cross_entropy
-    teacher: Tensor | None = None
+    teacher: Any = None
     total = 0.0
     for bits in sorted(widths, reverse=True) if distillation else widths:
         with at_width(model, bits):
-            outputs = model(inputs)
+            outputs = model(*_several(inputs))
         value = loss(outputs, targets)
         if teacher is not None:
             value = (1 - distillation) * value + distillation * from_teacher(outputs, teacher)
         elif distillation:
-            teacher = outputs.detach()
+            if distillation_loss is None and not isinstance(outputs, Tensor):
+                raise UsageError("the network has several outputs; say with distillation_loss how they are compared")
+            teacher = tree_map(Tensor.detach, outputs)
         backward(value)
         total += float(value.detach())
     if alignment:
         backward(alignment * truncation_alignment(model, widths))
     return total / len(widths)
+
+
+def _several(inputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a network is called with."""
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
 
 
 def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -209,7 +220,9 @@ def _float_key(key: str) -> str:
     return re.sub(r"\bbn_dict\.\d+\.", "", key)
 
 
-def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: Sequence[int]) -> None:
+def calibrate_batch_norms(
+    model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], widths: Sequence[int]
+) -> None:
     """Give widths that were not trained a BatchNorm of their own.
 
     Gain and shift come from the next trained width above (or the highest one), mean and variance from ``batches``
@@ -218,7 +231,7 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
 
     Args:
         model: A prepared network; its mode is kept.
-        batches: Input batches, float32 (N, ...), as the network is trained with. Read once per width.
+        batches: Inputs (N, ...) as the network is trained with; a sequence each where it takes several.
         widths: The new widths.
 
     Raises:
@@ -251,7 +264,7 @@ def calibrate_batch_norms(model: nn.Module, batches: Iterable[Tensor], widths: S
             modes[added] = modes[norm]
         with torch.no_grad(), at_width(model, bits):
             for batch in batches:
-                model(batch)
+                model(*_several(batch))
         for added, momentum in fresh:
             added.eval().momentum = momentum
     for module, mode in modes.items():

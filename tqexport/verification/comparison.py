@@ -21,9 +21,9 @@ differ by any amount. So the logits alone prove nothing, and this module compare
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,12 @@ from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import RuntimeRun
 from tqexport.model import TruncModel
 from tqexport.verification.codes import compare_codes, expected_codes
-from tqexport.verification.trace import LayerError, Trace, count_calls
+from tqexport.verification.trace import LayerError, Trace, count_calls, numbers
 
-__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare", "wilson_interval", "classes_of"]
+if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
+
+__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "agreement", "classes_of", "compare", "wilson_interval"]
 
 DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
 
@@ -62,7 +65,7 @@ class Verdict:
         output_error: Largest error of the outputs as a share of the largest output, given the runtime's last
             activations.
         output_bound: Largest such error that float rounding explains.
-        top1_agreement: Share of samples whose largest output is the reference's, untouched file.
+        top1_agreement: Share of samples whose largest output is the reference's, of every output; untouched file.
         accuracy: Share of samples classified right by the runtime, if there are labels.
         reference_accuracy: The same for PyTorch.
         diverged: The first layer or activation that differs, if one does.
@@ -124,13 +127,13 @@ def compare(
     model: TruncModel,
     bits: int,
     run: RuntimeRun,
-    inputs: npt.NDArray[np.float32],
+    inputs: Array,
     labels: npt.NDArray[np.integer[Any]] | None = None,
     kernel: str = EXACT,
 ) -> Verdict:
-    """Compare what a runtime computed with the PyTorch reference, all samples at once; see :class:`Comparison`."""
+    """Compare a network of one input with the PyTorch reference, all samples at once; see :class:`Comparison`."""
     comparison = Comparison(model, bits, kernel)
-    comparison.add(run, inputs, labels)
+    comparison.add(run, (inputs,), labels)
     return comparison.verdict()
 
 
@@ -138,6 +141,15 @@ def classes_of(outputs: Array) -> Array:
     """The class of each sample: the largest output, or the output itself where it is a whole number; (N, ...)."""
     whole = not np.issubdtype(outputs.dtype, np.floating)
     return outputs if whole or outputs.ndim < 2 else np.asarray(outputs.argmax(1))
+
+
+def agreement(outputs: Sequence[Array], others: Sequence[Array]) -> Array:
+    """For each sample whether the classes of all outputs are the same, bool (N,)."""
+    same = [
+        (classes_of(one) == classes_of(other)).reshape(len(one), -1).all(1)
+        for one, other in zip(outputs, others, strict=True)
+    ]
+    return np.asarray(np.all(same, axis=0))
 
 
 class Comparison:
@@ -166,35 +178,36 @@ class Comparison:
     def add(
         self,
         run: RuntimeRun,
-        inputs: npt.NDArray[np.float32],
+        inputs: Batch,
         labels: npt.NDArray[np.integer[Any]] | None = None,
     ) -> None:
         """Compare further samples.
 
         Args:
             run: What the runtime computed for ``inputs``.
-            inputs: float32 (N, *input_shape), normalised.
-            labels: Class of each sample, (N,), if known.
+            inputs: An array (N, *shape) for each input, normalised.
+            labels: Class of each sample by the first output, (N,), if known.
         """
         self._runtime = run.runtime if self._kernel == EXACT else f"{run.runtime} {self._kernel}"
         if self._codes is None:
             self.add_codes(run.codes)
-        given = torch.from_numpy(inputs)
+        given, samples = [torch.from_numpy(values) for values in inputs], len(inputs[0])
         with torch.no_grad(), self._model.at_width(self._bits) as network:
             outputs, calls = count_calls(network, given)
-            bound = self._trace.run(network, run, given, calls)
-        reference: Array = outputs.numpy()
-        if self._kernel == EXACT and bound is not None and run.outputs.shape == bound.shape:
-            # Two computations, each up to a bound from the reference.
-            difference = np.abs(run.outputs - run.traced_outputs)
-            apart = (difference > 2 * bound).reshape(len(inputs), -1).any(1) & ~self._trace.on_boundary(len(inputs))
-            self._deployed_apart += difference.reshape(len(inputs), -1).max(1)[apart].tolist()
-        classes, expected = classes_of(run.outputs), classes_of(reference)
-        self._samples += len(inputs)
-        if classes.shape == expected.shape:
-            self._agreeing += int((classes == expected).reshape(len(inputs), -1).all(1).sum())
-            if labels is not None:
-                self._right.append((int((classes == labels).sum()), int((expected == labels).sum())))
+            bounds = self._trace.run(network, run, given, calls)
+        untouched = [*run.outputs.values()]
+        if self._kernel == EXACT and bounds is not None:
+            for output, traced, bound in zip(untouched, run.traced_outputs.values(), bounds, strict=True):
+                # Two computations, each up to a bound from the reference.
+                difference = np.abs(numbers(output) - numbers(traced)).reshape(samples, -1)
+                apart = (difference > 2 * bound.reshape(samples, -1)).any(1) & ~self._trace.on_boundary(samples)
+                self._deployed_apart += difference.max(1)[apart].tolist()
+        self._samples += samples
+        if bounds is not None:
+            self._agreeing += int(agreement(untouched, [output.numpy() for output in outputs.values()]).sum())
+        classes, expected = classes_of(untouched[0]), classes_of(next(iter(outputs.values())).numpy())
+        if labels is not None and classes.shape == expected.shape == labels.shape:
+            self._right.append((int((classes == labels).sum()), int((expected == labels).sum())))
 
     def add_codes(self, codes: Mapping[str, list[Array]]) -> None:
         """Compare the codes of the artifact, which samples play no part in.

@@ -13,9 +13,10 @@ from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT
 from tqexport.backends.parameters import Parameters
 from tqexport.errors import HostError, InputError
-from tqexport.verification.samples import Inputs
+from tqexport.verification.samples import noise
 
 if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
     from tqexport.model import TruncModel
 
 __all__ = ["FreshExports"]
@@ -113,8 +114,7 @@ class FreshExports:
         if found.not_compared is None or found.differences:
             return found
         width = bits if switched else None
-        inputs = np.random.default_rng(0).standard_normal((_SAMPLES, *self.model.info.input_shape), np.float32)
-        apart = _apart(backend, (content, fresh), width, inputs)
+        apart = _apart(backend, (content, fresh), width, self._samples())
         if apart <= _TOLERANCE:
             return found
         text = (
@@ -123,14 +123,26 @@ class FreshExports:
         )
         return Parameters(content, {"the outputs": text}, found.not_compared)
 
+    def _samples(self) -> Batch:
+        """A few samples, normally distributed; of inputs of whole numbers, those that they take."""
+        generator = np.random.default_rng(0)
+        drawn = noise(_SAMPLES, self.model.info.signature).inputs
+        return tuple(
+            generator.standard_normal(values.shape, np.float32) if values.dtype == np.float32 else values
+            for values in drawn
+        )
 
-def _apart(backend: str, files: tuple[bytes, bytes], bits: int | None, inputs: Inputs) -> float:
+
+def _apart(backend: str, files: tuple[bytes, bytes], bits: int | None, batch: Batch) -> float:
     """How far two files are apart without roundings, as a share of the largest output; 0 if nothing runs them."""
     runs = [BACKENDS[backend].open_continuous(content, bits) for content in files]
-    own, expected = (None if run is None else run(inputs) for run in runs)
+    own, expected = (None if run is None else run(batch) for run in runs)
     if own is None or expected is None:
         return 0.0
-    if own.shape != expected.shape:
+    if [value.shape for value in own] != [value.shape for value in expected]:
         return float("inf")
-    apart = np.abs(own.astype(np.float64) - expected).max() / max(float(np.abs(expected).max()), 1e-30)
-    return float(apart) if np.isfinite(apart) else float("inf")
+    apart = [
+        float(np.abs(one.astype(np.float64) - other).max()) / max(float(np.abs(other).max()), 1e-30)
+        for one, other in zip(own, expected, strict=True)
+    ]
+    return max(apart) if np.isfinite(apart).all() else float("inf")

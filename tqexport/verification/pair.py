@@ -17,16 +17,18 @@ import numpy.typing as npt
 
 from tqexport.artifacts.truncate import OpenArtifact, open_artifact
 from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT
+from tqexport.backends.base import EXACT, input_infos
 from tqexport.backends.running import RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.names import is_integer
+from tqexport.model import InputInfo
 from tqexport.truncation import codes_of_integers, max_code
 from tqexport.verification.codes import aligned, first_index
-from tqexport.verification.comparison import DYNAMIC_TOLERANCE, classes_of, wilson_interval
+from tqexport.verification.comparison import DYNAMIC_TOLERANCE, agreement, classes_of, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
 from tqexport.verification.samples import Samples, noise, read_samples
+from tqexport.verification.trace import numbers
 
 __all__ = ["ArtifactAtWidth", "PairVerdict", "compare_artifacts", "open_pair", "samples_for"]
 
@@ -145,8 +147,8 @@ def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[ArtifactAtWid
 
 def samples_for(artifact: ArtifactAtWidth, data: Path | None, count: int) -> Samples:
     """Samples that fit an artifact, normalised as it says: those of ``data``, or ``count`` random ones."""
-    shape, facts = _input_shape(artifact), artifact.facts
-    raw = read_samples(data, shape, facts.class_names) if data else noise(count, shape)
+    signature, facts = _signature(artifact), artifact.facts
+    raw = read_samples(data, signature, facts.class_names) if data else noise(count, signature)
     return raw.normalized(facts.normalization)
 
 
@@ -156,12 +158,11 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     Raises:
         InputError: A runtime does not take its file.
     """
-    inputs = samples.inputs
     runners = []
     for side in pair:
         with about(side.artifact.name):
             runners.append(open_runner(side.artifact.content, side.chosen_width))
-    runs = [runner.run(inputs) for runner in runners]
+    runs = [runner.run(samples.inputs) for runner in runners]
     problems: dict[str, str] = {}
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
     dynamic = any(side.facts.kernel not in (None, EXACT) and side.chosen_width is None for side in pair)
@@ -169,7 +170,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     shared = [name for name in runs[0].activations if name in runs[1].activations]
     levels = {name: runs[0].activations[name] for name in shared}
     (outputs, given), (other_outputs, other) = (
-        _stretches(side, shared)(inputs, _shaped(levels, run)) for side, run in zip(pair, runs, strict=True)
+        _stretches(side, shared)(samples.inputs, _shaped(levels, run)) for side, run in zip(pair, runs, strict=True)
     )
     first_name, second_name = (Path(side.artifact.name).name for side in pair)
     steps = max_code(pair[0].facts.activation_width)
@@ -189,17 +190,19 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
                 f"rounding explains {tolerance * steps:.1e}",
             )
     error = _error(outputs, other_outputs)
+    both = [[*run.outputs.values()] for run in runs]
+    one_sample = tuple(values[:1] for values in samples.inputs)
     if not error <= tolerance:
         problems.setdefault("the outputs", f"the outputs are off by {error:.1e}; rounding explains {tolerance:.1e}")
-    agreement = float((classes_of(runs[0].outputs) == classes_of(runs[1].outputs)).mean()) if error < np.inf else 0.0
+    agreeing = float(agreement(*both).mean()) if error < np.inf else 0.0
     first, second = (
-        _side(side, run, runner.latency(inputs[:1]), samples)
+        _side(side, run, runner.latency(one_sample), samples)
         for side, run, runner in zip(pair, runs, runners, strict=True)
     )
     return PairVerdict(
         bits=pair[0].bits,
         sides=(first, second),
-        samples=len(inputs),
+        samples=len(samples),
         codes=codes,
         codes_wrong=codes_wrong,
         activations=sum(value.size for value in given.values()),
@@ -207,7 +210,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
         activations_wrong=wrong,
         tolerance=tolerance,
         output_error=error,
-        top1_agreement=agreement,
+        top1_agreement=agreeing,
         diverged=next(iter(problems), None),
         problems=tuple(problems.values()),
     )
@@ -221,17 +224,17 @@ def _stretches(side: ArtifactAtWidth, activations: Sequence[str]) -> Stretches:
     return stretches
 
 
-def _input_shape(side: ArtifactAtWidth) -> tuple[int, ...]:
-    """Shape of one sample, channels first."""
-    backend = side.artifact.backend
-    shape = tuple(int(n) for n in backend.describe(side.artifact.content)[0][0].shape[1:])
-    return (shape[-1], *shape[:-1]) if backend.layout == "channels last" else shape
+def _signature(side: ArtifactAtWidth) -> tuple[InputInfo, ...]:
+    """The inputs, channels first, without the one that chooses a width."""
+    inputs, _ = side.artifact.backend.describe(side.artifact.content)
+    return input_infos([tensor for tensor in inputs if len(tensor.shape)], side.facts)
 
 
 def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:
     """What is reported of one of the two."""
-    accuracy = None if samples.labels is None else float((classes_of(run.outputs) == samples.labels).mean())
-    interval = None if accuracy is None else wilson_interval(accuracy, len(samples.inputs))
+    classes = classes_of(next(iter(run.outputs.values())))
+    accuracy = None if samples.labels is None else float((classes == samples.labels).mean())
+    interval = None if accuracy is None else wilson_interval(accuracy, len(samples))
     return Side(side.artifact.name, run.runtime, len(side.artifact.content), latency, accuracy, interval)
 
 
@@ -250,11 +253,12 @@ def _shaped(levels: dict[str, Array], run: RuntimeRun) -> dict[str, Array]:
     return {name: value.reshape(run.activations[name].shape) for name, value in levels.items()}
 
 
-def _error(outputs: Array, other: Array) -> float:
-    """Largest difference of the outputs, as a share of the largest one; infinite where their shapes differ."""
-    if outputs.shape != other.shape:
+def _error(outputs: Sequence[Array], others: Sequence[Array]) -> float:
+    """Largest difference of an output, as a share of its largest one; infinite where their shapes differ."""
+    if [value.shape for value in outputs] != [value.shape for value in others]:
         return float("inf")
-    return float(np.abs(outputs - other).max()) / max(float(np.abs(outputs).max()), 1e-30)
+    pairs = [(numbers(one), numbers(other)) for one, other in zip(outputs, others, strict=True)]
+    return max(float(np.abs(one - other).max()) / max(float(np.abs(one).max()), 1e-30) for one, other in pairs)
 
 
 def _compare_codes(runs: list[RuntimeRun], bits: int, problems: dict[str, str]) -> tuple[int, int]:

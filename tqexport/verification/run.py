@@ -6,6 +6,7 @@ import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
@@ -17,7 +18,10 @@ from tqexport.facts import DAMAGED, MultiWidthFacts, facts_of_model
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports
-from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
+from tqexport.verification.samples import Labels, Samples, load_samples, random_samples
+
+if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
 
 __all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
 
@@ -174,8 +178,8 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
     for runtime in opened:
         comparison = IntegerComparison(project.model, network, runtime, false)
         for inputs, labels in _batches(samples):
-            comparison.add(inputs, labels)
-        latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[:1]))
+            comparison.add(inputs[0], labels)
+        latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[0][:1]))
         verdict = comparison.verdict()
         name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
         yield Checked(job.file, job.bits, name, len(job.content), job.temporary, latency, verdict, verdict)
@@ -202,7 +206,7 @@ def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Par
         deployed = unoptimized = comparison.verdict()
     else:
         deployed = _compare(job.comparison(project, parameters), runner, samples)
-        latency = runner.latency(samples.inputs[:1])
+        latency = runner.latency(tuple(values[:1] for values in samples.inputs))
         layer_by_layer = job.open(deployed=False)
         unoptimized = (
             deployed
@@ -220,17 +224,17 @@ def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdic
     return comparison.verdict()
 
 
-def _batches(samples: Samples) -> Iterator[tuple[Inputs, Labels | None]]:
+def _batches(samples: Samples) -> Iterator[tuple[Batch, Labels | None]]:
     """As many samples at once as memory should bear."""
-    count = samples_at_once(samples.inputs.shape[1:])
-    for start in range(0, len(samples.inputs), count):
+    count = samples_at_once(sum(prod(values.shape[1:]) for values in samples.inputs))
+    for start in range(0, len(samples), count):
         labels = None if samples.labels is None else samples.labels[start : start + count]
-        yield samples.inputs[start : start + count], labels
+        yield tuple(values[start : start + count] for values in samples.inputs), labels
 
 
-def samples_at_once(input_shape: Sequence[int]) -> int:
-    """How many samples to compare at once: outputs of all layers take a few hundred times the memory of the inputs."""
-    return max(2, min(64, 400_000 // prod(input_shape)))
+def samples_at_once(numbers: int) -> int:
+    """How many samples of so many numbers to compare at once: outputs of all layers take a few hundred times that."""
+    return max(2, min(64, 400_000 // numbers))
 
 
 def _jobs(project: Project, widths: Sequence[int], backends: Sequence[Backend]) -> Iterator[_Job]:

@@ -6,12 +6,16 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import HostError, InputError
-from tqexport.model import Normalization, TruncModel
+from tqexport.model import InputInfo, Normalization, TruncModel
+
+if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
 
 __all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
 
@@ -19,7 +23,6 @@ _LARGEST = 4 << 30  # bytes that samples may unpack to
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-Inputs = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 
@@ -28,47 +31,59 @@ class Samples:
     """What the networks are compared on.
 
     Attributes:
-        inputs: float32 (N, *input_shape), normalised where nothing else is said.
+        inputs: An array (N, *shape) for each input of the network, the first normalised where nothing else is said.
         labels: Class of each sample (N,), if known.
         description: Where they come from, for people.
     """
 
-    inputs: Inputs
+    inputs: Batch
     labels: Labels | None
     description: str
 
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
     def normalized(self, normalization: Normalization | None) -> Samples:
-        """Raw inputs (N, C, ...) as a network wants them: ``(x - mean) / std`` per channel, float32."""
+        """The first input, raw (N, C, ...), as a network wants it: ``(x - mean) / std`` per channel, float32."""
         if normalization is None:
             return self
-        shape = (1, -1, *[1] * (self.inputs.ndim - 2))
+        first, *others = self.inputs
+        shape = (1, -1, *[1] * (first.ndim - 2))
         mean, std = (np.array(values, np.float32).reshape(shape) for values in (normalization.mean, normalization.std))
-        return replace(self, inputs=(self.inputs - mean) / std)
+        return replace(self, inputs=((first - mean) / std, *others))
 
 
 def random_samples(model: TruncModel, count: int) -> Samples:
     """Noise, normalised as the network's real inputs are."""
-    return noise(count, model.info.input_shape).normalized(model.info.normalization)
+    return noise(count, model.info.signature).normalized(model.info.normalization)
 
 
-def noise(count: int, input_shape: Sequence[int]) -> Samples:
-    """Uniform random numbers in [0, 1], always the same, before normalisation."""
-    inputs = np.random.default_rng(0).random((count, *input_shape), np.float32)
-    return Samples(inputs, None, f"on {count} random samples")
+def noise(count: int, signature: Sequence[InputInfo]) -> Samples:
+    """Uniform random numbers in [0, 1), or whole ones in the range of the input, always the same; not normalised."""
+    generator = np.random.default_rng(0)
+
+    def values(info: InputInfo) -> npt.NDArray[Any]:
+        shape = (count, *info.shape)
+        if info.dtype == "float32":
+            return generator.random(shape, np.float32)
+        return generator.integers(0, info.limit, shape).astype(info.dtype)
+
+    return Samples(tuple(map(values, signature)), None, f"on {count} random samples")
 
 
 def load_samples(path: Path, model: TruncModel) -> Samples:
     """Read samples for a network, and normalise them as it wants; see :func:`read_samples`."""
-    return read_samples(path, model.info.input_shape, model.info.class_names).normalized(model.info.normalization)
+    return read_samples(path, model.info.signature, model.info.class_names).normalized(model.info.normalization)
 
 
-def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> Samples:
+def read_samples(path: Path, signature: Sequence[InputInfo], class_names: Sequence[str] = ()) -> Samples:
     """Read samples before normalisation.
 
     Args:
-        path: An NPZ file with ``inputs`` (N, *input_shape) and optionally ``labels`` (N,); or a folder with one
-            subfolder of pictures for each class, named after the class or its index.
-        input_shape: Shape of one sample, channels first. Pictures are scaled to it, grey or RGB, values in [0, 1].
+        path: An NPZ file with an array (N, *shape) for each input, by its name (``inputs`` where there is one), and
+            optionally ``labels`` (N,); or a folder with one subfolder of pictures for each class, named after the class
+            or its index.
+        signature: The inputs. Pictures are scaled to the shape of the only one, grey or RGB, values in [0, 1].
         class_names: Names of the network's outputs, if known.
 
     Raises:
@@ -77,35 +92,54 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     """
     labels: Labels | None
     if path.is_dir():
-        inputs, labels = _read_folder(path, input_shape, class_names)
-        return Samples(inputs, labels, f"on the {len(inputs)} pictures of {path.name or path}")
+        pictures, labels = _read_folder(path, signature, class_names)
+        return Samples((pictures,), labels, f"on the {len(pictures)} pictures of {path.name or path}")
     if not path.is_file():
         raise InputError(f"{path} does not exist; name an NPZ file with inputs and labels, or a folder of pictures")
+    name = "inputs"
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
-            stored = file["inputs"]
-            if np.iscomplexobj(stored):
-                raise ValueError("inputs are complex")
-            inputs = np.asarray(stored, np.float32)
+            stored = {}
+            for info in signature:
+                name = info.name if info.name in file or len(signature) > 1 else "inputs"
+                stored[name] = file[name]
             labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
     except KeyError as error:
-        raise InputError(f"{path} holds no array named inputs") from error
+        raise InputError(f"{path} holds no array named {name}") from error
     except InputError:
         raise
     except Exception as error:  # damage shows as whatever it leads zipfile and numpy to
         raise InputError(f"{path} is not a readable NPZ file of numbers: {error}") from error
-    if inputs.shape[1:] != input_shape or not len(inputs):
-        raise InputError(f"{path}: inputs are {inputs.shape}, the network takes (N, {str(input_shape)[1:]}")
-    if labels is not None and labels.shape != inputs.shape[:1]:
-        raise InputError(f"{path}: labels are {labels.shape} for {len(inputs)} inputs")
+    inputs = tuple(
+        _checked(path, name, values, info) for (name, values), info in zip(stored.items(), signature, strict=True)
+    )
+    if len({len(values) for values in inputs}) > 1:
+        numbers = ", ".join(f"{len(values)} of {name}" for name, values in zip(stored, inputs, strict=True))
+        raise InputError(f"{path}: there are {numbers}; give as many of each")
+    if labels is not None and labels.shape != inputs[0].shape[:1]:
+        raise InputError(f"{path}: labels are {labels.shape} for {len(inputs[0])} inputs")
     classes = len(class_names)
     if labels is not None and (labels.min() < 0 or (classes and labels.max() >= classes)):
         known = f", and the network has {classes} classes" if classes else ""
         raise InputError(f"{path}: labels are {labels.min()} to {labels.max()}{known}")
-    if not np.isfinite(inputs).all():
-        raise InputError(f"{path}: inputs hold NaN or infinite values")
-    return Samples(inputs, labels, f"on the {len(inputs)} samples of {path.name}")
+    return Samples(inputs, labels, f"on the {len(inputs[0])} samples of {path.name}")
+
+
+def _checked(path: Path, name: str, values: npt.NDArray[Any], info: InputInfo) -> npt.NDArray[Any]:
+    """The values of an input (N, *shape) in its dtype, if they are such values."""
+    if values.shape[1:] != info.shape or not values.ndim or not len(values):
+        raise InputError(
+            f"{path}: {name} are {values.shape}, the network takes {('N', *info.shape)}".replace("'N'", "N")
+        )
+    if values.dtype.kind not in "fiub":
+        raise InputError(f"{path}: {name} are {values.dtype}, the network takes {info.dtype}")
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: {name} hold NaN or infinite values")
+    converted = values.astype(info.dtype)
+    if info.limit and not ((values == converted) & (values >= 0) & (values < info.limit)).all():
+        raise InputError(f"{path}: {name} hold other numbers than the network's, which are 0 to {info.limit - 1}")
+    return converted
 
 
 def _check_size(path: Path) -> None:
@@ -116,15 +150,19 @@ def _check_size(path: Path) -> None:
         raise InputError(f"{path} unpacks to {unpacked:,} bytes, more than {_LARGEST:,}; verify on fewer samples")
 
 
-def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str]) -> tuple[Inputs, Labels]:
+def _read_folder(
+    path: Path, signature: Sequence[InputInfo], class_names: Sequence[str]
+) -> tuple[npt.NDArray[np.float32], Labels]:
     """The pictures of a folder, in the order of their names, and the classes that their subfolders stand for."""
     try:
         from PIL import Image
     except ImportError as error:
         raise HostError("reading pictures needs Pillow: pip install 'tqexport[report]'") from error
-    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
-        raise InputError(f"{path} is a folder of pictures, but the network takes {input_shape}; give an NPZ file")
-    channels, height, width = input_shape
+    shape = signature[0].shape
+    if len(signature) > 1 or signature[0].dtype != "float32" or len(shape) != 3 or shape[0] not in (1, 3):
+        takes = ", ".join(f"{info.dtype} {info.shape}" for info in signature)
+        raise InputError(f"{path} is a folder of pictures, but the network takes {takes}; give an NPZ file")
+    channels, height, width = shape
     files = [
         (file, _class_of(folder, class_names))
         for folder in sorted(path.iterdir())
@@ -134,7 +172,7 @@ def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     ]
     if not files:
         raise InputError(f"{path} holds no pictures; put those of each class into a subfolder named after the class")
-    inputs = np.empty((len(files), *input_shape), np.float32)
+    inputs = np.empty((len(files), *shape), np.float32)
     for row, (file, _) in zip(inputs, files, strict=True):
         try:
             with Image.open(file, formats=_PICTURE_FORMATS) as picture:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tqexport.backends.running import RuntimeRun
 from tqexport.layer_kinds import kind_of
+from tqexport.outputs import ONLY_OUTPUT, run_network
 from tqexport.training.layers import SwitchableBatchNorm
 from tqexport.training.quantizers import ActivationQuantizer
 from tqexport.truncation import FLOAT_BITS, max_code
@@ -56,7 +57,7 @@ class Trace:
         wrong: How many differ otherwise.
         flip_bound: The furthest from a boundary that any activation might be for a flip, in steps.
         layers: The layers whose output the runtime gave, by module name.
-        output: How far the outputs are from those of PyTorch.
+        output: How far the outputs are from those of PyTorch, the worst of them.
         problems: By layer, a sentence on each that differs, in the order they were met; the first of several batches.
     """
 
@@ -73,37 +74,51 @@ class Trace:
     _calls_in_all: Mapping[str, int] = field(default_factory=dict)
     _errors: RoundingErrors = field(default_factory=RoundingErrors)  # of this run
 
-    def run(self, network: nn.Module, run: RuntimeRun, inputs: Tensor, calls: Mapping[str, int]) -> Array | None:
+    def run(
+        self, network: nn.Module, run: RuntimeRun, inputs: Sequence[Tensor], calls: Mapping[str, int]
+    ) -> list[Array] | None:
         """Run samples through the reference, with the values of the runtime in the place of its own.
 
         Args:
             network: The reference, at the width of the artifact.
             run: What the runtime computed.
-            inputs: float32 (N, *input_shape).
+            inputs: A tensor (N, *shape) for each input.
             calls: How often each module is called in one run (:func:`count_calls`).
 
         Returns:
-            What rounding explains of each output, or None where their shape is wrong.
+            What rounding explains of each output, or None where their number or a shape is wrong.
         """
         self._near, self._calls, self._calls_in_all = [], {}, calls
         self._errors = RoundingErrors()
         with self._errors as errors, self._hooks(network, run):
-            outputs = network(errors.exact(inputs))
-        given: Array = outputs.numpy()
-        bound: Array = errors.bound(outputs).numpy()
-        computed, largest = run.traced_outputs, _largest(given)
-        if computed.shape != given.shape:
-            self.problems.setdefault("the outputs", f"the outputs have shape {computed.shape}, not {given.shape}")
+            outputs = run_network(network, [errors.exact(values) for values in inputs])
+        if len(outputs) != len(run.traced_outputs):
+            self.problems.setdefault("the outputs", f"there are {len(run.traced_outputs)} outputs, not {len(outputs)}")
             self.output = LayerError(math.inf, 0.0)
             return None
-        difference: Array = np.abs(computed - given)
+        # In the order of the network, whatever a tool called them.
+        pairs = zip(outputs.items(), run.traced_outputs.values(), strict=True)
+        bounds = [self._output(name, output, computed) for (name, output), computed in pairs]
+        known = [bound for bound in bounds if bound is not None]
+        return known if len(known) == len(bounds) else None
+
+    def _output(self, name: str, output: Tensor, computed: Array) -> Array | None:
+        """Compare one output; returns what rounding explains of it, or None where its shape is wrong."""
+        title = "the outputs are" if name == ONLY_OUTPUT else f"output {name} is"
+        place = "the outputs" if name == ONLY_OUTPUT else f"output {name}"
+        if computed.shape != tuple(output.shape):
+            self.problems.setdefault(place, f"{title} of shape {computed.shape}, not {tuple(output.shape)}")
+            self.output = LayerError(math.inf, 0.0)
+            return None
+        given = numbers(output.numpy())
+        bound: Array = self._errors.bound(output).numpy().astype(given.dtype)
+        largest, difference = _largest(given), np.abs(numbers(computed) - given)
         self.output = _worse(self.output, LayerError(float(difference.max()) / largest, float(bound.max()) / largest))
         allowed = np.full_like(given, self.tolerance * largest) if self.tolerance else bound
         if not (difference <= allowed).all():
-            among = errors.layers(outputs)
+            among = self._errors.layers(output)
             self.problems.setdefault(
-                _from(among, "the outputs"),
-                f"the outputs are off by {_furthest(computed, given, allowed)}{_where(among)}",
+                _from(among, place), f"{title} off by {_furthest(numbers(computed), given, allowed)}{_where(among)}"
             )
         return bound
 
@@ -215,7 +230,12 @@ def _where(among: Sequence[str]) -> str:
     return f"; it comes from {' or '.join(among)}" if among else ""
 
 
-def count_calls(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, int]]:
+def numbers(values: Array) -> Array:
+    """Values that can be subtracted: whole numbers and truth values as float64, which has all that occur exactly."""
+    return values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
+
+
+def count_calls(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Run a network as it is; returns its outputs, and how often each of its modules was called."""
     calls: dict[str, int] = {}
 
@@ -225,7 +245,7 @@ def count_calls(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, i
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             hooks.enter_context(module.register_forward_hook(functools.partial(hook, name=name)))
-        return network(inputs), calls
+        return run_network(network, inputs), calls
 
 
 class _Candidates:

@@ -56,7 +56,7 @@ def test_the_onnx_graph_is_that_of_the_plain_file(onnx_files, digits_samples):
     assert plain_file(onnx.load_from_string(truncatable[4])).SerializeToString(deterministic=True) == plain[4]
     assert onnx.load_from_string(truncatable[4]).graph == onnx.load_from_string(plain[4]).graph
     x = digits_samples.inputs[:64]
-    assert np.array_equal(run_file(truncatable[4], x).outputs, run_file(plain[4], x).outputs)
+    assert np.array_equal(run_file(truncatable[4], x).output, run_file(plain[4], x).output)
 
 
 def test_onnxruntime_has_nothing_to_say_about_it(onnx_files, capfd):
@@ -96,7 +96,7 @@ def test_an_application_can_switch_with_it(onnx_files, digits_samples):
     assert (model.bits, model.widths) == (4, tuple(WIDTHS))
     for bits in (4, 8, 1):
         model.bits = bits
-        assert np.array_equal(model.run(x), run_file(onnx_files[0][bits], x).outputs)
+        assert np.array_equal(model.run(x), run_file(onnx_files[0][bits], x).output)
 
 
 # What is refused

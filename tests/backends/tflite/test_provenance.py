@@ -91,7 +91,7 @@ def test_verification_would_see_them_mixed_up(factory, shape, monkeypatch):
     x = samples_for(model, 3)
     found = compare(model, 4, run_file(mixed, x), x)
     assert found.codes_wrong > 0
-    assert np.isfinite(run_file(mixed, x).outputs).all()
+    assert np.isfinite(run_file(mixed, x).output).all()
 
 
 PARTS = ("codes", "shift", "scale", "offset", "bits")

@@ -98,7 +98,7 @@ def test_every_width_answers_as_its_fixed_file(exported_once, runtime_tflite, di
     for bits in (8, 1, 4, 8, 2, 3, 5, 6, 7):
         model.bits = bits
         got = model.run(np.moveaxis(x, 1, -1))
-        assert np.array_equal(got, run_file(fixed(exported_once, bits), x).outputs)
+        assert np.array_equal(got, run_file(fixed(exported_once, bits), x).output)
     for wrong in (x, np.zeros((0, 1, 8, 8))):
         with pytest.raises(InputError, match=r"takes samples of shape \(8, 8, 1\), channels last, not \(1, 8, 8\)"):
             model.run(wrong)

@@ -67,11 +67,11 @@ class CBackend(Backend):
 
         fresh, networks = self._fresh(content, lambda bits: _network(source.model, bits))
         info = source.model.info
-        samples = noise(_SAMPLES, info.input_shape).normalized(info.normalization)
+        samples = noise(_SAMPLES, info.signature).normalized(info.normalization)
         stem = PurePath(file).stem
         return {
             f"{stem}.h": header(networks, stem, fresh.arena_bytes).encode(),
-            f"{stem}_test.c": test_program(networks, stem, samples.inputs).encode(),
+            f"{stem}_test.c": test_program(networks, stem, samples.inputs[0]).encode(),
         }
 
     def recognises(self, content: bytes) -> bool:

@@ -106,8 +106,7 @@ class OnnxBackend(Backend):
     def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Any], Any]:
         from tqexport.backends.onnx.parameters import without_roundings
 
-        session = without_roundings(content, bits)
-        return lambda inputs: session.run(inputs)[0]
+        return without_roundings(content, bits).run
 
     def open_integers(
         self,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +26,12 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from tqexport.backends.onnx import LAYOUT
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, INPUT_NAME, OUTPUT_NAME, write_facts
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, write_facts
 from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError
 from tqexport.facts import ArtifactFacts, facts_of_model
-from tqexport.model import TruncModel
+from tqexport.model import InputInfo, TruncModel
+from tqexport.outputs import run_network
 from tqexport.training.quantizers import plain_name
 from tqexport.truncation import FLOAT_BITS
 
@@ -58,35 +62,45 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[in
         deployed = deploy(model, bits)
         relu = model.info.activation_width(bits) == FLOAT_BITS
         if relu not in templates:
-            templates[relu] = capture(deployed, model.info.input_shape)
+            templates[relu] = capture(deployed, model.info.signature)
         yield bits, render(templates[relu], deployed, facts_of_model(model, bits, LAYOUT))
 
 
-def capture(deployed: nn.Module, input_shape: tuple[int, ...]) -> ir.Model:
+def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     """Capture a deployed network as an ONNX graph with a dynamic batch.
 
     Args:
         deployed: See :func:`tqexport.deploy.deploy`.
-        input_shape: Shape of one sample.
+        inputs: What it takes.
 
     Returns:
         The graph; its initializers carry the names of the deployed network's state dict.
 
     Raises:
-        ConversionError: torch.export cannot take the network, its batch size is not free, or it has several outputs.
+        ConversionError: torch.export cannot take the network, its batch size is not free, or it returns something else
+            than tensors.
     """
-    sample = torch.zeros((2, *input_shape))
+    sample = tuple(torch.zeros((2, *each.shape), dtype=getattr(torch, each.dtype)) for each in inputs)
+    try:
+        with torch.no_grad():
+            outputs = run_network(deployed, sample)
+    except ConversionError:
+        raise
+    except Exception as error:  # the network's own code raises whatever it raises
+        shapes = ", ".join(f"{each.name} {(2, *each.shape)}" for each in inputs)
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"the network does not run on inputs of zeros, {shapes}: {words}") from error
+    batch = torch.export.Dim("batch")
     try:
         with _quiet():
             program = torch.onnx.export(
                 deployed,
-                (sample,),
+                sample,
                 dynamo=True,
                 optimize=False,  # it would fold the BitShift of small layers away
                 opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[each.name for each in inputs],
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
                 custom_translation_table={
                     torch.ops.tqexport.truncate.default: _truncate,
                     torch.ops.tqexport.quantize_activation.default: _quantize_activation,
@@ -94,22 +108,13 @@ def capture(deployed: nn.Module, input_shape: tuple[int, ...]) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:  # torch.export raises whatever the network's own code raises
-        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ConversionError(f"the network cannot be captured by torch.export: {lines[0]}") from error
+        raise ConversionError(_why_not_captured(error)) from error
     assert program is not None
     graph_model: ir.Model = program.model
-    if len(graph_model.graph.outputs) != 1:
-        raise ConversionError(
-            f"the network has {len(graph_model.graph.outputs)} outputs, of which no more than one can be verified; "
-            "wrap it in a module that returns one"
-        )
-    returned = None if program.exported_program is None else program.exported_program.call_spec.out_spec
-    if returned is not None and not returned.is_leaf():
-        kind = getattr(returned.type, "__name__", "structure")
-        raise ConversionError(f"the network returns a {kind}; wrap it in a module that returns the tensor in it")
     named = set(deployed_values(deployed))
     _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed))
     _simplify(graph_model, named)
+    _name_ends(graph_model.graph, [each.name for each in inputs], [*outputs])
     _name_after_modules(graph_model, named)
     passes.ClearMetadataAndDocStringPass()(graph_model)
     for value in (*graph_model.graph.inputs, *graph_model.graph.outputs):
@@ -152,18 +157,38 @@ def _quantize_activation(input: Any, levels: Any) -> Any:
     return op.Div(op.Round(op.Mul(op.Clip(input, 0.0, 1.0), levels)), levels)
 
 
+def _why_not_captured(error: Exception) -> str:
+    """What stood in the way of capturing the network, and what to do."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if "DataDependent" in type(cause).__name__:
+        packages = {Path(torch.__file__).parent, Path(__file__).parents[2]}
+        frames = traceback.extract_tb(cause.__traceback__)
+        own = [frame for frame in frames if not packages & {*Path(frame.filename).parents}]
+        where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+        return (
+            f"the network decides by the values of a sample what it computes{where}, and a file computes the same for "
+            "all of them; use torch.where, or take the decision out of the network"
+        )
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return f"the network cannot be captured by torch.export: {lines[0]}"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about itself (absent torchvision, deprecations) off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's notes about itself (absent torchvision, deprecations, graphs) off the user's terminal."""
+    loggers = {name: logging.getLogger(name) for name in ("torch.onnx", "torch.fx")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            loggers[name].setLevel(level)
 
 
 def _simplify(model: ir.Model, named: set[str]) -> None:
@@ -209,6 +234,21 @@ def _put_initializers_in_order(graph: ir.Graph, buffers: Sequence[str]) -> None:
         graph.initializers.add(initializer)
 
 
+def _name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the ends; an output that is an input, or another output as well, becomes a value of its own."""
+    taken = {id(value) for value in graph.inputs}
+    for position, value in enumerate(graph.outputs):
+        if id(value) in taken:
+            copied = ir.node("Identity", [value])
+            graph.append(copied)
+            graph.outputs[position] = copied.outputs[0]
+            copied.outputs[0].shape, copied.outputs[0].type = value.shape, value.type
+        taken.add(id(graph.outputs[position]))
+    for values, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+
+
 def _name_after_modules(model: ir.Model, named: set[str]) -> None:
     """Name each module's last value after the module, and what is inside it ``module/operator``."""
     used: dict[str, int] = {}
@@ -223,10 +263,11 @@ def _name_after_modules(model: ir.Model, named: set[str]) -> None:
         for position, value in enumerate(node.outputs):
             if id(value) not in fixed:
                 value.name = node.name if position == 0 else f"{node.name}:{position}"
-        if module and id(node.outputs[0]) not in fixed:
+        if module:
             last_of[module] = node.outputs[0]
     for module, value in last_of.items():
-        value.name = module
+        if id(value) not in fixed:
+            value.name = module
     for number, name in enumerate([name for name in model.graph.initializers if name not in named]):
         initializer = model.graph.initializers.pop(name)
         initializer.name = f"{CONSTANT_PREFIX}{number}"

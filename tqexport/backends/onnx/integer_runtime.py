@@ -56,7 +56,7 @@ class IntegerOnnxRuntime(IntegerRuntime):
         self.differing = tuple(_differing(network, fixed))
 
     def run(self, inputs: Inputs) -> IntegerRun:
-        _, *levels = self._traced.run(inputs)
+        _, *levels = self._traced.run((inputs,))
         values = {INPUT: to_grid(inputs, self._network.grids[INPUT])}
         for name, value in zip(self._names, levels, strict=True):
             zero = self._network.grids[name].zero_point if self._symmetric else 0
@@ -64,7 +64,7 @@ class IntegerOnnxRuntime(IntegerRuntime):
         return IntegerRun(values, self.run_untouched(inputs))
 
     def run_untouched(self, inputs: Inputs) -> Levels:
-        return to_grid(self._untouched.run(inputs)[0], self._network.grids[self._network.output])
+        return to_grid(self._untouched.run((inputs,))[0], self._network.grids[self._network.output])
 
 
 def _kernel_of(file: onnx.ModelProto) -> str | None:

@@ -14,7 +14,7 @@ from tqexport.backends.running import Runner
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Inputs
+    from tqexport.backends.running import Array, Batch
 
 __all__ = ["OnnxRunner", "OnnxStretches"]
 
@@ -34,22 +34,24 @@ class OnnxRunner(Runner):
         shifts = [node for node in model.graph.node if node.op_type == "BitShift"]
         self._weights = [node.input[0].removesuffix(".codes") for node in shifts]
         activations, values = activation_outputs(model), [] if deployed else _layer_outputs(model)
-        super().__init__(activations, values, deployed=deployed)
+        super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)
         self._untouched = OnnxSession(content, bits=bits, optimized=deployed)
         kept = (*(node.output[0] for node in shifts), *activations, *values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
         self._traced = OnnxSession(model.SerializeToString(), bits=bits, optimized=deployed)
 
-    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
-        traced = [self._traced.run(inputs[i : i + _BATCH]) for i in range(0, len(inputs), _BATCH)]
+    def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
+        traced = [self._traced.run(part) for part in _parts(batch)]
         codes: dict[str, list[Array]] = {}
-        for weight, value in zip(self._weights, traced[0][1:], strict=False):
+        ends = len(self._outputs)
+        for weight, value in zip(self._weights, traced[0][ends:], strict=False):
             codes.setdefault(weight, []).append(value)
-        of_samples = zip(*(parts[:1] + parts[1 + len(self._weights) :] for parts in traced), strict=True)
-        return codes, [np.concatenate(parts) for parts in of_samples]
+        of_samples = zip(*(values[:ends] + values[ends + len(self._weights) :] for values in traced), strict=True)
+        return codes, [np.concatenate(values) for values in of_samples]
 
-    def run_untouched(self, inputs: Inputs) -> Array:
-        return np.concatenate([self._untouched.run(inputs[i : i + _BATCH])[0] for i in range(0, len(inputs), _BATCH)])
+    def run_untouched(self, batch: Batch) -> list[Array]:
+        of_parts = zip(*map(self._untouched.run, _parts(batch)), strict=True)
+        return [np.concatenate(values) for values in of_parts]
 
 
 class OnnxStretches:
@@ -66,9 +68,15 @@ class OnnxStretches:
         self._names = [node.output[0] for node in cut]
         self._session = OnnxSession(model.SerializeToString(), bits=bits)
 
-    def __call__(self, inputs: Inputs, levels: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        outputs, *rounded = self._session.run(inputs, {name: levels[name] for name in self._names})
-        return outputs, dict(zip(self._names, rounded, strict=True))
+    def __call__(self, batch: Batch, levels: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
+        values = self._session.run((*batch, *(levels[name] for name in self._names)))
+        ends = len(values) - len(self._names)
+        return values[:ends], dict(zip(self._names, values[ends:], strict=True))
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """As many samples at once as a runtime should get."""
+    return [tuple(values[i : i + _BATCH] for values in batch) for i in range(0, len(batch[0]), _BATCH)]
 
 
 def _layer_outputs(model: onnx.ModelProto) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from tqexport.backends.running import Session
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Inputs
+    from tqexport.backends.running import Array, Batch
 
 __all__ = ["OnnxSession"]
 
@@ -46,12 +45,19 @@ class OnnxSession(Session):
             self._session: Any = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise InputError(f"onnxruntime does not load the file: {str(error).splitlines()[0]}") from error
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [value.name for value in self._session.get_inputs() if bits is None or value.name != BITS_NAME]
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
-    def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
+    def run(self, batch: Batch) -> list[Array]:
+        if len(batch) != len(self._inputs):
+            raise InputError(f"the file takes {len(self._inputs)} inputs ({', '.join(self._inputs)}), not {len(batch)}")
         try:
-            results: list[Array] = self._session.run(None, {self._input: batch, **self._switch, **given})
+            fed = dict(zip(self._inputs, batch, strict=True))
+            results: list[Array] = self._session.run(None, {**fed, **self._switch})
         except Exception as error:  # of no common base, as when loading
             raise InputError(f"onnxruntime does not run the batch: {str(error).splitlines()[0]}") from error
         return results
+
+    @property
+    def output_names(self) -> list[str]:
+        return [value.name for value in self._session.get_outputs()]

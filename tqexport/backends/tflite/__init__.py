@@ -139,11 +139,9 @@ class TfliteBackend(Backend):
         return compare_parameters(content, fresh, bits, switched=switched)
 
     def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Any], Any]:
-        from tqexport.backends.tflite.layout import to_channels_last
         from tqexport.backends.tflite.parameters import without_roundings
 
-        session = without_roundings(content, bits)
-        return lambda inputs: session.run(to_channels_last(inputs))[0]
+        return without_roundings(content, bits)
 
     def open_integers(
         self,

@@ -11,19 +11,21 @@ import copy
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from tqexport.backends.onnx.file import LEVELS_SUFFIX, OUTPUT_NAME
+from tqexport.backends.base import TensorInfo
+from tqexport.backends.onnx.file import LEVELS_SUFFIX, describe, read_facts
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import ConversionError, about
+from tqexport.facts import ArtifactFacts
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 __all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
@@ -35,6 +37,9 @@ _FINE = np.float32(2**20)
 _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
 _BEYOND_TFLITE = {"Det", "Erf", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"}
+
+if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
 
 Array = npt.NDArray[Any]
 
@@ -110,32 +115,49 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
 def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Array, Array]]:
     """Name, value by onnxruntime and value by LiteRT: activations first, in the order they are computed."""
     rounds = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
-    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
-    x = np.random.default_rng(0).standard_normal(shape, np.float32)
-    expected = _run_onnx(model, rounds, x)
-    converted = _run_tflite(flat, to_channels_last(x))
-    for name in (*rounds, OUTPUT_NAME):
+    batch = _samples(model)
+    expected = _run_onnx(model, rounds, batch)
+    converted = _run_tflite(flat, tuple(map(to_channels_last, batch)))
+    for name in (*rounds, *(output.name for output in model.graph.output)):
         if name in converted:  # the converter drops what the output does not depend on
             yield name, expected[name], converted[name]
 
 
-def _run_onnx(model: onnx.ModelProto, names: Sequence[str], x: Array) -> dict[str, Array]:
-    """The output and the named values, by onnxruntime."""
+def _samples(model: onnx.ModelProto) -> Batch:
+    """One sample, normally distributed; whole numbers lie where the file says."""
+    inputs, _ = describe(model)
+    facts = read_facts(model)
+    limits = (facts.input_limits if isinstance(facts, ArtifactFacts) else ()) or (0,) * len(inputs)
+    generator = np.random.default_rng(0)
+
+    def sample(tensor: TensorInfo, limit: int) -> Array:
+        shape = tuple(int(size) for size in tensor.shape)
+        if limit:
+            return generator.integers(0, limit, shape).astype(tensor.dtype)
+        return generator.standard_normal(shape, np.float32)
+
+    return tuple(map(sample, inputs, limits))
+
+
+def _run_onnx(model: onnx.ModelProto, names: Sequence[str], batch: Batch) -> dict[str, Array]:
+    """The outputs and the named values, by onnxruntime."""
     traced = copy.deepcopy(model)
+    outputs = [output.name for output in model.graph.output]
     traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = OnnxSession(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
-    return dict(zip((OUTPUT_NAME, *names), session.run(x), strict=True))
+    return dict(zip((*outputs, *names), session.run(batch), strict=True))
 
 
-def _run_tflite(flat: FlatModel, x: Array) -> dict[str, Array]:
-    """The output and the rounded activations by name, by LiteRT."""
+def _run_tflite(flat: FlatModel, batch: Batch) -> dict[str, Array]:
+    """The outputs and the rounded activations by name, by LiteRT."""
     outputs, signatures = flat.graph.outputs, flat.model.signatureDefs
     rounded = [int(operator.outputs[0]) for operator in flat.graph.operators if flat.operator_name(operator) == "ROUND"]
     flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounded], np.int32), None
     try:
         with about("LiteRT does not run what onnx2tf wrote:", ConversionError):
             session = LiteRTSession(flat.pack())
-            return dict(zip(session.output_names, session.run_sample(np.ascontiguousarray(x)), strict=True))
+            session.check(batch)
+            return dict(zip(session.output_names, session.run_sample(*batch), strict=True))
     finally:
         flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from tqexport.backends.base import EXACT
-from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME, CodedWeight, coded_weights, read_facts
+from tqexport.backends.onnx.file import CodedWeight, coded_weights, read_facts
 from tqexport.backends.tflite.check import channels_first_values, refuse_operators, with_fine_levels
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
@@ -128,7 +128,7 @@ def _converted(
     def written(template: TfliteTemplate | None, model: onnx.ModelProto) -> FlatModel:
         flat = FlatModel(next(single)) if template is None else template.fill(parameters(model))
         _check_operators(flat)
-        _name_tensors(flat, [node.output[0] for node in model.graph.node if node.op_type == "Round"])
+        _name_tensors(flat, model.graph)
         return flat
 
     channels_first = {
@@ -168,14 +168,16 @@ def _check_operators(flat: FlatModel) -> None:
             raise ConversionError(f"the network needs the operator {name}, which plain TFLite does not have")
 
 
-def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:
+def _name_tensors(flat: FlatModel, graph: onnx.GraphProto) -> None:
     """Names that depend on the network alone, where TensorFlow counts what it did before.
 
     Args:
         flat: The file; changed in place.
-        rounds: Names of the network's Round results in graph order. onnx2tf numbers its ``tf.math.round`` operators in
-            that order, which survives where the order of operators in the file does not.
+        graph: What was converted. onnx2tf numbers its ``tf.math.round`` operators in the order of the graph, which
+            survives where the order of operators in the file does not.
     """
+    rounds = [node.output[0] for node in graph.node if node.op_type == "Round"]
+    _put_ends_in_order(flat, graph)
     for index, tensor in enumerate(flat.graph.tensors):
         tensor.name = f"constant_{index}" if flat.constant(index) is not None else f"value_{index}/{flat.name(index)}"
     for operator in flat.graph.operators:
@@ -183,7 +185,33 @@ def _name_tensors(flat: FlatModel, rounds: Sequence[str]) -> None:
         for index in map(int, operator.outputs):
             number = re.search(r"/tf\.math\.round(?:_(\d+))?/", flat.name(index)) if kind == "ROUND" else None
             flat.tensor(index).name = rounds[int(number[1] or 0)] if number else f"{kind.lower()}_{index}"
-    for name, indices in ((INPUT_NAME, flat.graph.inputs), (OUTPUT_NAME, flat.graph.outputs)):
-        for index in indices:
+    for names, indices in (
+        ([value.name for value in graph.input], flat.graph.inputs),
+        ([value.name for value in graph.output], flat.graph.outputs),
+    ):
+        for name, index in zip(names, indices, strict=True):
             flat.tensor(index).name = name
     flat.graph.name = "network"
+
+
+def _put_ends_in_order(flat: FlatModel, graph: onnx.GraphProto) -> None:
+    """Put inputs and outputs in the order of the network; the converter has another, and a signature that tells them.
+
+    Raises:
+        ConversionError: Two ends are the same value.
+    """
+    (signature,) = flat.model.signatureDefs
+    given, returned = (
+        {entry.name.decode(): int(entry.tensorIndex) for entry in part}
+        for part in (signature.inputs, signature.outputs)
+    )
+    inputs = [given[value.name] for value in graph.input]
+    outputs = [returned[f"output_{number}"] for number in range(len(graph.output))]
+    ends: dict[int, str] = {}
+    for index, value in zip((*inputs, *outputs), (*graph.input, *graph.output), strict=True):
+        if index in ends:
+            raise ConversionError(
+                f"{value.name} is the same value as {ends[index]}, which a TFLite file has once; return it once"
+            )
+        ends[index] = value.name
+    flat.graph.inputs, flat.graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,13 @@ from tqexport.backends.parameters import REWRITTEN, Parameters, different_facts,
 from tqexport.backends.tflite.file import signature_of, single_graph, unpack
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.flatbuffer_writing import serialise
+from tqexport.backends.tflite.layout import batch_to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
 
 __all__ = ["compare_parameters", "without_roundings"]
+
+if TYPE_CHECKING:
+    from tqexport.backends.running import Batch
 
 Array = npt.NDArray[Any]
 
@@ -40,9 +44,11 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int, *, switched: boo
     return Parameters(_renamed(content, width, names), {**found.differences, **differences})
 
 
-def without_roundings(content: bytes, bits: int | None) -> LiteRTSession:
-    """A file without its roundings of activations, so that all it computes is continuous."""
-    flat, _ = single_graph(content, bits)
+def without_roundings(content: bytes, bits: int | None) -> Callable[[Batch], list[Array]]:
+    """A file without its roundings of activations, so that all it computes is continuous; takes channels first."""
+    flat, facts = single_graph(content, bits)
+    inputs = [flat.name(int(index)) for index in flat.graph.inputs]
+    kept = facts.channels_first if facts else ()
     rounded = {
         int(operator.outputs[0]): int(operator.inputs[0])
         for operator in flat.graph.operators
@@ -53,7 +59,12 @@ def without_roundings(content: bytes, bits: int | None) -> LiteRTSession:
         operator.inputs = np.array([rounded.get(int(index), int(index)) for index in operator.inputs], np.int32)
     flat.graph.outputs = np.array([rounded.get(int(index), int(index)) for index in flat.graph.outputs], np.int32)
     flat.model.signatureDefs = None
-    return LiteRTSession(flat.pack())
+    session = LiteRTSession(flat.pack())
+
+    def run(batch: Batch) -> list[Array]:
+        return session.run(batch_to_channels_last(batch, inputs, kept))
+
+    return run
 
 
 def _graph(flat: FlatModel) -> Graph:

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tqexport.backends.onnx.file import OUTPUT_NAME
 from tqexport.backends.running import Runner
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import stored_integers
-from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
+from tqexport.backends.tflite.layout import batch_to_channels_last, to_channels_first
 from tqexport.backends.tflite.provenance import filters
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.layer_kinds import FILTER_OPERATORS
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Inputs
+    from tqexport.backends.running import Array, Batch
 
 __all__ = ["TfliteRunner", "TfliteStretches"]
 
@@ -38,30 +37,41 @@ class TfliteRunner(Runner):
         self._stored = stored_integers(flat) if bits is None else {}
         self._shifted = {} if bits is None else _shifted_codes(flat)
         activations, values = _kept_tensors(flat, layers=not deployed)
-        super().__init__(list(activations.values()), list(values.values()), deployed=deployed)
-        self._ends = len(flat.graph.outputs)
+        outputs = [flat.name(int(index)) for index in flat.graph.outputs]
+        super().__init__(outputs, list(activations.values()), list(values.values()), deployed=deployed)
+        self._inputs = [flat.name(int(index)) for index in flat.graph.inputs]
         kept = [*flat.graph.outputs, *activations, *values, *self._shifted]
         flat.graph.outputs = np.array(kept, np.int32)
         flat.model.signatureDefs = None
         self._traced = LiteRTSession(flat.pack(), xnnpack=deployed)
         self._untouched = LiteRTSession(content, bits=bits, xnnpack=deployed)
 
-    def run_traced(self, inputs: Inputs) -> tuple[dict[str, list[Array]], list[Array]]:
-        self._untouched.check(to_channels_last(inputs))
-        traced = [self._traced.run_sample(sample) for sample in to_channels_last(inputs)]
+    def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
+        samples = self._in_file(batch)
+        traced = [self._traced.run_sample(*sample) for sample in zip(*samples, strict=True)]
         of_samples = len(traced[0]) - len(self._shifted)
         codes = {name: list(places) for name, places in self._stored.items()}
         for (name, axes), value in zip(self._shifted.values(), traced[0][of_samples:], strict=True):
             codes.setdefault(name, []).append(value.transpose(axes))
-        columns = zip(*(parts[:1] + parts[self._ends : of_samples] for parts in traced), strict=True)
+        columns = zip(*(parts[:of_samples] for parts in traced), strict=True)
         return codes, [
             to_channels_first(np.concatenate(parts), kept=name in self._channels_first)
-            for name, parts in zip((OUTPUT_NAME, *self._activations, *self._values), columns, strict=True)
+            for name, parts in zip((*self._outputs, *self._activations, *self._values), columns, strict=True)
         ]
 
-    def run_untouched(self, inputs: Inputs) -> Array:
-        outputs = self._untouched.run(to_channels_last(inputs))[0]
-        return to_channels_first(outputs, kept=OUTPUT_NAME in self._channels_first)
+    def run_untouched(self, batch: Batch) -> list[Array]:
+        values = self._untouched.run(self._in_file(batch))
+        return [
+            to_channels_first(value, kept=name in self._channels_first)
+            for name, value in zip(self._outputs, values, strict=True)
+        ]
+
+    def _in_file(self, batch: Batch) -> Batch:
+        """Samples in the layout of the file, if they fit it."""
+        if len(batch) == len(self._inputs):
+            batch = batch_to_channels_last(batch, self._inputs, self._channels_first)
+        self._untouched.check(batch)
+        return batch
 
 
 class TfliteStretches:
@@ -77,20 +87,22 @@ class TfliteStretches:
             is_cut = flat.operator_name(operator) == "ROUND" and flat.name(int(operator.outputs[0])) in activations
             (cut if is_cut else kept).append(operator)
         flat.graph.operators = kept
+        self._inputs = [flat.name(int(index)) for index in flat.graph.inputs]
+        self._outputs = [flat.name(int(index)) for index in flat.graph.outputs]
         flat.graph.inputs = np.array([*flat.graph.inputs, *(rounding.outputs[0] for rounding in cut)], np.int32)
         flat.graph.outputs = np.array([*flat.graph.outputs, *(rounding.inputs[0] for rounding in cut)], np.int32)
         flat.model.signatureDefs = None
         self._names = [flat.name(int(rounding.outputs[0])) for rounding in cut]
         self._session = LiteRTSession(flat.pack())
 
-    def __call__(self, inputs: Inputs, levels: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        given = {name: to_channels_last(levels[name], kept=name in self._channels_first) for name in self._names}
-        values = self._session.run(to_channels_last(inputs), given)
-        outputs, *rounded = (
+    def __call__(self, batch: Batch, levels: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
+        batch = (*batch, *(levels[name] for name in self._names))
+        values = self._session.run(batch_to_channels_last(batch, (*self._inputs, *self._names), self._channels_first))
+        moved = [
             to_channels_first(value, kept=name in self._channels_first)
-            for name, value in zip((OUTPUT_NAME, *self._names), values, strict=True)
-        )
-        return outputs, dict(zip(self._names, rounded, strict=True))
+            for name, value in zip((*self._outputs, *self._names), values, strict=True)
+        ]
+        return moved[: len(self._outputs)], dict(zip(self._names, moved[len(self._outputs) :], strict=True))
 
 
 def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dict[int, str]]:

@@ -17,7 +17,7 @@ from tqexport.backends.tflite.packing import DECODE
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Inputs
+    from tqexport.backends.running import Array, Batch
 
 __all__ = ["LiteRTSession"]
 
@@ -52,30 +52,30 @@ class LiteRTSession(Session):
                 ) from error
             raise InputError(f"LiteRT does not load the file: {error}") from error
         self._invoke: Callable[[Sequence[Array]], list[Array]] = self._invoke_graph
-        details = self._interpreter.get_input_details()
+        self._inputs = self._interpreter.get_input_details()
         if bits is not None:
-            self._invoke, details = self._invoke_signature, self._open_signature(bits)
-        self._inputs = details
-        self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in details]
-        self._names = [str(detail["name"]) for detail in details]
+            self._invoke = self._invoke_signature
+            self._open_signature(bits)
+        self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in self._inputs]
         self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
 
-    def run(self, batch: Inputs, given: Mapping[str, Array] = {}) -> list[Array]:
+    def run(self, batch: Batch) -> list[Array]:
         self.check(batch)
-        more = [given[name] for name in self._names[1:]]
-        parts = [self.run_sample(*sample) for sample in zip(batch, *more, strict=True)]
+        parts = [self.run_sample(*sample) for sample in zip(*batch, strict=True)]
         return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
-    def check(self, batch: Inputs) -> None:
+    def check(self, batch: Batch) -> None:
         """Refuse samples of another shape.
 
         Raises:
             InputError: They are not what the file takes.
         """
-        if not len(batch) or batch.shape[1:] != self._shapes[0][1:]:
-            raise InputError(
-                f"the file takes samples of shape {self._shapes[0][1:]}, channels last, not {batch.shape[1:]}"
-            )
+        if len(batch) != len(self._inputs):
+            names = ", ".join(str(detail["name"]) for detail in self._inputs)
+            raise InputError(f"the file takes {len(self._inputs)} inputs ({names}), not {len(batch)}")
+        for values, shape in zip(batch, self._shapes, strict=True):
+            if not len(values) or values.shape[1:] != shape[1:]:
+                raise InputError(f"the file takes samples of shape {shape[1:]}, channels last, not {values.shape[1:]}")
 
     def run_sample(self, *sample: Array) -> list[Array]:
         """Run one sample, an array for each input; returns every output, among them those without a batch.
@@ -105,18 +105,19 @@ class LiteRTSession(Session):
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the outputs, in the order of :meth:`run`."""
         return [str(detail["name"]) for detail in self._interpreter.get_output_details()]
 
-    def _open_signature(self, bits: int) -> list[Any]:
-        """Choose the signature of a width; returns the details of its inputs."""
+    def _open_signature(self, bits: int) -> None:
+        """Choose the signature of a width; its inputs and outputs have the names that they have in every other."""
         try:
             self._signature = self._interpreter.get_signature_runner(signature_of(bits))
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT does not run the file at {bits} bits: {error}") from error
-        inputs = self._signature.get_input_details()
-        self._signature_inputs = list(inputs)
-        return list(inputs.values())
+        names = [str(detail["name"]) for detail in self._inputs]
+        given, returned = self._signature.get_input_details(), self._signature.get_output_details()
+        if {*names} != {*given} or {*self.output_names} != {*returned}:
+            raise InputError(f"the file has other inputs or outputs at {bits} bits than at others; export it again")
+        self._inputs = [given[name] for name in names]
 
     def _invoke_graph(self, values: Sequence[Array]) -> list[Array]:
         for detail, value in zip(self._inputs, values, strict=True):
@@ -125,7 +126,9 @@ class LiteRTSession(Session):
         return [self._interpreter.get_tensor(index) for index in self._outputs]
 
     def _invoke_signature(self, values: Sequence[Array]) -> list[Array]:
-        return list(self._signature(**dict(zip(self._signature_inputs, values, strict=True))).values())
+        names = [str(detail["name"]) for detail in self._interpreter.get_input_details()]
+        results = self._signature(**dict(zip(names, values, strict=True)))
+        return [results[name] for name in self.output_names]
 
 
 @contextmanager
