@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqexport.backends.base import EXACT_PACKED
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import UsageError
 from tqexport.integer.names import PACKED
@@ -41,8 +42,8 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
     else:
         output.say(f"kernel {facts.kernel}: int8 weights in the place of codes")
-    if facts.kernel == PACKED:
-        output.say(f"kernel {PACKED}: weights that are smaller so are bit streams with a table of their int8 values")
+    if facts.kernel in (PACKED, EXACT_PACKED):
+        output.say(f"kernel {facts.kernel}: {artifact.backend.packing}")
     output.document(
         {
             "artifact": str(path),

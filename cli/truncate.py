@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tqexport.backends.base import EXACT
 
 from .common import Output, Widths, output_options, widths_option
+
+if TYPE_CHECKING:
+    from tqexport.artifacts.truncate import OpenArtifact
+    from tqexport.facts import ArtifactFacts
 
 
 @click.command("truncate")
@@ -17,8 +22,9 @@ from .common import Output, Widths, output_options, widths_option
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: beside ARTIFACT."
 )
+@click.option("--packed", is_flag=True, help="Put several codes of 1 to 4 bits in a byte (--kernel exact-packed).")
 @output_options
-def command(artifact: Path, widths: Widths, folder: Path | None, output: Output) -> None:
+def command(artifact: Path, widths: Widths, folder: Path | None, packed: bool, output: Output) -> None:
     """Cut ARTIFACT to files of one width each.
 
     ARTIFACT was made with --bits runtime, or is an ONNX file made with --truncatable. Needs neither the checkpoint nor
@@ -27,6 +33,7 @@ def command(artifact: Path, widths: Widths, folder: Path | None, output: Output)
     with output.step(f"Reading {artifact}"):
         from tqexport.artifacts.truncate import open_artifact
         from tqexport.errors import UsageError
+        from tqexport.facts import ArtifactFacts
         from tqexport.files import ensure_folder, write_bytes
 
         opened = open_artifact(artifact)
@@ -34,8 +41,10 @@ def command(artifact: Path, widths: Widths, folder: Path | None, output: Output)
         ensure_folder(folder)
     written = []
     for bits in widths.resolve([bits for bits in opened.widths if bits != opened.own] or opened.widths):
-        content = opened.truncate(bits)
-        target = folder / _name(artifact, opened.own, opened.facts_at(bits).kernel, bits)
+        content = opened.truncate(bits, packed=packed)
+        facts = opened.backend.facts(content)
+        assert isinstance(facts, ArtifactFacts)  # of one width
+        target = folder / _name(artifact, opened, facts)
         if target.is_file() and target.read_bytes() != content:
             raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
         write_bytes(target, content)
@@ -44,8 +53,12 @@ def command(artifact: Path, widths: Widths, folder: Path | None, output: Output)
     output.document({"artifact": str(artifact), "written": written})
 
 
-def _name(artifact: Path, own: int | None, kernel: str | None, bits: int) -> str:
+def _name(artifact: Path, opened: OpenArtifact, cut: ArtifactFacts) -> str:
     """What a direct export of the width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
-    suffix = "" if kernel in (None, EXACT) else f"-{kernel}"
-    stem = artifact.stem.removesuffix(suffix).removesuffix(f"-w{own}")
-    return f"{stem}-w{bits}{suffix}{artifact.suffix}"
+    before, after = (_suffix(kernel) for kernel in (opened.facts_at(cut.width).kernel, cut.kernel))
+    stem = artifact.stem.removesuffix(before).removesuffix(f"-w{opened.own}")
+    return f"{stem}-w{cut.width}{after}{artifact.suffix}"
+
+
+def _suffix(kernel: str | None) -> str:
+    return "" if kernel in (None, EXACT) else f"-{kernel}"

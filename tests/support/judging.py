@@ -18,7 +18,7 @@ from rewrites import FIXED_ALONE, ONNX_REWRITES, TFLITE_REWRITES
 from tqexport import ReadOptions
 from tqexport.artifacts.project import open_project
 from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT
+from tqexport.backends.base import EXACT, EXACT_PACKED
 from tqexport.errors import TqExportError
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports
@@ -37,12 +37,18 @@ class Kind:
     kernel: str = EXACT
     switched: bool = False
 
+    @property
+    def widths(self) -> range:
+        """The widths that there are such files of."""
+        return range(1, 5) if self.kernel == EXACT_PACKED else WIDTHS
+
     def __str__(self) -> str:
         return f"{'run-time' if self.switched else 'fixed'} {self.backend} {self.kernel}"
 
 
 KINDS = (
     Kind("onnx"),
+    Kind("onnx", EXACT_PACKED),
     Kind("onnx", switched=True),
     Kind("tflite"),
     Kind("tflite", switched=True),
@@ -83,7 +89,7 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         """Open the digits network; ``folder`` is written to by nothing that follows."""
         self._project = open_project(DIGITS, folder, ReadOptions())
-        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*WIDTHS} for kind in KINDS})
+        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*kind.widths} for kind in KINDS})
         self._samples = random_samples(self._project.model, 32).inputs
         digits = load_samples(DIGITS_DATA, self._project.model).inputs[:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)
@@ -99,7 +105,7 @@ class Judge:
     def changed(self, kind: Kind, seed: int) -> Outcome:
         """Change a file in one place, and judge it."""
         random = Random(f"{kind} {seed}")
-        bits = random.choice(WIDTHS)
+        bits = random.choice(kind.widths)
         content = self.right(kind, bits)
         if kind.backend == "onnx":
             what, content = mutated_onnx(content, random)
@@ -110,7 +116,7 @@ class Judge:
     def rewritten(self, kind: Kind, seed: int) -> Outcome:
         """Rewrite a file in one to three ways, and judge it."""
         random = Random(f"{kind} {seed}")
-        bits, known = random.choice(WIDTHS), ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES
+        bits, known = random.choice(kind.widths), ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES
         ways = sorted({*known} - (FIXED_ALONE if kind.switched else set()))
         chosen = [ways[seed % len(ways)], *random.sample(ways, random.randrange(3))]
         content = self.right(kind, bits)

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tqexport.backends.base import EXACT
+from tqexport.backends.base import EXACT, is_exact
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import RuntimeRun
 from tqexport.model import TruncModel
@@ -155,7 +155,7 @@ class Comparison:
         """
         self._parameters = parameters or Parameters(b"", not_compared="there is no fresh export")
         self._model, self._bits, self._kernel = model, bits, kernel
-        self._trace = Trace(0.0 if kernel == EXACT else DYNAMIC_TOLERANCE)
+        self._trace = Trace(0.0 if is_exact(kernel) else DYNAMIC_TOLERANCE)
         self._runtime = ""
         self._codes: tuple[int, int] | None = None  # how many were compared, and how many differ
         self._code_problems: dict[str, str] = {}
@@ -184,7 +184,7 @@ class Comparison:
             outputs, calls = count_calls(network, given)
             bound = self._trace.run(network, run, given, calls)
         reference: Array = outputs.numpy()
-        if self._kernel == EXACT and bound is not None and run.outputs.shape == bound.shape:
+        if is_exact(self._kernel) and bound is not None and run.outputs.shape == bound.shape:
             # Two computations, each up to a bound from the reference.
             difference = np.abs(run.outputs - run.traced_outputs)
             apart = (difference > 2 * bound).reshape(len(inputs), -1).any(1) & ~self._trace.on_boundary(len(inputs))

@@ -44,6 +44,7 @@ class TfliteBackend(Backend):
     runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
     integer_runtimes = {"tflm": "TFLite Micro"}  # noqa: RUF012 - annotated in the protocol
     converts = "onnx"
+    packing = "weights that are smaller so are bit streams with a table of their int8 values"
     takes_folder = True
 
     def check_environment(self, kernel: str = EXACT) -> None:
