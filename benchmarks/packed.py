@@ -1,18 +1,25 @@
-"""Size and arena of packed integer files in TFLite Micro beside plain ones; whether they equal the integer model.
+"""Packed files beside plain ones: their sizes, and what they cost where they run.
 
-python benchmarks/packed.py --network digits     the network of fixtures/digits-resnet8-int.pt
+python benchmarks/packed.py --network digits     in TFLite Micro, the network of fixtures/digits-resnet8-int.pt
 python benchmarks/packed.py --network resnet8    MLPerf Tiny's, with random weights in the bell shape of trained ones
+python benchmarks/packed.py --network resnet20x5 --runtime onnxruntime    also resnet50, mobilenet, ...
 
-The arena is what TFLite Micro's recording allocator says after a run, on a host of 64 bits, whose pointers are twice as
-long as a microcontroller's.
+For TFLite Micro, whether the file equals the integer model, and the arena that the recording allocator counts after a
+run, on a host of 64 bits, whose pointers are twice as long as a microcontroller's. For onnxruntime, whether the outputs
+are those of the plain file to the last bit, and how long loading and a run of one sample take on one thread, as medians
+of the ratios of neighbouring measurements, with the smallest and the largest.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import runpy
+import statistics
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tqexport import TruncModel, load_checkpoint
+from tqexport.backends.base import EXACT_PACKED
+from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.backends.onnx.packing import pack_onnx
+from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.backends.tflite.integer_runtime import open_integer_runtimes
@@ -33,7 +45,11 @@ from tqexport.integer.calibration import calibrate
 from tqexport.integer.names import INTEGER, PACKED
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "digits-resnet8-int.pt"
+INTEGER_BENCHMARK = runpy.run_path(str(Path(__file__).with_name("integer.py")))
+NETWORKS = tuple(INTEGER_BENCHMARK["NETWORKS"])
 WIDTHS = (1, 2, 4, 6)
+ONNX_WIDTHS = (1, 2, 4)
+LATENCY_RUNS = 5
 SAMPLES = 16
 ARENA = 64 << 20  # bytes; more than any of the networks needs
 
@@ -42,8 +58,7 @@ def network(name: str) -> TruncModel:
     """A calibrated network."""
     if name == "digits":
         return load_checkpoint(FIXTURE)
-    random = runpy.run_path(str(Path(__file__).with_name("integer.py")))["network"]
-    model: TruncModel = random(name, (*WIDTHS, 8))
+    model: TruncModel = INTEGER_BENCHMARK["network"](name, (*WIDTHS, 8))
     return calibrate(model, samples_of(model))
 
 
@@ -81,10 +96,48 @@ def equal(model: TruncModel, bits: int, content: bytes) -> bool:
     return not runtime.differing and np.array_equal(outputs, integers.run(inputs, "tflm")[integers.output])
 
 
+def in_onnxruntime(name: str, rounds: int) -> Table:
+    """A row for each width and kernel."""
+    columns = ("bits", "kernel", "plain, bytes", "packed", "loading", "latency", "equal")
+    table, model = Table(*columns, title=f"{name}, onnxruntime"), network(name)
+    sample = samples_of(model)[:1]
+    exact = dict(export_onnx(model, ONNX_WIDTHS))
+    for bits in ONNX_WIDTHS:
+        for kernel, plain in ((EXACT_PACKED, exact[bits]), (PACKED, integer_onnx(model, bits))):
+            contents = (pack_onnx(plain), plain)
+            sessions = [OnnxSession(content) for content in contents]
+            loading = ratios([functools.partial(OnnxSession, content) for content in contents], rounds, 1)
+            latency = ratios([functools.partial(session.run, sample) for session in sessions], rounds, LATENCY_RUNS)
+            same = np.array_equal(*(session.run(sample)[0] for session in sessions))
+            sizes = (f"{len(content):,}" for content in reversed(contents))
+            table.add_row(str(bits), kernel, *sizes, loading, latency, "yes" if same else "NO")
+    return table
+
+
+def ratios(pair: Sequence[Callable[[], object]], rounds: int, runs: int) -> str:
+    """How much longer the first of two takes than the second, in turns: median, smallest and largest."""
+    found = []
+    for _ in range(rounds + 1):
+        taken = []
+        for run in pair:
+            start = time.perf_counter()
+            for _ in range(runs):
+                run()
+            taken.append(time.perf_counter() - start)
+        found.append(taken[0] / taken[1])
+    of_warm = found[1:]
+    return f"{statistics.median(of_warm):.2f} ({min(of_warm):.2f}-{max(of_warm):.2f})"
+
+
 @click.command()
-@click.option("--network", "name", type=click.Choice(["digits", "resnet8"]), default="digits", show_default=True)
-def main(name: str) -> None:
+@click.option("--network", "name", type=click.Choice(["digits", *NETWORKS]), default="digits", show_default=True)
+@click.option("--runtime", type=click.Choice(["tflm", "onnxruntime"]), default="tflm", show_default=True)
+@click.option("--rounds", default=15, show_default=True, help="Measurements of each pair in onnxruntime.")
+def main(name: str, runtime: str, rounds: int) -> None:
     """Print a row for each width and form."""
+    if runtime == "onnxruntime":
+        Console(width=110).print(in_onnxruntime(name, rounds))
+        return
     check_micro()
     model = network(name)
     table = Table("bits", "form", "file, bytes", "filters packed", "arena, bytes", "equal", title=name)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tqexport.backends.base import EXACT
+from tqexport.facts import MultiWidthFacts
 
-from .common import Output, Widths, output_options, widths_option
+from .common import Output, Widths, output_options, widths_option, write_new
 
 if TYPE_CHECKING:
     from tqexport.artifacts.truncate import OpenArtifact
-    from tqexport.facts import ArtifactFacts
+
+
+__all__ = ["command", "name_of_cut"]
 
 
 @click.command("truncate")
@@ -32,29 +35,28 @@ def command(artifact: Path, widths: Widths, folder: Path | None, packed: bool, o
     """
     with output.step(f"Reading {artifact}"):
         from tqexport.artifacts.truncate import open_artifact
-        from tqexport.errors import UsageError
-        from tqexport.facts import ArtifactFacts
-        from tqexport.files import ensure_folder, write_bytes
+        from tqexport.files import ensure_folder
 
         opened = open_artifact(artifact)
         folder = folder or artifact.parent
         ensure_folder(folder)
     written = []
-    for bits in widths.resolve([bits for bits in opened.widths if bits != opened.own] or opened.widths):
+    others = [bits for bits in opened.widths if bits != opened.own] or opened.widths
+    if packed:
+        others = [bits for bits in opened.widths if bits in opened.backend.packed_widths] or others
+    for bits in widths.resolve(others):
         content = opened.truncate(bits, packed=packed)
-        facts = opened.backend.facts(content)
-        assert isinstance(facts, ArtifactFacts)  # of one width
-        target = folder / _name(artifact, opened, facts)
-        if target.is_file() and target.read_bytes() != content:
-            raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
-        write_bytes(target, content)
+        target = folder / name_of_cut(artifact, opened, content)
+        write_new(target, content)
         output.say(f"{target}  {len(content):,} bytes")
         written.append({"file": str(target), "width": bits, "bytes": len(content)})
     output.document({"artifact": str(artifact), "written": written})
 
 
-def _name(artifact: Path, opened: OpenArtifact, cut: ArtifactFacts) -> str:
-    """What a direct export of the width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
+def name_of_cut(artifact: Path, opened: OpenArtifact, content: bytes) -> str:
+    """What a direct export of a file of one width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
+    cut = opened.backend.facts(content)
+    assert not isinstance(cut, MultiWidthFacts)  # nothing is cut to several widths
     before, after = (_suffix(kernel) for kernel in (opened.facts_at(cut.width).kernel, cut.kernel))
     stem = artifact.stem.removesuffix(before).removesuffix(f"-w{opened.own}")
     return f"{stem}-w{cut.width}{after}{artifact.suffix}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,7 +17,7 @@ from rewrites import FIXED_ALONE, ONNX_REWRITES, TFLITE_REWRITES
 
 from tqexport import ReadOptions
 from tqexport.artifacts.project import open_project
-from tqexport.backends import open_runner
+from tqexport.backends import BACKENDS, open_runner
 from tqexport.backends.base import EXACT, EXACT_PACKED
 from tqexport.errors import TqExportError
 from tqexport.verification.comparison import Comparison, Verdict
@@ -38,9 +38,9 @@ class Kind:
     switched: bool = False
 
     @property
-    def widths(self) -> range:
+    def widths(self) -> Collection[int]:
         """The widths that there are such files of."""
-        return range(1, 5) if self.kernel == EXACT_PACKED else WIDTHS
+        return BACKENDS[self.backend].packed_widths if self.kernel == EXACT_PACKED else WIDTHS
 
     def __str__(self) -> str:
         return f"{'run-time' if self.switched else 'fixed'} {self.backend} {self.kernel}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from tqexport.backends.parameters import REWRITTEN, Parameters
-from tqexport.errors import UsageError
+from tqexport.errors import InputError, UsageError
 from tqexport.facts import Facts
 from tqexport.integer.names import is_integer
 
@@ -78,6 +78,7 @@ class Backend(ABC):
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
         converts: The back end whose files it makes its own from; None where it starts from the network.
+        packed_widths: The widths that a file which is cut from another can be packed at.
         packing: What a packed file holds in the place of plain weights, for ``inspect``.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
@@ -92,6 +93,7 @@ class Backend(ABC):
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
     converts: ClassVar[str | None] = None
+    packed_widths: ClassVar[Collection[int]] = ()
     packing: ClassVar[str] = ""
     takes_folder: ClassVar[bool] = False
 
@@ -215,6 +217,27 @@ class Backend(ABC):
             ConversionError: No weight would be smaller.
         """
         raise UsageError(f"the weights of a {self.title} file that is cut from another cannot be packed")
+
+    def remainder(self, whole: bytes, first: bytes, bits: int) -> dict[str, bytes]:  # noqa: ARG002 - of those that can
+        """What a file with several widths holds besides its packed file of a width, by name.
+
+        Args:
+            whole: The file.
+            first: What :meth:`cut` and :meth:`pack` make of it.
+            bits: The width.
+
+        Raises:
+            UsageError: Files of the format have no such parts.
+        """
+        raise UsageError(f"{self.title} files are not delivered in parts; split the ONNX file of the network")
+
+    def rejoined(self, first: bytes, rest: Mapping[str, bytes], bits: int) -> bytes:  # noqa: ARG002 - of those that can
+        """The file that two parts were made of, byte for byte; the inverse of :meth:`remainder`.
+
+        Raises:
+            InputError: A part is damaged, or of another format.
+        """
+        raise InputError(f"is no rest of a {self.title} file")
 
     @property
     def cuts(self) -> bool:

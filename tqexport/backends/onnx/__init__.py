@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import EXACT, EXACT_PACKED, Backend, Source, TensorInfo
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["OnnxBackend"]
 
 LAYOUT = "channels first"
+WIDEST_PACKED = 4  # of wider codes no two fit into a byte
 _PACKED_KERNELS = (EXACT_PACKED, PACKED)
 
 
@@ -39,6 +40,7 @@ class OnnxBackend(Backend):
         SYMMETRIC: "the same with int8 values without zero points, for compilers that know none, such as TensorRT; "
         "of a checkpoint calibrated with --symmetric, activations of at most 7 bits",
     }
+    packed_widths = range(1, WIDEST_PACKED + 1)
     packing = "weights that are smaller so are bytes with several codes in each, stored in 1, 2 or 4 bits"
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
@@ -116,6 +118,16 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.packing import pack_onnx
 
         return pack_onnx(content)
+
+    def remainder(self, whole: bytes, first: bytes, bits: int) -> dict[str, bytes]:
+        from tqexport.backends.onnx.parts import remainder
+
+        return remainder(whole, first, bits)
+
+    def rejoined(self, first: bytes, rest: Mapping[str, bytes], bits: int) -> bytes:
+        from tqexport.backends.onnx.parts import rejoined
+
+        return rejoined(first, rest, bits)
 
     def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:  # noqa: ARG002
         from tqexport.backends.onnx.parameters import compare_parameters

@@ -25,6 +25,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tqexport.backends.base import EXACT, EXACT_PACKED
+from tqexport.backends.onnx import WIDEST_PACKED
 from tqexport.backends.onnx.file import CODES, is_right_shift, parse, read_facts, rebuild, write_facts
 from tqexport.backends.packing import PACKED_WIDTHS, packed
 from tqexport.errors import ConversionError, UsageError
@@ -32,9 +33,8 @@ from tqexport.facts import ArtifactFacts
 from tqexport.integer.names import INTEGER, PACKED
 from tqexport.truncation import STORED_BITS
 
-__all__ = ["PACKED_FORMS", "WIDEST", "check_packable", "pack_onnx"]
+__all__ = ["PACKED_FORMS", "check_packable", "pack_onnx"]
 
-WIDEST = max(PACKED_WIDTHS)
 PACKED_FORMS = {EXACT: EXACT_PACKED, INTEGER: PACKED}  # by kernel
 
 
@@ -44,10 +44,10 @@ def check_packable(bits: int) -> None:
     Raises:
         UsageError: It is one of them.
     """
-    if bits > WIDEST:
+    if bits > WIDEST_PACKED:
         raise UsageError(
             f"no two codes of {bits} bits fit into a byte, so packing them saves nothing; name widths of 1 to "
-            f"{WIDEST}, or leave the others unpacked"
+            f"{WIDEST_PACKED}, or leave the others unpacked"
         )
 
 
