@@ -6,10 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqexport.backends.base import EXACT_PACKED
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import UsageError
-from tqexport.integer.names import PACKED
 
 from .common import Output, plural_bits
 
@@ -42,8 +40,8 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
     else:
         output.say(f"kernel {facts.kernel}: int8 weights in the place of codes")
-    if facts.kernel in (PACKED, EXACT_PACKED):
-        output.say(f"kernel {facts.kernel}: {artifact.backend.packing}")
+    if packing := artifact.backend.packing.get(facts.kernel or ""):
+        output.say(f"kernel {facts.kernel}: {packing}")
     output.document(
         {
             "artifact": str(path),

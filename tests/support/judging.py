@@ -38,9 +38,14 @@ class Kind:
     switched: bool = False
 
     @property
+    def packed(self) -> bool:
+        """Whether codes take fewer than 8 bits in it."""
+        return self.kernel == EXACT_PACKED
+
+    @property
     def widths(self) -> Collection[int]:
         """The widths that there are such files of."""
-        return BACKENDS[self.backend].packed_widths if self.kernel == EXACT_PACKED else WIDTHS
+        return BACKENDS[self.backend].packed_widths if self.packed else WIDTHS
 
     def __str__(self) -> str:
         return f"{'run-time' if self.switched else 'fixed'} {self.backend} {self.kernel}"
@@ -51,6 +56,7 @@ KINDS = (
     Kind("onnx", EXACT_PACKED),
     Kind("onnx", switched=True),
     Kind("tflite"),
+    Kind("tflite", EXACT_PACKED),
     Kind("tflite", switched=True),
     Kind("tflite", "dynamic"),
 )

@@ -78,8 +78,8 @@ class Backend(ABC):
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
         converts: The back end whose files it makes its own from; None where it starts from the network.
+        packing: What a file of a packed kernel holds in the place of plain weights, by kernel, for ``inspect``.
         packed_widths: The widths that a file which is cut from another can be packed at.
-        packing: What a packed file holds in the place of plain weights, for ``inspect``.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -93,8 +93,8 @@ class Backend(ABC):
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
     converts: ClassVar[str | None] = None
+    packing: ClassVar[Mapping[str, str]] = {}
     packed_widths: ClassVar[Collection[int]] = ()
-    packing: ClassVar[str] = ""
     takes_folder: ClassVar[bool] = False
 
     def every_runtime(self) -> set[str]:

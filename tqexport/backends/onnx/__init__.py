@@ -40,8 +40,10 @@ class OnnxBackend(Backend):
         SYMMETRIC: "the same with int8 values without zero points, for compilers that know none, such as TensorRT; "
         "of a checkpoint calibrated with --symmetric, activations of at most 7 bits",
     }
+    packing = dict.fromkeys(
+        (EXACT_PACKED, PACKED), "weights that are smaller so are bytes with several codes in each, of 1, 2 or 4 bits"
+    )
     packed_widths = range(1, WIDEST_PACKED + 1)
-    packing = "weights that are smaller so are bytes with several codes in each, stored in 1, 2 or 4 bits"
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
         "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs."
