@@ -6,8 +6,8 @@ python benchmarks/packed.py --network resnet20x5 --runtime onnxruntime    also l
 
 For TFLite Micro, whether the file equals the integer model, and the arena that the recording allocator counts after a
 run, on a host of 64 bits, whose pointers are twice as long as a microcontroller's. For onnxruntime, and LiteRT with
-XNNPACK, how far the outputs are from those of the plain file, as a share of the largest, and how long loading and a run
-of one sample take on one thread, as medians of the ratios of neighbouring measurements, with the smallest and the largest.
+XNNPACK, how far the outputs are from those of the plain file, as a share of the largest; and how long loading and a run
+of one sample take on one thread, as medians of the ratios of neighbouring measurements, with smallest and largest.
 """
 
 from __future__ import annotations

@@ -54,8 +54,9 @@ def test_a_packed_file_equals_the_plain_one_and_passes(exported_once, digits, di
     assert (verdict.codes, verdict.codes_wrong) == (CODES, 0)
 
 
-@pytest.mark.parametrize("kernel", [EXACT, DYNAMIC])
-@pytest.mark.parametrize(("network", "seed", "shape"), [(Layers, 5, (3, 9, 10)), (one_dimensional, 6, (3, 14))])
+@pytest.mark.parametrize(
+    ("network", "seed", "shape", "kernel"), [(Layers, 5, (3, 9, 10), EXACT), (one_dimensional, 6, (3, 14), DYNAMIC)]
+)
 def test_every_kind_of_filter_and_odd_counts(network, seed, shape, kernel):
     model = model_of(randomize_(prepare(network(), (1, 4, 8)), seed), shape)
     ((_, content),) = export_onnx(model, (1,))
