@@ -118,11 +118,11 @@ class Project:
         """
         files = self.make(backend, widths, kernel)
         if truncatable:
-            if kernel != EXACT:
-                raise UsageError(f"only files of --kernel {EXACT} keep tables of other widths; leave --truncatable out")
             check_shiftable(self.widths, self.quantizer)
             self._check_widths(widths)
             files = BACKENDS[backend].export_truncatable(self, widths)
+            if kernel != EXACT:
+                raise UsageError(f"only files of --kernel {EXACT} keep tables of other widths; leave --truncatable out")
         ensure_folder(self.folder)
         for bits, content in files:
             others = tuple(other for other in self.widths if other != bits) if truncatable else ()
