@@ -14,7 +14,8 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqexport.artifacts.truncate import OpenArtifact, open_artifact
+from tqexport.artifacts.truncate import OpenArtifact
+from tqexport.backends import backend_of
 from tqexport.errors import InputError, about
 from tqexport.facts import DAMAGED
 
@@ -82,16 +83,19 @@ def joined(first: Path, rest: Path) -> tuple[str, bytes]:
     Raises:
         InputError: A part is missing or damaged, or the two do not belong together.
     """
-    artifact = open_artifact(first)
+    try:
+        packed = first.read_bytes()
+    except OSError as error:
+        raise InputError(f"{first} cannot be read: {error.strerror or error}") from error
     with about(str(rest)):
         record, members = _read(rest)
-    if _sha256(artifact.content) != record.first_sha256:
+    if _sha256(packed) != record.first_sha256:
         raise InputError(
             f"{first} is not the file of {record.width} bits that {rest} was made with (its sha256 differs), or it was "
             f"changed since; take the two files that one tqexport split wrote"
         )
     with about(str(rest)):
-        content = artifact.backend.rejoined(artifact.content, members, record.width)
+        content = backend_of(packed).rejoined(packed, members, record.width)
         if _sha256(content) != record.sha256:
             raise InputError(DAMAGED)
     return record.file, content

@@ -183,3 +183,10 @@ def test_damaged_bytes_are_a_refusal(exported_once, name, change):
     changed = changed_onnx(pack_onnx(artifact(exported_once, "onnx", 2)), name, change)
     with pytest.raises(InputError):
         BACKENDS["onnx"].codes(changed, 2)
+
+
+def test_a_damaged_text_is_a_refusal(exported_once):
+    content = artifact(exported_once, "onnx", 2)
+    for text in (b"tqexport.width", b"layers.1.conv1.weight.shift"):
+        with pytest.raises(InputError, match="is not a valid ONNX file"):
+            BACKENDS["onnx"].facts(content.replace(text, text[:-1] + b"\xff"))

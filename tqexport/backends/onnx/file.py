@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,23 @@ def parse(content: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
+        "".join(_texts(model))  # of damaged ones some can be read no more
     except Exception as error:  # protobuf and the checker raise classes of their own, without a common base
         raise InputError(_NOT_VALID) from error
     if not model.graph.node or any(tensor.external_data for tensor in model.graph.initializer):
         raise InputError("is empty or keeps data outside of the file; export it again with tqexport onnx")
     return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str]:
+    """The texts of a file that are read later: of its metadata, and the names in its graph."""
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for tensor in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        yield tensor.name
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def describe(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
@@ -207,7 +219,7 @@ def _constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
         }:
             try:
                 values[node.output[0]] = _UNPACKING[node.op_type](*(values[name] for name in node.input))
-            except (ValueError, TypeError, IndexError) as error:
+            except (ValueError, TypeError, IndexError, OverflowError) as error:
                 raise InputError(f"{node.output[0]} cannot be computed from what is packed; export it again") from error
             apart.add(node.output[0])
     return values

@@ -54,10 +54,10 @@ def rejoined(first: bytes, rest: Mapping[str, bytes], bits: int) -> bytes:
     Raises:
         InputError: A part is damaged.
     """
-    packed = parse(first)
-    known, upper = _initializers(packed), shifted_codes(packed, bits)
     low = STORED_BITS - bits
     try:
+        packed = parse(first)
+        known, upper = _initializers(packed), shifted_codes(packed, bits)
         model = onnx.ModelProto.FromString(rest[_GRAPH])
         place, stream = 0, np.frombuffer(rest[_CODES], np.uint8)
         for tensor in model.graph.initializer:
@@ -70,9 +70,9 @@ def rejoined(first: bytes, rest: Mapping[str, bytes], bits: int) -> bytes:
                 lower = _from_bits(stream[place : place + length], codes.size, low)
                 tensor.raw_data = (codes.ravel() << np.uint8(low) | lower).tobytes()
                 place += length
+        whole: bytes = model.SerializeToString(deterministic=True)
     except Exception as error:  # protobuf raises classes of its own, without a common base
         raise InputError(DAMAGED) from error
-    whole: bytes = model.SerializeToString(deterministic=True)
     return whole
 
 
