@@ -8,7 +8,7 @@ import click
 
 from tqexport.backends import BACKENDS
 
-from . import calibrate, convert, gap, inspect, truncate, verify
+from . import calibrate, convert, gap, inspect, parts, truncate, verify
 from .common import run_and_exit
 from .export import export_command
 
@@ -36,6 +36,8 @@ for command in (
     *map(export_command, BACKENDS.values()),
     verify.command,
     truncate.command,
+    parts.split,
+    parts.join,
     inspect.command,
     gap.command,
     calibrate.command,

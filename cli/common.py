@@ -13,15 +13,26 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
 from tqexport.checkpoints.options import ReadOptions
-from tqexport.errors import HostError, TqExportError
+from tqexport.errors import HostError, TqExportError, UsageError
+from tqexport.files import write_bytes
 
-__all__ = ["Output", "Widths", "checkpoint_options", "output_options", "plural_bits", "run_and_exit", "widths_option"]
+__all__ = [
+    "Output",
+    "Widths",
+    "checkpoint_options",
+    "output_options",
+    "plural_bits",
+    "run_and_exit",
+    "widths_option",
+    "write_new",
+]
 
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
@@ -201,6 +212,18 @@ class Output:
                 yield
         else:
             yield
+
+
+def write_new(target: Path, content: bytes) -> None:
+    """Write a file, unless another one is there.
+
+    Raises:
+        UsageError: It is.
+    """
+    if not target.is_file():
+        write_bytes(target, content)
+    elif target.read_bytes() != content:
+        raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
 
 
 def plural_bits(width: int) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import UsageError
-from tqexport.integer.names import PACKED
 
 from .common import Output, plural_bits
 
@@ -41,8 +40,8 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         output.table(("weight", "stored as", "shape", "codes"), rows, left=("weight", "stored as", "shape"))
     else:
         output.say(f"kernel {facts.kernel}: int8 weights in the place of codes")
-    if facts.kernel == PACKED:
-        output.say(f"kernel {PACKED}: weights that are smaller so are bit streams with a table of their int8 values")
+    if packing := artifact.backend.packing.get(facts.kernel or ""):
+        output.say(f"kernel {facts.kernel}: {packing}")
     output.document(
         {
             "artifact": str(path),

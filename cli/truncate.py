@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tqexport.backends.base import EXACT
+from tqexport.facts import MultiWidthFacts
 
-from .common import Output, Widths, output_options, widths_option
+from .common import Output, Widths, output_options, widths_option, write_new
+
+if TYPE_CHECKING:
+    from tqexport.artifacts.truncate import OpenArtifact
+
+
+__all__ = ["command", "name_of_cut"]
 
 
 @click.command("truncate")
@@ -17,8 +25,9 @@ from .common import Output, Widths, output_options, widths_option
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Default: beside ARTIFACT."
 )
+@click.option("--packed", is_flag=True, help="Put several codes of 1 to 4 bits in a byte (--kernel exact-packed).")
 @output_options
-def command(artifact: Path, widths: Widths, folder: Path | None, output: Output) -> None:
+def command(artifact: Path, widths: Widths, folder: Path | None, packed: bool, output: Output) -> None:
     """Cut ARTIFACT to files of one width each.
 
     ARTIFACT was made with --bits runtime, or is an ONNX file made with --truncatable. Needs neither the checkpoint nor
@@ -26,26 +35,32 @@ def command(artifact: Path, widths: Widths, folder: Path | None, output: Output)
     """
     with output.step(f"Reading {artifact}"):
         from tqexport.artifacts.truncate import open_artifact
-        from tqexport.errors import UsageError
-        from tqexport.files import ensure_folder, write_bytes
+        from tqexport.files import ensure_folder
 
         opened = open_artifact(artifact)
         folder = folder or artifact.parent
         ensure_folder(folder)
     written = []
-    for bits in widths.resolve([bits for bits in opened.widths if bits != opened.own] or opened.widths):
-        content = opened.truncate(bits)
-        target = folder / _name(artifact, opened.own, opened.facts_at(bits).kernel, bits)
-        if target.is_file() and target.read_bytes() != content:
-            raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
-        write_bytes(target, content)
+    others = [bits for bits in opened.widths if bits != opened.own] or opened.widths
+    if packed:
+        others = [bits for bits in opened.widths if bits in opened.backend.packed_widths] or others
+    for bits in widths.resolve(others):
+        content = opened.truncate(bits, packed=packed)
+        target = folder / name_of_cut(artifact, opened, content)
+        write_new(target, content)
         output.say(f"{target}  {len(content):,} bytes")
         written.append({"file": str(target), "width": bits, "bytes": len(content)})
     output.document({"artifact": str(artifact), "written": written})
 
 
-def _name(artifact: Path, own: int | None, kernel: str | None, bits: int) -> str:
-    """What a direct export of the width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
-    suffix = "" if kernel in (None, EXACT) else f"-{kernel}"
-    stem = artifact.stem.removesuffix(suffix).removesuffix(f"-w{own}")
-    return f"{stem}-w{bits}{suffix}{artifact.suffix}"
+def name_of_cut(artifact: Path, opened: OpenArtifact, content: bytes) -> str:
+    """What a direct export of a file of one width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
+    cut = opened.backend.facts(content)
+    assert not isinstance(cut, MultiWidthFacts)  # nothing is cut to several widths
+    before, after = (_suffix(kernel) for kernel in (opened.facts_at(cut.width).kernel, cut.kernel))
+    stem = artifact.stem.removesuffix(before).removesuffix(f"-w{opened.own}")
+    return f"{stem}-w{cut.width}{after}{artifact.suffix}"
+
+
+def _suffix(kernel: str | None) -> str:
+    return "" if kernel in (None, EXACT) else f"-{kernel}"

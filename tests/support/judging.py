@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,8 +17,8 @@ from rewrites import FIXED_ALONE, ONNX_REWRITES, TFLITE_REWRITES
 
 from tqexport import ReadOptions
 from tqexport.artifacts.project import open_project
-from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT
+from tqexport.backends import BACKENDS, open_runner
+from tqexport.backends.base import EXACT, EXACT_PACKED
 from tqexport.errors import TqExportError
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports
@@ -37,14 +37,26 @@ class Kind:
     kernel: str = EXACT
     switched: bool = False
 
+    @property
+    def packed(self) -> bool:
+        """Whether codes take fewer than 8 bits in it."""
+        return self.kernel == EXACT_PACKED
+
+    @property
+    def widths(self) -> Collection[int]:
+        """The widths that there are such files of."""
+        return BACKENDS[self.backend].packed_widths if self.packed else WIDTHS
+
     def __str__(self) -> str:
         return f"{'run-time' if self.switched else 'fixed'} {self.backend} {self.kernel}"
 
 
 KINDS = (
     Kind("onnx"),
+    Kind("onnx", EXACT_PACKED),
     Kind("onnx", switched=True),
     Kind("tflite"),
+    Kind("tflite", EXACT_PACKED),
     Kind("tflite", switched=True),
     Kind("tflite", "dynamic"),
 )
@@ -83,7 +95,7 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         """Open the digits network; ``folder`` is written to by nothing that follows."""
         self._project = open_project(DIGITS, folder, ReadOptions())
-        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*WIDTHS} for kind in KINDS})
+        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*kind.widths} for kind in KINDS})
         self._samples = random_samples(self._project.model, 32).inputs
         digits = load_samples(DIGITS_DATA, self._project.model).inputs[0][:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)
@@ -99,7 +111,7 @@ class Judge:
     def changed(self, kind: Kind, seed: int) -> Outcome:
         """Change a file in one place, and judge it."""
         random = Random(f"{kind} {seed}")
-        bits = random.choice(WIDTHS)
+        bits = random.choice(kind.widths)
         content = self.right(kind, bits)
         if kind.backend == "onnx":
             what, content = mutated_onnx(content, random)
@@ -110,7 +122,7 @@ class Judge:
     def rewritten(self, kind: Kind, seed: int) -> Outcome:
         """Rewrite a file in one to three ways, and judge it."""
         random = Random(f"{kind} {seed}")
-        bits, known = random.choice(WIDTHS), ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES
+        bits, known = random.choice(kind.widths), ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES
         ways = sorted({*known} - (FIXED_ALONE if kind.switched else set()))
         chosen = [ways[seed % len(ways)], *random.sample(ways, random.randrange(3))]
         content = self.right(kind, bits)

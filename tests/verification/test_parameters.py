@@ -26,9 +26,10 @@ def judge(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_changes_the_meaning_never_passes(judge, kind):
-    outcomes = [judge.changed(kind, seed) for seed in range(CHANGED)]
+    count = CHANGED // 3 if kind.packed else CHANGED  # which shares all but the codes with a kind that is not packed
+    outcomes = [judge.changed(kind, seed) for seed in range(count)]
     effective = [outcome for outcome in outcomes if outcome.effect]
-    assert len(effective) > CHANGED / 3
+    assert len(effective) > count / 3
     assert [outcome for outcome in effective if outcome.passed] == []
 
 

@@ -111,7 +111,7 @@ class Project:
             truncatable: Keep the tables of all other widths in each file, so that they can be cut from it.
 
         Raises:
-            UsageError: The format cannot hold such tables.
+            UsageError: The format cannot hold such tables, or not with this kernel.
             InputError: The checkpoint lacks a width, or other widths cannot be cut from its files.
             ConversionError: The network cannot be exported to this format.
             HostError: The folder cannot be written, or a package is missing.
@@ -121,6 +121,8 @@ class Project:
             check_shiftable(self.widths, self.quantizer)
             self._check_widths(widths)
             files = BACKENDS[backend].export_truncatable(self, widths)
+            if kernel != EXACT:
+                raise UsageError(f"only files of --kernel {EXACT} keep tables of other widths; leave --truncatable out")
         ensure_folder(self.folder)
         for bits, content in files:
             others = tuple(other for other in self.widths if other != bits) if truncatable else ()

@@ -55,11 +55,16 @@ class OpenArtifact:
         """What its fixed file of one of its widths says of itself."""
         return self.facts if isinstance(self.facts, ArtifactFacts) else self.facts.by_width[bits]
 
-    def truncate(self, bits: int) -> bytes:
+    def truncate(self, bits: int, *, packed: bool = False) -> bytes:
         """The content of the fixed file of a width, byte-identical to a direct export.
+
+        Args:
+            bits: The width.
+            packed: Whether its weights are to take fewer bits in the file.
 
         Raises:
             InputError: It was damaged, holds one width only, or lacks this one.
+            UsageError: Files of the format, the kernel or the width cannot be packed.
         """
         with about(self.name):
             self._check_width(bits)
@@ -67,7 +72,7 @@ class OpenArtifact:
             fixed = self.backend.cut(self.content, bits)
             if hashlib.sha256(fixed).hexdigest() != self.facts.digests.get(bits):
                 raise InputError(DAMAGED)
-        return fixed
+            return self.backend.pack(fixed) if packed else fixed
 
     def _check_width(self, bits: int) -> None:
         """Refuse a width that the artifact does not give."""
@@ -101,18 +106,20 @@ def open_artifact(source: Path | bytes) -> OpenArtifact:
         return OpenArtifact(name, content, backend, backend.facts(content))
 
 
-def truncate_file(source: Path | bytes, bits: int) -> bytes:
+def truncate_file(source: Path | bytes, bits: int, *, packed: bool = False) -> bytes:
     """Cut an artifact with several widths down to one; see :meth:`OpenArtifact.truncate`.
 
     Args:
         source: A run-time file written by tqexport (``NAME.onnx`` or ``NAME.tflite``), an ONNX file with the tables of
             other widths (``--truncatable``), or the content of one.
         bits: A width that it holds.
+        packed: Whether its weights are to take fewer bits in the file.
 
     Returns:
         The content of ``NAME-wBITS.onnx`` or ``NAME-wBITS.tflite``.
 
     Raises:
         InputError: The file is missing, damaged, was changed since its export, holds one width only, or lacks this one.
+        UsageError: Files of the format, the kernel or the width cannot be packed.
     """
-    return open_artifact(source).truncate(bits)
+    return open_artifact(source).truncate(bits, packed=packed)

@@ -26,9 +26,15 @@ if TYPE_CHECKING:
     from tqexport.integer.runtime import IntegerRuntime
     from tqexport.model import TruncModel
 
-__all__ = ["EXACT", "Backend", "Source", "TensorInfo", "input_infos"]
+__all__ = ["EXACT", "EXACT_PACKED", "Backend", "Source", "TensorInfo", "input_infos", "is_exact"]
 
 EXACT = "exact"  # the kernel that every back end has: it computes what PyTorch computes, up to float32 rounding
+EXACT_PACKED = "exact-packed"  # the same, of weights that take fewer than 8 bits in the file
+
+
+def is_exact(kernel: str | None) -> bool:
+    """Whether a kernel computes what PyTorch computes; None is that of a file that names none."""
+    return kernel in (None, EXACT, EXACT_PACKED)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class Backend(ABC):
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
         converts: The back end whose files it makes its own from; None where it starts from the network.
+        packing: What a file of a packed kernel holds in the place of plain weights, by kernel, for ``inspect``.
+        packed_widths: The widths that a file which is cut from another can be packed at.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -111,6 +119,8 @@ class Backend(ABC):
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
     converts: ClassVar[str | None] = None
+    packing: ClassVar[Mapping[str, str]] = {}
+    packed_widths: ClassVar[Collection[int]] = ()
     takes_folder: ClassVar[bool] = False
 
     def every_runtime(self) -> set[str]:
@@ -224,6 +234,36 @@ class Backend(ABC):
         raise UsageError(
             f"nothing is cut from {self.title} files; export the width: tqexport {self.name} CHECKPOINT --bits {bits}"
         )
+
+    def pack(self, content: bytes) -> bytes:  # noqa: ARG002 - of those that can
+        """A fixed file whose weights take fewer bits, from one that is not packed; the same as an export gives.
+
+        Raises:
+            UsageError: The format has no such file, or not of this width or kernel.
+            ConversionError: No weight would be smaller.
+        """
+        raise UsageError(f"the weights of a {self.title} file that is cut from another cannot be packed")
+
+    def remainder(self, whole: bytes, first: bytes, bits: int) -> dict[str, bytes]:  # noqa: ARG002 - of those that can
+        """What a file with several widths holds besides its packed file of a width, by name.
+
+        Args:
+            whole: The file.
+            first: What :meth:`cut` and :meth:`pack` make of it.
+            bits: The width.
+
+        Raises:
+            UsageError: Files of the format have no such parts.
+        """
+        raise UsageError(f"{self.title} files are not delivered in parts; split the ONNX file of the network")
+
+    def rejoined(self, first: bytes, rest: Mapping[str, bytes], bits: int) -> bytes:  # noqa: ARG002 - of those that can
+        """The file that two parts were made of, byte for byte; the inverse of :meth:`remainder`.
+
+        Raises:
+            InputError: A part is damaged, or of another format.
+        """
+        raise InputError(f"is no rest of a {self.title} file")
 
     @property
     def cuts(self) -> bool:

@@ -8,7 +8,7 @@ INTEGER = "integer"
 FOLDED = "integer-folded"  # ONNX: int8 weights in the place of codes and shift
 SYMMETRIC = "integer-symmetric"  # ONNX: the same, int8 values without zero points
 FLOAT_IO = "integer-float-io"  # TFLite: float32 in and out
-PACKED = "integer-packed"  # TFLite: filters as bit streams, which TFLite Micro alone unpacks
+PACKED = "integer-packed"  # weights of few bits; in TFLite bit streams, which TFLite Micro alone unpacks
 
 
 def is_integer(kernel: str | None) -> bool:

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tqexport.backends.base import EXACT
+from tqexport.backends.base import EXACT, is_exact
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import RuntimeRun
 from tqexport.model import TruncModel
@@ -167,7 +167,7 @@ class Comparison:
         """
         self._parameters = parameters or Parameters(b"", not_compared="there is no fresh export")
         self._model, self._bits, self._kernel = model, bits, kernel
-        self._trace = Trace(0.0 if kernel == EXACT else DYNAMIC_TOLERANCE)
+        self._trace = Trace(0.0 if is_exact(kernel) else DYNAMIC_TOLERANCE)
         self._runtime = ""
         self._codes: tuple[int, int] | None = None  # how many were compared, and how many differ
         self._code_problems: dict[str, str] = {}
@@ -196,7 +196,7 @@ class Comparison:
             outputs, calls = count_calls(network, given)
             bounds = self._trace.run(network, run, given, calls)
         untouched = [*run.outputs.values()]
-        if self._kernel == EXACT and bounds is not None:
+        if is_exact(self._kernel) and bounds is not None:
             for output, traced, bound in zip(untouched, run.traced_outputs.values(), bounds, strict=True):
                 # Two computations, each up to a bound from the reference.
                 difference = np.abs(numbers(output) - numbers(traced)).reshape(samples, -1)

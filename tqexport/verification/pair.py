@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tqexport.artifacts.truncate import OpenArtifact, open_artifact
 from tqexport.backends import open_runner
-from tqexport.backends.base import EXACT, input_infos
+from tqexport.backends.base import input_infos, is_exact
 from tqexport.backends.running import RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
@@ -165,7 +165,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     runs = [runner.run(samples.inputs) for runner in runners]
     problems: dict[str, str] = {}
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
-    dynamic = any(side.facts.kernel not in (None, EXACT) and side.chosen_width is None for side in pair)
+    dynamic = any(not is_exact(side.facts.kernel) and side.chosen_width is None for side in pair)
     tolerance = DYNAMIC_TOLERANCE if dynamic else _tolerance(runs[0])
     shared = [name for name in runs[0].activations if name in runs[1].activations]
     levels = {name: runs[0].activations[name] for name in shared}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.backends.c.packing import unpacked
 from tqexport.backends.c.source import FACTS, FORMAT, MAGIC
+from tqexport.backends.packing import unpacked
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED
 from tqexport.truncation import STORED_BITS

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.backends.c.arena import Block, blocks_of, buffers_of, is_reordered, place
-from tqexport.backends.c.packing import PACKED_WIDTHS, packed
 from tqexport.backends.c.text import COLUMNS, array, comment_words, identifier, prefix_of
+from tqexport.backends.packing import PACKED_WIDTHS, packed
 from tqexport.errors import ConversionError
 from tqexport.facts import Facts, encode
 from tqexport.integer.alike import alike

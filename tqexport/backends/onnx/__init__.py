@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
+from tqexport.backends.base import EXACT, EXACT_PACKED, Backend, Source, TensorInfo
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
-from tqexport.integer.names import FOLDED, INTEGER, SYMMETRIC, is_integer
+from tqexport.integer.names import FOLDED, INTEGER, PACKED, SYMMETRIC, is_integer
 
 if TYPE_CHECKING:
     from tqexport.integer.model import IntegerModel
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["OnnxBackend"]
 
 LAYOUT = "channels first"
+WIDEST_PACKED = 4  # of wider codes no two fit into a byte
+_PACKED_KERNELS = (EXACT_PACKED, PACKED)
 
 
 class OnnxBackend(Backend):
@@ -31,11 +33,17 @@ class OnnxBackend(Backend):
     runtimes = {"onnxruntime": "onnxruntime"}  # noqa: RUF012 - annotated in the protocol
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
+        EXACT_PACKED: "the same file with several codes of 1 to 4 bits in a byte",
         INTEGER: "integer kernels alone, of a checkpoint that tqexport calibrate gave grids",
-        FOLDED: "the same with int8 weights instead of codes and shift, for compilers that fold nothing",
+        PACKED: "the same with several codes of 1 to 4 bits in a byte",
+        FOLDED: "the integer kernel with int8 weights instead of codes and shift, for compilers that fold nothing",
         SYMMETRIC: "the same with int8 values without zero points, for compilers that know none, such as TensorRT; "
         "of a checkpoint calibrated with --symmetric, activations of at most 7 bits",
     }
+    packing = dict.fromkeys(
+        (EXACT_PACKED, PACKED), "weights that are smaller so are bytes with several codes in each, of 1, 2 or 4 bits"
+    )
+    packed_widths = range(1, WIDEST_PACKED + 1)
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
         "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs."
@@ -44,7 +52,10 @@ class OnnxBackend(Backend):
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.export import export_onnx
         from tqexport.backends.onnx.integer_form import integer_onnx
+        from tqexport.backends.onnx.packing import check_packable, pack_onnx
 
+        if kernel in _PACKED_KERNELS:
+            check_packable(max(widths))  # before the first file is written
         exported: Iterator[tuple[int, bytes]]
         if is_integer(kernel):
             exported = ((bits, integer_onnx(source.model, bits, kernel)) for bits in widths)
@@ -52,13 +63,20 @@ class OnnxBackend(Backend):
             exported = export_onnx(source.model, tuple(widths))
         for bits in widths:
             with source.step(f"Exporting {bits} bits to ONNX"):
-                file = next(exported)
-            yield file
+                _, content = next(exported)
+                if kernel == EXACT_PACKED:
+                    content = pack_onnx(content)
+            yield bits, content
 
     def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
         from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
+        if kernel in _PACKED_KERNELS:
+            raise UsageError(
+                "packed codes are those of one width; a run-time file holds whole codes, from which tqexport truncate "
+                "--packed cuts packed files"
+            )
         if kernel in (FOLDED, SYMMETRIC):
             raise UsageError("folded weights are those of one width; a run-time file holds the codes: --kernel integer")
         if kernel == INTEGER:
@@ -97,6 +115,21 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.cutting import cut_onnx
 
         return cut_onnx(content, bits)
+
+    def pack(self, content: bytes) -> bytes:
+        from tqexport.backends.onnx.packing import pack_onnx
+
+        return pack_onnx(content)
+
+    def remainder(self, whole: bytes, first: bytes, bits: int) -> dict[str, bytes]:
+        from tqexport.backends.onnx.parts import remainder
+
+        return remainder(whole, first, bits)
+
+    def rejoined(self, first: bytes, rest: Mapping[str, bytes], bits: int) -> bytes:
+        from tqexport.backends.onnx.parts import rejoined
+
+        return rejoined(first, rest, bits)
 
     def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:  # noqa: ARG002
         from tqexport.backends.onnx.parameters import compare_parameters

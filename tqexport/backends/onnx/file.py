@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "activation_outputs",
     "coded_weights",
     "describe",
+    "is_right_shift",
     "parse",
     "rebuild",
     "read_facts",
@@ -41,7 +42,7 @@ BITS_NAME = "bits"  # the input of run-time files that chooses the width
 METADATA_PREFIX = "tqexport."
 CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
 LEVELS_SUFFIX = ".levels"  # the number of steps of an activation quantiser
-_CODES = ".codes"
+CODES = ".codes"
 _NOT_VALID = "is not a valid ONNX file; export it again with tqexport onnx"
 
 
@@ -100,11 +101,23 @@ def parse(content: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
+        "".join(_texts(model))  # of damaged ones some can be read no more
     except Exception as error:  # protobuf and the checker raise classes of their own, without a common base
         raise InputError(_NOT_VALID) from error
     if not model.graph.node or any(tensor.external_data for tensor in model.graph.initializer):
         raise InputError("is empty or keeps data outside of the file; export it again with tqexport onnx")
     return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str]:
+    """The texts of a file that are read later: of its metadata, and the names in its graph."""
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for tensor in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        yield tensor.name
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def describe(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
@@ -157,15 +170,13 @@ def coded_weights(model: onnx.ModelProto) -> list[CodedWeight]:
     Raises:
         InputError: There is none, or one is not followed by the shift, scale and offset that tqexport writes.
     """
-    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    values = _constants(model)
     width = next((entry.value for entry in model.metadata_props if entry.key == f"{METADATA_PREFIX}width"), None)
     coded: dict[str, CodedWeight] = {}
     for node in _shifts(model):
-        name = node.input[0].removesuffix(_CODES)
+        name = node.input[0].removesuffix(CODES)
         try:
-            codes, shift, scale, offset = (
-                numpy_helper.to_array(values[name + part]) for part in (_CODES, ".shift", ".scale", ".offset")
-            )
+            codes, shift, scale, offset = (values[name + part] for part in (CODES, ".shift", ".scale", ".offset"))
         except KeyError as error:
             raise InputError(f"{node.name} was not written by tqexport: there is no initializer {error}") from error
         bits = int(width) if width is not None else STORED_BITS - int(shift)
@@ -179,18 +190,59 @@ def shifted_codes(model: onnx.ModelProto, bits: int) -> dict[str, list[npt.NDArr
     Raises:
         InputError: There is none.
     """
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    values = _constants(model)
     codes: dict[str, list[npt.NDArray[np.uint8]]] = {}
     for node in _shifts(model):
         # A run-time file gives the shift as it runs.
         shift = int(values[node.input[1]]) if node.input[1] in values else STORED_BITS - bits
-        codes[node.input[0].removesuffix(_CODES)] = [values[node.input[0]] >> np.uint8(shift)]
+        codes[node.input[0].removesuffix(CODES)] = [values[node.input[0]] >> np.uint8(shift)]
     return codes
 
 
+def is_right_shift(node: onnx.NodeProto) -> bool:
+    """Whether a node truncates codes; packed files bring them to the top of their bytes with shifts to the left."""
+    return node.op_type == "BitShift" and any(attribute.s == b"RIGHT" for attribute in node.attribute)
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """The constants of a file by name, and the codes that it has packed, taken apart.
+
+    Raises:
+        InputError: They cannot be taken apart.
+    """
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    apart: set[str] = set()
+    for node in model.graph.node:
+        starts = node.op_type == "BitShift" and not is_right_shift(node)
+        if (starts or (node.op_type in ("Reshape", "Slice") and node.input[0] in apart)) and values.keys() >= {
+            *node.input
+        }:
+            try:
+                values[node.output[0]] = _UNPACKING[node.op_type](*(values[name] for name in node.input))
+            except (ValueError, TypeError, IndexError, OverflowError) as error:
+                raise InputError(f"{node.output[0]} cannot be computed from what is packed; export it again") from error
+            apart.add(node.output[0])
+    return values
+
+
+def _codes_apart(stored: npt.NDArray[Any], places: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Bytes (n, 1) shifted to the left by each place; uint8 (n, codes in a byte)."""
+    if places.size > STORED_BITS or stored.dtype != np.uint8:
+        raise ValueError("these are no bytes with codes in them")
+    return np.asarray(np.left_shift(stored, places))
+
+
+# What stands between packed codes and their shift.
+_UNPACKING: dict[str, Callable[..., npt.NDArray[Any]]] = {
+    "BitShift": _codes_apart,
+    "Reshape": np.reshape,
+    "Slice": lambda value, start, end: value[int(start[0]) : int(end[0])],
+}
+
+
 def _shifts(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that shift codes."""
-    shifts = [node for node in model.graph.node if node.op_type == "BitShift"]
+    """The nodes that truncate codes."""
+    shifts = [node for node in model.graph.node if is_right_shift(node)]
     if not shifts:
         raise InputError("the ONNX file holds no BitShift node, so it was not written by tqexport")
     return shifts

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
 from tqexport.backends.onnx.graph_builder import GraphBuilder
+from tqexport.backends.onnx.packing import pack_onnx
 from tqexport.errors import ConversionError, InputError
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.integer.build import integer_model
@@ -36,7 +38,7 @@ from tqexport.integer.model import (
     Requantize,
     Reshape,
 )
-from tqexport.integer.names import FOLDED, INTEGER, SYMMETRIC
+from tqexport.integer.names import FOLDED, INTEGER, PACKED, SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
@@ -56,8 +58,8 @@ def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
     Args:
         model: See :func:`tqexport.integer.calibration.calibrate`.
         bits: The weight width.
-        kernel: ``integer``, ``integer-folded``, or ``integer-symmetric``, which needs a network that was calibrated
-            ``symmetric`` and activations of 7 bits at most.
+        kernel: ``integer``, ``integer-packed``, ``integer-folded``, or ``integer-symmetric``, which needs a network
+            that was calibrated ``symmetric`` and activations of 7 bits at most.
 
     Returns:
         The serialised, checked ONNX file: float32 in and out, everything between in integers.
@@ -94,6 +96,8 @@ def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, fused: bool = Fa
     writer = _Writer(network, facts.kernel, fused)
     for operation in network.operations:
         writer.add(operation)
+    if facts.kernel == PACKED:
+        return pack_onnx(writer.finish(replace(facts, kernel=INTEGER)))
     return writer.finish(facts)
 
 

@@ -25,7 +25,16 @@ __all__ = ["compare_parameters", "without_roundings"]
 
 Array = npt.NDArray[Any]
 
-_PLAIN = {"BitShift", "Cast", "Concat", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}  # round nothing, or one number
+_PLAIN = {
+    "BitShift",
+    "Cast",
+    "Concat",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}  # round nothing, or one number
 _FOLDED_KINDS = _PLAIN | {"Add", "Div", "Mul", "Sub"}
 _WITHOUT_MEANING = {"kernel_shape", "momentum", "training_mode"}  # follow from a constant, or are for training
 _BY_DEFAULT = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}  # in every dimension

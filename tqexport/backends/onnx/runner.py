@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from tqexport.backends.onnx.file import activation_outputs
+from tqexport.backends.onnx.file import activation_outputs, is_right_shift
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.running import Runner
 from tqexport.layer_kinds import ONNX_OPERATORS
@@ -31,7 +31,7 @@ class OnnxRunner(Runner):
     def __init__(self, content: bytes, bits: int | None = None, *, deployed: bool = True) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_runner`."""
         model = onnx.load_from_string(content)
-        shifts = [node for node in model.graph.node if node.op_type == "BitShift"]
+        shifts = [node for node in model.graph.node if is_right_shift(node)]
         self._weights = [node.input[0].removesuffix(".codes") for node in shifts]
         activations, values = activation_outputs(model), [] if deployed else _layer_outputs(model)
         super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqexport.backends.base import EXACT, Backend, Source, TensorInfo
+from tqexport.backends.base import EXACT, EXACT_PACKED, Backend, Source, TensorInfo
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TfliteBackend"]
 
+DYNAMIC = "dynamic"  # the kernel whose integer filters multiply as they are, with data rounded to 8 bits as it runs
+DYNAMIC_PACKED = "dynamic-packed"
+WIDEST_PACKED = 3  # of wider integers not all fit INT4
+
 
 class TfliteBackend(Backend):
     """The back end for TFLite."""
@@ -35,15 +39,22 @@ class TfliteBackend(Backend):
     )
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
-        "dynamic": "integer kernels, faster, which round their input",
+        EXACT_PACKED: "the same file with integers of 1 to 3 bits as INT4, two in a byte",
+        DYNAMIC: "integer kernels, faster, which round their input",
+        DYNAMIC_PACKED: "the same file with integers of 1 to 3 bits as INT4",
         INTEGER: "integers from end to end, of a checkpoint that tqexport calibrate gave grids; int8 in and out",
-        FLOAT_IO: "the same with float32 in and out",
-        PACKED: "the same with weights of 1 to 7 bits packed, int8 in and out, for TFLite Micro alone",
+        FLOAT_IO: "the integer kernel with float32 in and out",
+        PACKED: "the integer kernel with weights of 1 to 7 bits packed, int8 in and out, for TFLite Micro alone",
     }
     verified_by_default = True
     runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
     integer_runtimes = {"tflm": "TFLite Micro"}  # noqa: RUF012 - annotated in the protocol
     converts = "onnx"
+    packing = {  # noqa: RUF012 - annotated in the protocol
+        **dict.fromkeys((EXACT_PACKED, DYNAMIC_PACKED), "weights are INT4, two in a byte"),
+        PACKED: "weights that are smaller so are bit streams with a table of their int8 values",
+    }
+    packed_widths = range(1, WIDEST_PACKED + 1)
     takes_folder = True
 
     def check_environment(self, kernel: str = EXACT) -> None:
@@ -70,9 +81,13 @@ class TfliteBackend(Backend):
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.tflite.convert import convert_to_tflite, run_once
+        from tqexport.backends.tflite.half_bytes import PLAIN_KERNELS, pack_tflite
+        from tqexport.backends.tflite.half_bytes import check_packable as check_half_bytes
         from tqexport.backends.tflite.integer_form import check_packable, integer_tflite
         from tqexport.backends.tflite.micro import run_once_in_micro
 
+        if kernel in PLAIN_KERNELS:
+            check_half_bytes(max(widths))
         if kernel == PACKED:
             check_packable(max(widths))  # before the first file is written
         if is_integer(kernel):
@@ -84,12 +99,21 @@ class TfliteBackend(Backend):
             return
         models = _onnx_models(source, widths)
         with source.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
-            converted = convert_to_tflite(models, kernel)
+            converted = convert_to_tflite(models, PLAIN_KERNELS.get(kernel, kernel))
+            if kernel in PLAIN_KERNELS:
+                converted = [pack_tflite(content) for content in converted]
+                for content in converted:
+                    run_once(content)
         yield from zip(widths, converted, strict=True)
 
     def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
         from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 
+        if kernel in (EXACT_PACKED, DYNAMIC_PACKED):
+            raise UsageError(
+                "packed integers are those of one width; a run-time file holds whole codes, from which tqexport "
+                "truncate --packed cuts packed files"
+            )
         if is_integer(kernel):
             raise UsageError(
                 "one TFLite file of integers cannot hold several widths: its kernels want filters that are constants; "
@@ -132,6 +156,11 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.cutting import cut_tflite
 
         return cut_tflite(content, bits)
+
+    def pack(self, content: bytes) -> bytes:
+        from tqexport.backends.tflite.half_bytes import pack_tflite
+
+        return pack_tflite(content)
 
     def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:
         from tqexport.backends.tflite.parameters import compare_parameters

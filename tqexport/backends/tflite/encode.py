@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.tflite import DYNAMIC
 from tqexport.backends.tflite.filter_storage import store, store_dequantized
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.half_step import add_second_filter, can_scale_results, scale_result, widen_input
@@ -20,9 +21,7 @@ from tqexport.backends.tflite.provenance import FilterOrigin
 from tqexport.errors import ConversionError
 from tqexport.layer_kinds import FILTER_OPERATORS
 
-__all__ = ["DYNAMIC", "encode_filter", "put_codes_back"]
-
-DYNAMIC = "dynamic"  # the kernel whose integer filters multiply as they are, with data rounded to 8 bits as it runs
+__all__ = ["encode_filter", "put_codes_back"]
 
 
 def put_codes_back(

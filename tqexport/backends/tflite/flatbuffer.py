@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from tqexport.backends.packing import packed, unpacked
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.errors import ConversionError
 
@@ -30,6 +31,7 @@ _DTYPES: dict[int, type[np.generic]] = {
     schema.TensorType.INT64: np.int64,
 }
 _TYPES = {dtype: code for code, dtype in _DTYPES.items()}
+_DTYPES[schema.TensorType.INT4] = np.int8  # as which its values are given here; two of them are a byte in the file
 
 
 def type_code(dtype: np.dtype[Any]) -> int:
@@ -40,6 +42,17 @@ def type_code(dtype: np.dtype[Any]) -> int:
 def _custom_name(code: Any) -> str | None:
     """The name of a custom operator in the schema's table of operators; None of a builtin one."""
     return code.customCode.decode() if isinstance(code.customCode, bytes) else code.customCode
+
+
+def _in_half_bytes(value: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Numbers of -8 to 7 as INT4 constants have them: two in a byte, the first of them in its lower half."""
+    return packed(value.astype(np.int8).view(np.uint8).reshape(1, -1) & np.uint8(0xF), 4)
+
+
+def _from_half_bytes(content: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
+    """The inverse of :func:`_in_half_bytes`, int8 (count,)."""
+    top = unpacked(content.reshape(1, -1), 4, count) << np.uint8(4)
+    return top.ravel().view(np.int8) >> 4  # with its sign
 
 
 class FlatModel:
@@ -100,11 +113,15 @@ class FlatModel:
         dtype = _DTYPES.get(tensor.type)
         if data is None or dtype is None or len(data) == 0:
             return None
-        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(self.shape(index))
+        content: npt.NDArray[Any] = np.asarray(data, np.uint8)
+        if tensor.type == schema.TensorType.INT4:
+            content = _from_half_bytes(content, int(np.prod(self.shape(index), dtype=np.int64)))
+        return np.frombuffer(content.tobytes(), dtype).reshape(self.shape(index))
 
     def set_constant(self, index: int, value: npt.NDArray[Any]) -> None:
-        """Give a constant tensor another value of the same shape and type."""
-        self.tensor(index).buffer = self.add_buffer(value.tobytes())
+        """Give a constant tensor another value of the same shape and type; that of an INT4 one is int8 here."""
+        int4 = self.tensor(index).type == schema.TensorType.INT4
+        self.tensor(index).buffer = self.add_buffer((_in_half_bytes(value) if int4 else value).tobytes())
 
     def find(self, name: str) -> int | None:
         """The first tensor of a name, or None."""
