@@ -143,8 +143,8 @@ def in_runtime(name: str, runtime: str, rounds: int) -> Table:
         contents = (pair.packed, pair.plain)
         sessions = [session_of(content) for content in contents]
         loading = ratios([functools.partial(session_of, content) for content in contents], rounds, 1)
-        latency = ratios([functools.partial(session.run, sample) for session in sessions], rounds, LATENCY_RUNS)
-        one, other = (session.run(sample)[0] for session in sessions)
+        latency = ratios([functools.partial(session.run, (sample,)) for session in sessions], rounds, LATENCY_RUNS)
+        one, other = (session.run((sample,))[0] for session in sessions)
         apart = float(np.abs(one - other).max() / np.abs(other).max())
         sizes = (f"{len(content):,}" for content in reversed(contents))
         table.add_row(str(pair.bits), pair.kernel, *sizes, loading, latency, f"{apart:.0e}" if apart else "0")

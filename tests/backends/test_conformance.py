@@ -169,7 +169,7 @@ def test_what_runs_computes_what_pytorch_does_and_what_does_not_says_so(name, fi
     in_layout = x if BACKENDS[name].layout == "channels first" else np.moveaxis(x, 1, -1)
     outputs = session.run((np.ascontiguousarray(in_layout),))[0]
     assert np.array_equal(outputs, runner.run_untouched((x,))[0])
-    assert np.array_equal(outputs, stretches(x, {})[0])
+    assert np.array_equal(outputs, stretches((x,), {})[0][0])
     assert np.array_equal(outputs, runner.run((x,)).output)
 
 

@@ -36,8 +36,8 @@ def int4_constants(content):
 def assert_equal(packed, plain, x):
     """To the last bit, with XNNPACK and without, with the same codes."""
     for deployed in (True, False):
-        one, other = (open_runner(content, deployed=deployed).run(x) for content in (packed, plain))
-        assert np.array_equal(one.outputs, other.outputs)
+        one, other = (open_runner(content, deployed=deployed).run((x,)) for content in (packed, plain))
+        assert np.array_equal(one.output, other.output)
         assert one.codes.keys() == other.codes.keys()
         assert all(np.array_equal(one.codes[name], other.codes[name]) for name in one.codes)
 
@@ -49,7 +49,7 @@ def test_a_packed_file_equals_the_plain_one_and_passes(exported_once, digits, di
     assert abs(len(plain) - len(packed) - CODES // 2) < 200
     assert int4_constants(packed) == {f"{name}.codes" for name in BACKENDS["tflite"].codes(plain, bits)}
     assert_equal(packed, plain, x)
-    verdict = compare(digits, bits, open_runner(packed).run(x), x, EXACT_PACKED)
+    verdict = compare(digits, bits, open_runner(packed).run((x,)), x, kernel=EXACT_PACKED)
     assert verdict.passed, verdict.problems
     assert (verdict.codes, verdict.codes_wrong) == (CODES, 0)
 
