@@ -27,7 +27,7 @@ BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
 # Packages that may be missing; imported by the same name, with an underscore for the hyphen.
-_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "tensorflow", "torch")
+_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "safetensors", "tensorflow", "torch")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ __all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
 DEFAULT_FOLDER = Path("tqexport-out")
 DEFAULT_WIDTH = 8
 
-_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt")  # of checkpoints, taken off in this order
+_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".safetensors")  # of checkpoints, taken off in this order
 
 _log = logging.getLogger(__name__)
 
