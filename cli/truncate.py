@@ -22,12 +22,14 @@ def command(artifact: Path, widths: Widths, folder: Path | None, output: Output)
     """Cut ARTIFACT to files of one width each.
 
     ARTIFACT was made with --bits runtime, or is an ONNX file made with --truncatable. Needs neither the checkpoint nor
-    PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives.
+    PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives. In an export folder
+    of the same checkpoint they are entered into the manifest, with what they were cut from.
     """
     with output.step(f"Reading {artifact}"):
+        from tqexport.artifacts.manifest import FILE_NAME
         from tqexport.artifacts.truncate import open_artifact
         from tqexport.errors import UsageError
-        from tqexport.files import ensure_folder, write_bytes
+        from tqexport.files import ensure_folder
 
         opened = open_artifact(artifact)
         folder = folder or artifact.parent
@@ -38,9 +40,11 @@ def command(artifact: Path, widths: Widths, folder: Path | None, output: Output)
         target = folder / _name(artifact, opened.own, opened.facts_at(bits).kernel, bits)
         if target.is_file() and target.read_bytes() != content:
             raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
-        write_bytes(target, content)
+        entered = opened.enter(folder, target.name, content)
         output.say(f"{target}  {len(content):,} bytes")
-        written.append({"file": str(target), "width": bits, "bytes": len(content)})
+        written.append({"file": str(target), "width": bits, "bytes": len(content), "entered": entered})
+    if (manifest := folder / FILE_NAME).is_file() and not all(entry["entered"] for entry in written):
+        output.say(f"not entered in {manifest}, which is of another checkpoint")
     output.document({"artifact": str(artifact), "written": written})
 
 

@@ -72,6 +72,7 @@ class Backend(ABC):
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
         converts: The back end whose files it makes its own from; None where it starts from the network.
+        packages: What the bytes of its files depend on besides tqexport, by the name on PyPI.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -85,6 +86,7 @@ class Backend(ABC):
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
     converts: ClassVar[str | None] = None
+    packages: ClassVar[Sequence[str]] = ("torch",)
     takes_folder: ClassVar[bool] = False
 
     def every_runtime(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,14 @@ class Samples:
     inputs: Inputs
     labels: Labels | None
     description: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of inputs (float32) and labels (int64), little-endian, one array after the other; hex."""
+        digest = hashlib.sha256(self.inputs.astype("<f4").tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def normalized(self, normalization: Normalization | None) -> Samples:
         """Raw inputs (N, C, ...) as a network wants them: ``(x - mean) / std`` per channel, float32."""
