@@ -24,7 +24,6 @@ from tqexport.errors import HostError, TqExportError
 __all__ = ["Output", "Widths", "checkpoint_options", "output_options", "plural_bits", "run_and_exit", "widths_option"]
 
 BUG_EXIT_CODE = 70
-INTERRUPTED_EXIT_CODE = 130
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
 # Packages that may be missing; imported by the same name, with an underscore for the hyphen.
 _PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "safetensors", "tensorflow", "torch")
@@ -222,7 +221,8 @@ def run_and_exit(cli: click.Group) -> int:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM):  # either way what is temporary is removed
+            signal.signal(number, interrupt)
     try:
         result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -230,7 +230,7 @@ def run_and_exit(cli: click.Group) -> int:
         # Compiled code may turn the interrupt into an error of its own on the way here.
         if interrupts or isinstance(error, click.Abort | KeyboardInterrupt):
             click.echo("interrupted", err=True)
-            return INTERRUPTED_EXIT_CODE
+            return 128 + next(iter(interrupts), signal.SIGINT)
         if not isinstance(error, Exception):
             raise
         text, exit_code = _explain(error, verbose="--verbose" in arguments)

@@ -86,11 +86,14 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
         UsageError: The architecture is unknown, or an option contradicts the file.
     """
     path = Path(path)
+    sha256 = sha256_of(path) if path.is_file() else None
     codes: Codes | None = None
     if is_safetensors(path):
         content, codes = read_safetensors(path)
     else:
         content = read_tensor_file(path)
+    if sha256_of(path) != sha256:
+        raise InputError(f"{path} changed while it was read; run this again")
     assumed: tuple[str, ...] = ()
     if content.get("format") == FORMAT:
         info = _read_native(path, content, options)
@@ -109,7 +112,7 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
     _check(path, module, info)
     if codes is not None:
         _settle(path, module, codes)
-    return TruncModel(module.eval(), info, sha256_of(path), assumed)
+    return TruncModel(module.eval(), info, sha256, assumed)
 
 
 def _codes(module: nn.Module, info: CheckpointInfo) -> Codes:

@@ -31,10 +31,11 @@ Codes = Mapping[str, Mapping[int, Tensor]]
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file's first bytes are those of safetensors: a length, and the JSON object that it is the length of."""
-    if not path.is_file():
+    try:
+        with path.open("rb") as stream:
+            return stream.read(_LENGTH + 1)[_LENGTH:] == b"{"
+    except OSError:
         return False
-    with path.open("rb") as stream:
-        return stream.read(_LENGTH + 1)[_LENGTH:] == b"{"
 
 
 def safetensors_bytes(record: Mapping[str, Any], state_dict: Mapping[str, Tensor], codes: Codes) -> bytes:
