@@ -123,16 +123,22 @@ def sha256_of(path: Path) -> str:
 def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
     """A new file that is locked, and its descriptor; it is removed if it still has its name."""
     while True:
-        path = folder / f".{secrets.token_hex(4)}{_SUFFIX}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        path, descriptor = folder / f".{secrets.token_hex(4)}{_SUFFIX}", None
         try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             _lock(descriptor)
             if path.exists():  # another run may have taken it for a dead one's before it was locked
                 yield path, descriptor
                 return
         finally:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
+            try:
+                path.unlink(missing_ok=True)
+            except KeyboardInterrupt:  # the first thing that an interrupt must not leave
+                path.unlink(missing_ok=True)
+                raise
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
 
 
 @contextmanager
