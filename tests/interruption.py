@@ -74,7 +74,7 @@ COMMANDS = {
     "convert safetensors": Command("convert ckpt.pt new/net.safetensors"),
     "truncate": Command("truncate given/ckpt.onnx -o out", ("onnx ckpt.pt --bits 8 -o out",)),
     "calibrate": Command("calibrate ckpt.pt --data data.npz -o new/int.pt"),
-    "gap": Command("gap ckpt.pt --plot new/gap.png"),
+    "gap": Command("gap ckpt.pt --plot gap.png"),
     "verify": Command("verify given --bits 4 --runtime onnxruntime --attest new/statement.json"),
     "tflite": Command("tflite given --bits 4 -o out", slow=True),
 }
@@ -431,6 +431,7 @@ def main() -> int:
     arguments = parser.parse_args()
     names = arguments.commands.split(",")
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a command takes it over
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="interruption-") as root:
         place = prepare(Path(root), list(dict.fromkeys(name if name in COMMANDS else "onnx" for name in names)))
