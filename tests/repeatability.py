@@ -29,7 +29,7 @@ CIRCUMSTANCES: dict[str, dict[str, str]] = {
 }
 EXPORTS = {
     "onnx": ("onnx net.safetensors --bits 1,4,8", "onnx net.safetensors --bits runtime"),
-    "integer": ("onnx int.safetensors --bits 2,8 -o int", "c int.safetensors --bits 2,runtime -o int"),
+    "integer": ("onnx int.safetensors --bits 2,8 -o int", "c int.safetensors --bits 2 -o int"),
     "checkpoint": ("convert net.safetensors again.safetensors", "convert net.safetensors again.pt"),
     "tflite": ("tflite net.safetensors --bits 1,8", "tflite net.safetensors --bits runtime"),
     "calibrate": ("calibrate net.safetensors --data data.npz -o calibrated.safetensors",),
