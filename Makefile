@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit device-test torture install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit device-test torture interruption repeatability install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -37,6 +37,14 @@ device-test: install
 # Files changed and rewritten at random: verify must fail the ones and pass the others. Half an hour.
 torture: install
 	$(BIN)/python tests/torture.py
+
+# Every command killed, interrupted and out of disk at random moments. Half an hour.
+interruption: install
+	$(BIN)/python tests/interruption.py
+
+# The same bytes from one and two threads, any hash seed, any folder, any instruction set. A quarter of an hour.
+repeatability: install
+	$(BIN)/python tests/repeatability.py
 
 install: $(INSTALLED)
 

@@ -28,7 +28,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 good, 1 model and export differ, 2 usage, 3 input refused, 4 something is missing on this
-    machine, 70 a bug in tqexport, 130 interrupted.
+    machine, 70 a bug in tqexport, 130 interrupted, 143 terminated.
     """
 
 

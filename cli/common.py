@@ -35,10 +35,9 @@ __all__ = [
 ]
 
 BUG_EXIT_CODE = 70
-INTERRUPTED_EXIT_CODE = 130
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
 # Packages that may be missing; imported by the same name, with an underscore for the hyphen.
-_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "tensorflow", "torch")
+_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "safetensors", "tensorflow", "torch")
 
 
 @dataclass(frozen=True)
@@ -214,16 +213,21 @@ class Output:
             yield
 
 
-def write_new(target: Path, content: bytes) -> None:
-    """Write a file, unless another one is there.
+def check_new(target: Path, content: bytes) -> None:
+    """Refuse to put a file in the place of another one.
 
     Raises:
-        UsageError: It is.
+        UsageError: Another one is there.
     """
+    if target.is_file() and target.read_bytes() != content:
+        raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
+
+
+def write_new(target: Path, content: bytes) -> None:
+    """Write a file, unless another one is there; see :func:`check_new`."""
+    check_new(target, content)
     if not target.is_file():
         write_bytes(target, content)
-    elif target.read_bytes() != content:
-        raise UsageError(f"{target} is another file already; name another folder with --output, or remove it")
 
 
 def plural_bits(width: int) -> str:
@@ -245,7 +249,8 @@ def run_and_exit(cli: click.Group) -> int:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM):  # either way what is temporary is removed
+            signal.signal(number, interrupt)
     try:
         result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -253,7 +258,7 @@ def run_and_exit(cli: click.Group) -> int:
         # Compiled code may turn the interrupt into an error of its own on the way here.
         if interrupts or isinstance(error, click.Abort | KeyboardInterrupt):
             click.echo("interrupted", err=True)
-            return INTERRUPTED_EXIT_CODE
+            return 128 + next(iter(interrupts), signal.SIGINT)
         if not isinstance(error, Exception):
             raise
         text, exit_code = _explain(error, verbose="--verbose" in arguments)

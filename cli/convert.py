@@ -17,7 +17,10 @@ from .common import Output, checkpoint_options, output_options
 @checkpoint_options
 @output_options
 def command(checkpoint: Path, target: Path, options: ReadOptions, output: Output) -> None:
-    """Write CHECKPOINT as a native one, TARGET, which says for itself how it was trained."""
+    """Write CHECKPOINT as a native one, TARGET, which says for itself how it was trained.
+
+    NAME.safetensors becomes a file without pickle that holds the codes too; every other name a PyTorch file.
+    """
     with output.step(f"Reading {checkpoint}"):
         from tqexport.checkpoints.checkpoint import load_checkpoint, save_checkpoint
         from tqexport.errors import UsageError

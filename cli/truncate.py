@@ -10,7 +10,7 @@ import click
 from tqexport.backends.base import EXACT
 from tqexport.facts import MultiWidthFacts
 
-from .common import Output, Widths, output_options, widths_option, write_new
+from .common import Output, Widths, check_new, output_options, widths_option
 
 if TYPE_CHECKING:
     from tqexport.artifacts.truncate import OpenArtifact
@@ -31,9 +31,11 @@ def command(artifact: Path, widths: Widths, folder: Path | None, packed: bool, o
     """Cut ARTIFACT to files of one width each.
 
     ARTIFACT was made with --bits runtime, or is an ONNX file made with --truncatable. Needs neither the checkpoint nor
-    PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives.
+    PyTorch. The files are, byte for byte, those that a direct export without --truncatable gives. In an export folder
+    of the same checkpoint they are entered into the manifest, with what they were cut from.
     """
     with output.step(f"Reading {artifact}"):
+        from tqexport.artifacts.manifest import FILE_NAME
         from tqexport.artifacts.truncate import open_artifact
         from tqexport.files import ensure_folder
 
@@ -47,9 +49,12 @@ def command(artifact: Path, widths: Widths, folder: Path | None, packed: bool, o
     for bits in widths.resolve(others):
         content = opened.truncate(bits, packed=packed)
         target = folder / name_of_cut(artifact, opened, content)
-        write_new(target, content)
+        check_new(target, content)
+        entered = opened.enter(folder, target.name, content)
         output.say(f"{target}  {len(content):,} bytes")
-        written.append({"file": str(target), "width": bits, "bytes": len(content)})
+        written.append({"file": str(target), "width": bits, "bytes": len(content), "entered": entered})
+    if (manifest := folder / FILE_NAME).is_file() and not all(entry["entered"] for entry in written):
+        output.say(f"not entered in {manifest}, which is of another checkpoint")
     output.document({"artifact": str(artifact), "written": written})
 
 

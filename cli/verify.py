@@ -34,6 +34,12 @@ _WIDE = 125  # columns that the whole table takes
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page with plots, all in one file."
 )
 @click.option(
+    "--attest",
+    "statement",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what was compared and found, pass or fail, as an in-toto statement with the sha256 of every file.",
+)
+@click.option(
     "--runtime",
     "runtimes",
     multiple=True,
@@ -50,6 +56,7 @@ def command(
     data: Path | None,
     samples: int,
     report: Path | None,
+    statement: Path | None,
     runtimes: tuple[str, ...],
     options: ReadOptions,
     output: Output,
@@ -65,15 +72,22 @@ def command(
 
         if runtimes:
             raise click.UsageError("--runtime is for an export folder; two artifacts run as they are deployed.")
+        if statement:
+            raise click.UsageError("--attest is for an export folder: it says that artifacts equal their checkpoint.")
         return verify_pair(output, sources, widths, data, samples, report, options)
     with output.step("Starting"):
         from tqexport.artifacts.project import open_project
+        from tqexport.files import write_bytes
         from tqexport.verification.run import load_samples, random_samples, verify
 
         if report:
             from tqexport.verification.report import check_report, render_report
 
             check_report(report)
+        if statement:
+            from tqexport.verification.statement import prepare_statement, render_statement
+
+            prepare_statement(statement)
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
         list(project.artifacts(asked))  # before any slow work: are the files as they were exported?
@@ -88,11 +102,12 @@ def command(
     left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in artifacts)
     output.say(*_notes(checked), *filter(None, left_out), _conclusion(checked))
     if report:
-        from tqexport.files import write_bytes
-
         with output.step(f"Writing {report}"):
             write_bytes(report, render_report(project.model, title, checked, _conclusion(checked)))
         output.say(f"{report}  the report")
+    if statement:
+        write_bytes(statement, render_statement(project, checked, chosen, data, runtimes))
+        output.say(f"{statement}  the statement, unsigned")
     output.document(
         {
             "passed": passed,
@@ -123,7 +138,7 @@ def _unproved(checked: list[Checked]) -> list[str]:
     return [
         f"{check.file} at {check.bits} bits: parameters {check.unoptimized.parameters}; the verdict is of the samples"
         for check in checked
-        if check.unoptimized.parameters.startswith("not compared")
+        if not check.proved
     ]
 
 

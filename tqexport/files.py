@@ -1,16 +1,34 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and nothing left behind: what a killed run leaves, the next one removes.
+
+Everything temporary is locked by the run that uses it (``flock``). The system takes the lock of a process that ends in
+whatever way, so what is not locked belongs to nobody. Where there is no ``flock``, nothing of other runs is removed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tqexport.errors import HostError
+from tqexport.errors import HostError, InputError
 
-__all__ = ["atomic_path", "ensure_folder", "sha256_of", "write_bytes"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["atomic_path", "ensure_folder", "exclusive", "sha256_of", "temporary_folder", "write_bytes"]
+
+_SUFFIX = ".tqexport.tmp"
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+_PREFIX = "tqexport.tmp."  # of temporary folders
+_TEMPORARY_FOLDER = re.compile(rf"{re.escape(_PREFIX)}[a-z0-9_]{{8}}")  # as tempfile names them
 
 
 @contextmanager
@@ -20,14 +38,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         HostError: The folder cannot be written, or the disk is full.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        temporary.replace(target)
+        with _temporary_file(target.parent) as (temporary, descriptor):
+            yield temporary
+            os.fsync(descriptor)  # or a machine that stops may have the name and not the content
+            temporary.replace(target)
     except OSError as error:
         raise HostError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(target: Path, content: bytes) -> None:
@@ -37,21 +54,128 @@ def write_bytes(target: Path, content: bytes) -> None:
 
 
 def ensure_folder(folder: Path) -> None:
-    """Make sure that files can be written into ``folder``, before any slow work.
+    """Make sure that files can be written into ``folder``, before any slow work, and remove what dead runs left there.
 
     Raises:
         HostError: It cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
-        probe.touch()
-        probe.unlink()
+        with _temporary_file(folder):
+            pass
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+                with suppress(FileNotFoundError):  # its run has just removed it
+                    _remove_if_dead(path)
     except OSError as error:
         raise HostError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """A block that one run at a time goes through, of all that work in ``folder``; the others wait.
+
+    Raises:
+        HostError: There is no such folder.
+    """
+    try:
+        with _locked(folder):
+            yield
+    except OSError as error:
+        raise HostError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of this run alone, removed with all that is in it; those of dead runs are removed first.
+
+    Raises:
+        HostError: It cannot be made or written.
+    """
+    try:
+        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError):  # it is somebody else's, or gone
+                if _TEMPORARY_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                    _remove_if_dead(path)
+        while True:
+            with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name, _locked(Path(name)):
+                if Path(name).is_dir():  # another run may have taken it for a dead one's before it was locked
+                    yield Path(name)
+                    return
+    except OSError as error:
+        raise HostError(f"cannot write a temporary file: {error.strerror or error}") from error
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file, hex.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
+    """A new file that is locked, and its descriptor; it is removed if it still has its name."""
+    while True:
+        path, descriptor = folder / f".{secrets.token_hex(4)}{_SUFFIX}", None
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            _lock(descriptor)
+            if path.exists():  # another run may have taken it for a dead one's before it was locked
+                yield path, descriptor
+                return
+        finally:
+            try:
+                path.unlink(missing_ok=True)
+            except KeyboardInterrupt:  # the first thing that an interrupt must not leave
+                path.unlink(missing_ok=True)
+                raise
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A folder that is locked, once nobody else has locked it."""
+    if not fcntl:  # and no opening of folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_dead(path: Path) -> None:
+    """Remove a temporary file or folder of this user that no run has locked."""
+    if not fcntl or path.stat().st_uid != os.getuid():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if not _lock(descriptor, wait=False):
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool = True) -> bool:
+    """Lock an open file or folder; False where another run has it, or the file system has no locks."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return fcntl is not None

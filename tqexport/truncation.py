@@ -14,7 +14,7 @@ Everything else in the package calls these functions; the formulas stand nowhere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -44,12 +44,14 @@ __all__ = [
     "max_code",
     "normalize",
     "quantize_activation",
+    "settle",
     "store",
     "truncate",
 ]
 
 STORED_BITS = 8
 WIDTHS = tuple(range(1, STORED_BITS + 1))
+_SETTLING_STEPS = 16  # of 2^-24: what tanh (of a weight and of the largest, 3 ulp each) and three roundings take x
 FLOAT_BITS = 32  # "32 bits" in the research family: the full-precision path
 
 Quantizer = Literal["truncquant", "dorefa"]
@@ -219,6 +221,41 @@ def store(weight: Tensor, bits: int, scheme: Scheme = Scheme()) -> StoredWeight:
     else:
         codes, shift = direct_codes(x, STORED_BITS).byte(), STORED_BITS - bits
     return StoredWeight(codes, shift, affine(weight.detach(), codes >> shift, bits, scheme))
+
+
+def settle(weight: Tensor, codes: Mapping[int, Tensor], quantizer: Quantizer = "truncquant") -> Tensor:
+    """The weights with those moved that this machine would give other codes than the machine that stored them.
+
+    Two right implementations of tanh differ in the last bits, so that a weight on the boundary of two codes may fall to
+    either side. Such a weight is moved over the boundary, by steps of 2^-24 of ``x``, as few as it takes, at most 16.
+
+    Args:
+        weight: float32, see :func:`check_weight`.
+        codes: By width, the stored codes, uint8 in the shape of ``weight``.
+        quantizer: The quantiser.
+
+    Returns:
+        float32 weights whose codes are ``codes`` on this machine; ``weight`` itself where they are already.
+
+    Raises:
+        InputError: A code differs by more than that explains.
+    """
+    import torch  # applications cut widths out of files without it
+
+    settled = weight
+    for step in range(_SETTLING_STEPS + 1):
+        x = normalize(settled)
+        wrong = torch.stack([stored.int() - direct_codes(x, bits, quantizer).int() for bits, stored in codes.items()])
+        if not bool(wrong.any()):
+            return settled
+        if step == 0:
+            exact = weight.double()
+            squashed = exact.tanh()
+            per_x = 2 * squashed.abs().max() / (1 - squashed.square())  # how fast w changes with x
+        towards = wrong.sum(0).sign()
+        settled = (exact + towards * (step + 1) * 2.0**-24 * per_x).float().where(towards != 0, settled)
+    differ = int(wrong.any(0).sum())
+    raise InputError(f"{differ:,} of its {weight.numel():,} codes are not those of its float weights")
 
 
 def quantize_activation(x: Tensor, bits: int) -> Tensor:

@@ -56,6 +56,7 @@ def _as_it_was() -> Iterator[None]:
     root, package = logging.getLogger(), logging.getLogger("tqexport")
     handlers, level, path, argv = root.handlers[:], package.level, sys.path[:], sys.argv
     modules, interrupt = set(sys.modules), signal.getsignal(signal.SIGINT)
+    terminate = signal.getsignal(signal.SIGTERM)
     root.handlers[:] = []  # where there is one, basicConfig does nothing
     here = os.getcwd()
     try:
@@ -71,3 +72,4 @@ def _as_it_was() -> Iterator[None]:
             if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") in added:  # noqa: PTH120
                 del sys.modules[name]
         signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)

@@ -18,7 +18,7 @@ from torch import nn
 
 from tqexport.deploy import StoredParameter, deploy
 from tqexport.errors import HostError, UsageError, about
-from tqexport.files import atomic_path
+from tqexport.files import atomic_path, ensure_folder
 from tqexport.model import TruncModel
 from tqexport.outputs import run_network
 from tqexport.training.quantizers import QuantizedWeight, quantized_weights
@@ -214,6 +214,7 @@ def check_plot(path: Path) -> None:
         raise UsageError(f"{path}: a plot is a file that ends in {', '.join(PLOT_SUFFIXES)}")
     if not path.parent.is_dir():
         raise HostError(f"cannot write {path}: there is no folder {path.parent}")
+    ensure_folder(path.parent)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, TensorInfo
 from tqexport.errors import InputError, UsageError
-from tqexport.files import sha256_of, write_bytes
+from tqexport.files import exclusive, sha256_of, write_bytes
 from tqexport.truncation import WIDTHS, Scheme
 
-__all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "read_manifest", "relative_to"]
+__all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "enter_artifact", "read_manifest", "relative_to"]
 
 FILE_NAME = "tqexport.json"
 SCHEMA_VERSION = 1
@@ -37,6 +37,8 @@ class Artifact:
         kernel: How it multiplies: ``exact``, or another of the back end's kernels.
         truncatable_to: The other widths that can be cut from a fixed file.
         companions: The files that were written beside it: sha256, hex, by name.
+        cut_from: The artifact that it was cut from, if it was: its ``file`` name and ``sha256``.
+        versions: Of what made it, by name.
     """
 
     file: str
@@ -50,6 +52,8 @@ class Artifact:
     kernel: str = EXACT
     truncatable_to: tuple[int, ...] = ()
     companions: Mapping[str, str] = field(default_factory=dict)
+    cut_from: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ class Manifest:
     input_shape: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
+
+    def is_like(self, other: Manifest) -> bool:
+        """Whether both are of the same checkpoint, read in the same way."""
+        mine, others = ((m.checkpoint, m.checkpoint_sha256, dict(m.options)) for m in (self, other))
+        return mine == others
+
+    def holds(self, artifact: Artifact) -> bool:
+        """Whether there is a file of the same name and content."""
+        return any((a.file, a.sha256) == (artifact.file, artifact.sha256) for a in self.artifacts)
 
     def find(self, kind: str, width: int, kernel: str = EXACT) -> Artifact | None:
         """The fixed artifact of a kind, width and kernel, if it was exported."""
@@ -114,6 +127,32 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
 
 
+def enter_artifact(
+    folder: Path, artifact: Artifact, files: Mapping[str, bytes], choose: Callable[[Manifest | None], Manifest]
+) -> Manifest:
+    """Write an artifact into an export folder and enter it into the manifest, while no other run does.
+
+    Args:
+        folder: The folder.
+        artifact: The entry.
+        files: What is written, by name: the artifact itself, last, and what lies beside it.
+        choose: The manifest that the artifact is added to, given the one that the folder has by then, or None.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        InputError: The manifest is damaged.
+        HostError: The folder cannot be written.
+    """
+    with exclusive(folder):
+        manifest = choose(read_manifest(folder) if (folder / FILE_NAME).is_file() else None).with_artifacts([artifact])
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+        manifest.write(folder)
+    return manifest
+
+
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
     """The path of an artifact whose bytes are those that were exported, as are those of the files beside it.
 
@@ -142,7 +181,8 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
         entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
     entry["widths"] = tuple(int(bits) for bits in entry["widths"])
     entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
-    entry["companions"] = {str(name): str(sha256) for name, sha256 in entry.get("companions", {}).items()}
+    for key in ("companions", "cut_from", "versions"):
+        entry[key] = {str(name): str(value) for name, value in entry.get(key, {}).items()}
     for name in (entry["file"], *entry["companions"]):
         if Path(name).name != name:
             raise ValueError(f"artifact {name!r} is not in the folder")

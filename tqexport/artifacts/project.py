@@ -12,15 +12,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqexport.artifacts.manifest import FILE_NAME, Artifact, Manifest, check_artifact, read_manifest, relative_to
+from tqexport.artifacts.manifest import (
+    FILE_NAME,
+    Artifact,
+    Manifest,
+    check_artifact,
+    enter_artifact,
+    read_manifest,
+    relative_to,
+)
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError, UsageError
 from tqexport.facts import MultiWidthFacts
-from tqexport.files import ensure_folder, sha256_of, write_bytes
+from tqexport.files import ensure_folder, sha256_of
 from tqexport.integer.names import INTEGER, is_integer
 from tqexport.truncation import check_shiftable
+from tqexport.versions import versions
 
 if TYPE_CHECKING:
     from tqexport.model import TruncModel
@@ -30,7 +39,7 @@ __all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
 DEFAULT_FOLDER = Path("tqexport-out")
 DEFAULT_WIDTH = 8
 
-_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt")  # of checkpoints, taken off in this order
+_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".safetensors")  # of checkpoints, taken off in this order
 
 _log = logging.getLogger(__name__)
 
@@ -235,11 +244,19 @@ class Project:
         ends, layout = BACKENDS[backend].describe(content), BACKENDS[backend].layout
         companions = BACKENDS[backend].companions(self, file, content)
         digests = {name: hashlib.sha256(beside).hexdigest() for name, beside in companions.items()}
-        artifact = Artifact(file, backend, widths, layout, sha256, len(content), *ends, kernel, others, digests)
-        for name, beside in {**companions, file: content}.items():
-            write_bytes(self.folder / name, beside)
-        self.manifest = (self.manifest or self._new_manifest()).with_artifacts([artifact])
-        self.manifest.write(self.folder)
+        made_by = versions(BACKENDS[backend].packages)
+        artifact = Artifact(
+            file, backend, widths, layout, sha256, len(content), *ends, kernel, others, digests, versions=made_by
+        )
+        own = replace(self.manifest or self._new_manifest(), artifacts=())
+
+        def choose(current: Manifest | None) -> Manifest:
+            """Another run may have added to the folder's manifest meanwhile, or begun one of another checkpoint."""
+            if current is not None and current.checkpoint != own.checkpoint:
+                raise _other_checkpoint(self.folder, current)
+            return current if current is not None and current.is_like(own) else own
+
+        self.manifest = enter_artifact(self.folder, artifact, {**companions, file: content}, choose)
         return artifact
 
     def _new_manifest(self) -> Manifest:
@@ -304,8 +321,12 @@ def _manifest_of(folder: Path, checkpoint: Path, sha256: str, options: ReadOptio
         return None
     manifest = read_manifest(folder)
     if manifest.checkpoint != relative_to(checkpoint, folder):
-        raise UsageError(f"{folder} holds exports of {manifest.checkpoint}; choose another folder with --output")
+        raise _other_checkpoint(folder, manifest)
     if manifest.checkpoint_sha256 == sha256 and dict(manifest.options) == options.given():
         return manifest
     _log.warning("%s holds exports of an earlier %s; they leave its manifest", folder, checkpoint.name)
     return None
+
+
+def _other_checkpoint(folder: Path, manifest: Manifest) -> UsageError:
+    return UsageError(f"{folder} holds exports of {manifest.checkpoint}; choose another folder with --output")

@@ -9,13 +9,16 @@ flatbuffers) and numpy: neither torch, nor TensorFlow, nor a runtime, nor the ch
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqexport.artifacts.manifest import FILE_NAME, Artifact, Manifest, enter_artifact, read_manifest
 from tqexport.backends import backend_of
-from tqexport.backends.base import Backend
+from tqexport.backends.base import EXACT, Backend
 from tqexport.errors import InputError, about
 from tqexport.facts import DAMAGED, ArtifactFacts, Facts, MultiWidthFacts
+from tqexport.files import write_bytes
+from tqexport.versions import versions
 
 __all__ = ["OpenArtifact", "open_artifact", "truncate_file"]
 
@@ -73,6 +76,53 @@ class OpenArtifact:
             if hashlib.sha256(fixed).hexdigest() != self.facts.digests.get(bits):
                 raise InputError(DAMAGED)
             return self.backend.pack(fixed) if packed else fixed
+
+    def enter(self, folder: Path, file: str, content: bytes) -> bool:
+        """Write a fixed file that was cut from it, and enter it into the manifest of the folder, if there is one.
+
+        Args:
+            folder: Where it is written.
+            file: Its name.
+            content: What is in it, see :meth:`truncate`.
+
+        Returns:
+            Whether there is a manifest of the checkpoint that the artifact came from; another one is left as it is.
+
+        Raises:
+            InputError: The manifest is damaged.
+            HostError: The folder cannot be written.
+        """
+        with about(self.name):
+            facts = self.backend.facts(content)
+        assert isinstance(facts, ArtifactFacts)  # as truncate makes them
+        manifest = read_manifest(folder) if (folder / FILE_NAME).is_file() else None
+        entered = manifest is not None and manifest.checkpoint_sha256 == facts.checkpoint_sha256
+        entry = Artifact(
+            file=file,
+            kind=self.backend.name,
+            widths=(facts.width,),
+            layout=self.backend.layout,
+            sha256=hashlib.sha256(content).hexdigest(),
+            bytes=len(content),
+            inputs=(),
+            outputs=(),
+            kernel=facts.kernel or EXACT,
+            cut_from={"file": Path(self.name).name, "sha256": hashlib.sha256(self.content).hexdigest()},
+            versions=versions(()),
+        )
+        if manifest is None or not entered or manifest.holds(entry):  # of what was exported, nothing new is known
+            write_bytes(folder / file, content)
+            return entered
+        inputs, outputs = self.backend.describe(content)
+
+        def choose(current: Manifest | None) -> Manifest:
+            """The manifest of the folder, if it is still of the same checkpoint."""
+            if current is None or not current.is_like(manifest):
+                raise InputError(f"{folder / FILE_NAME} was changed by another run meanwhile; truncate again")
+            return current
+
+        enter_artifact(folder, replace(entry, inputs=inputs, outputs=outputs), {file: content}, choose)
+        return True
 
     def _check_width(self, bits: int) -> None:
         """Refuse a width that the artifact does not give."""

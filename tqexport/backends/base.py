@@ -106,6 +106,7 @@ class Backend(ABC):
         converts: The back end whose files it makes its own from; None where it starts from the network.
         packing: What a file of a packed kernel holds in the place of plain weights, by kernel, for ``inspect``.
         packed_widths: The widths that a file which is cut from another can be packed at.
+        packages: What the bytes of its files depend on besides tqexport, by the name on PyPI.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -121,6 +122,7 @@ class Backend(ABC):
     converts: ClassVar[str | None] = None
     packing: ClassVar[Mapping[str, str]] = {}
     packed_widths: ClassVar[Collection[int]] = ()
+    packages: ClassVar[Sequence[str]] = ("torch",)
     takes_folder: ClassVar[bool] = False
 
     def every_runtime(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,27 +14,31 @@ from torch import Tensor, nn
 
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
+from tqexport.checkpoints.safe_file import Codes, is_safetensors, read_safetensors, safetensors_bytes
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
 from tqexport.errors import InputError, TqExportError, UsageError, about
-from tqexport.files import atomic_path, sha256_of
+from tqexport.files import sha256_of, write_bytes
 from tqexport.integer.grids import attach_grids, grids_of
 from tqexport.integer.training import finished
 from tqexport.model import ONLY_INPUT, CheckpointInfo, InputInfo, Normalization, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights, set_quantizer
-from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme, check_weight
+from tqexport.truncation import FLOAT_BITS, STORED_BITS, WIDTHS, Scheme, check_weight, settle, store
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 FORMAT = "tqexport"
 FORMAT_VERSION = 1
+SAFETENSORS = ".safetensors"
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -> None:
-    """Write a native checkpoint, which says for itself what it is and loads with ``weights_only=True``.
+    """Write a native checkpoint, which says for itself what it is.
 
-    A network that has grids is written as integers run it, see :func:`tqexport.integer.training.finished`.
+    ``NAME.safetensors`` becomes a file without pickle that holds the codes besides the float weights; every other name
+    a PyTorch file, which loads with ``weights_only=True``. A network that has grids is written as integers run it, see
+    :func:`tqexport.integer.training.finished`.
 
     Args:
         path: The file to write; replaced as a whole or not at all.
@@ -41,8 +46,9 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         info: Its description; the names of its grids are added.
 
     Raises:
-        UsageError: A layer was trained with another quantiser than ``info`` says, or grids at other widths.
-        InputError: A grid was not found yet.
+        UsageError: A layer was trained with another quantiser than ``info`` says, or grids at other widths; or the
+            description holds what safetensors cannot.
+        InputError: A grid was not found yet; or safetensors is to hold the codes of a layer that has none.
         ConversionError: The network has grids, and an operation that has no integer form.
     """
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -60,10 +66,13 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         "inputs": [asdict(each) for each in info.signature],
         "arguments": dict(info.arguments),
         "quantized": list(quantized_weights(module)),
-        "state_dict": module.state_dict(),
     }
-    with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
-        torch.save(content, stream)
+    if Path(path).suffix == SAFETENSORS:
+        write_bytes(Path(path), safetensors_bytes(content, module.state_dict(), _codes(module, info)))
+        return
+    stream = io.BytesIO()  # a full disk is an OSError when the bytes are written, not whatever torch makes of it
+    torch.save({**content, "state_dict": module.state_dict()}, stream)
+    write_bytes(Path(path), stream.getvalue())
 
 
 def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> TruncModel:
@@ -78,7 +87,14 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
         UsageError: The architecture is unknown, or an option contradicts the file.
     """
     path = Path(path)
-    content = read_tensor_file(path)
+    sha256 = sha256_of(path) if path.is_file() else None
+    codes: Codes | None = None
+    if is_safetensors(path):
+        content, codes = read_safetensors(path)
+    else:
+        content = read_tensor_file(path)
+    if sha256_of(path) != sha256:
+        raise InputError(f"{path} changed while it was read; run this again")
     assumed: tuple[str, ...] = ()
     if content.get("format") == FORMAT:
         info = _read_native(path, content, options)
@@ -95,7 +111,30 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
     _check_quantized(path, module, content.get("quantized"))
     set_quantizer(module, info.scheme)
     _check(path, module, info)
-    return TruncModel(module.eval(), info, sha256_of(path), assumed)
+    if codes is not None:
+        _settle(path, module, codes)
+    return TruncModel(module.eval(), info, sha256, assumed)
+
+
+def _codes(module: nn.Module, info: CheckpointInfo) -> Codes:
+    """The codes of every quantised weight, by name and width; one width is enough where others are shifted from it."""
+    widths = (STORED_BITS,) if info.scheme.quantizer == "truncquant" else info.widths
+    weights = quantized_weights(module)
+    for weight in weights.values():
+        check_weight(weight.layer, weight.original)
+    plain = Scheme(info.scheme.quantizer)  # codes depend on no other option
+    return {
+        name: {bits: store(weight.original, bits, plain).codes for bits in widths} for name, weight in weights.items()
+    }
+
+
+def _settle(path: Path, module: nn.Module, codes: Codes) -> None:
+    """Let the stored codes decide where this machine's tanh gives a weight on a boundary another one."""
+    for name, weight in quantized_weights(module).items():
+        with about(f"{path} is damaged: layer {weight.layer}:"):
+            if any(stored.shape != weight.original.shape for stored in codes[name].values()):
+                raise InputError("its codes have another shape than its float weights")
+            weight.original.data = settle(weight.original.data, codes[name], weight.scheme.quantizer)
 
 
 def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:

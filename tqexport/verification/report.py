@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from tqexport.model import TruncModel
 from tqexport.truncation import max_code
 from tqexport.verification.codes import expected_codes
 from tqexport.verification.run import Checked
+from tqexport.versions import COMPARING, versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -285,5 +285,4 @@ def _percent(share: float | None) -> str:
 
 
 def _versions() -> str:
-    packages = ("tqexport", "torch", "onnxruntime", "ai-edge-litert")
-    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    return ", ".join(f"{name} {version}" for name, version in versions(COMPARING).items())

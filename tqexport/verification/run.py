@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
@@ -37,6 +38,7 @@ class Checked:
         bits: The width.
         runtime: What runs it, for people: ``onnxruntime``, ``LiteRT dynamic``, ``LiteRT switched``.
         bytes: Size of the file.
+        sha256: Hash of the bytes that were compared, hex.
         temporary: It was exported for this check alone.
         latency: Median seconds for one sample as deployed, on one thread; None where nothing here runs the format.
         deployed: The comparison with PyTorch, with the runtime's default optimisations, or XNNPACK.
@@ -47,6 +49,7 @@ class Checked:
     bits: int
     runtime: str
     bytes: int
+    sha256: str
     temporary: bool
     latency: float | None
     deployed: Verdict
@@ -56,6 +59,11 @@ class Checked:
     def passed(self) -> bool:
         """Whether the artifact equals PyTorch in both ways of running it."""
         return self.deployed.passed and self.unoptimized.passed
+
+    @property
+    def proved(self) -> bool:
+        """Whether the parameters were compared; otherwise the verdict is of the samples alone."""
+        return not self.unoptimized.parameters.startswith("not compared")
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -117,6 +125,11 @@ class _Job:
     content: bytes
     temporary: bool = False
     run_time: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file, hex."""
+        return hashlib.sha256(self.content).hexdigest()
 
     def place(self) -> tuple[int, str, bool, bool]:
         """Its place in the order of the results."""
@@ -182,7 +195,7 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
         latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[0][:1]))
         verdict = comparison.verdict()
         name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
-        yield Checked(job.file, job.bits, name, len(job.content), job.temporary, latency, verdict, verdict)
+        yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
 
 
 def _false_facts(project: Project, job: _Job) -> list[str]:
@@ -198,7 +211,7 @@ def _false_facts(project: Project, job: _Job) -> list[str]:
 
 def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Parameters) -> Checked:
     """Compare a file as deployed, and layer by layer."""
-    size, job = len(job.content), replace(job, content=parameters.content)
+    size, sha256, job = len(job.content), job.sha256, replace(job, content=parameters.content)
     runner, latency = job.open(deployed=True), None
     if runner is None:
         comparison, runtime = job.comparison(project, parameters), _CODES_ALONE
@@ -214,7 +227,7 @@ def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Par
             else _compare(job.comparison(project, parameters), layer_by_layer, samples)
         )
         runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
-    return Checked(job.file, job.bits, runtime, size, job.temporary, latency, deployed, unoptimized)
+    return Checked(job.file, job.bits, runtime, size, sha256, job.temporary, latency, deployed, unoptimized)
 
 
 def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:

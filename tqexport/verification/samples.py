@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,16 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    @property
+    def sha256(self) -> str:
+        """Hash of inputs and labels (int64), little-endian, one array after the other; hex."""
+        digest = hashlib.sha256()
+        for values in self.inputs:
+            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def normalized(self, normalization: Normalization | None) -> Samples:
         """The first input, raw (N, C, ...), as a network wants it: ``(x - mean) / std`` per channel, float32."""

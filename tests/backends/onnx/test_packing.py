@@ -60,8 +60,8 @@ def test_a_packed_file_computes_what_the_plain_one_does_at_the_size_of_its_width
     packed, x = pack_onnx(plain), digits_samples.inputs[:50]
     assert abs(len(plain) - len(packed) - CODES * (8 - stored) // 8) < 2_500  # two nodes for each of eight layers
     for deployed in (True, False):
-        one, other = (open_runner(content, deployed=deployed).run(x) for content in (plain, packed))
-        assert np.array_equal(one.outputs, other.outputs)
+        one, other = (open_runner(content, deployed=deployed).run((x,)) for content in (plain, packed))
+        assert np.array_equal(one.output, other.output)
         assert list(one.codes) == list(other.codes)
         assert all(np.array_equal(one.codes[name], other.codes[name]) for name in one.codes)
         assert all(np.array_equal(one.activations[name], other.activations[name]) for name in one.activations)

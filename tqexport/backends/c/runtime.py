@@ -12,9 +12,7 @@ import itertools
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from tqexport.backends.c.source import Program
 from tqexport.backends.c.text import prefix_of
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.errors import HostError, InputError
+from tqexport.files import temporary_folder
 from tqexport.integer.arithmetic import to_grid
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
@@ -101,8 +100,7 @@ def _pointer(values: npt.NDArray[np.int8]) -> Any:
 @functools.lru_cache(maxsize=1)  # a run-time file is opened at one width after the other
 def _compiled(source: str, header_text: str, stem: str) -> Any:
     """The library of a C file."""
-    with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
-        place = Path(folder)
+    with temporary_folder() as place:
         command = [compiler(), *_FLAGS, "-o", "network.so", "network.c"]
         try:
             (place / f"{stem}.h").write_bytes(header_text.encode())

@@ -29,6 +29,7 @@ class OnnxBackend(Backend):
     name = "onnx"
     title = "ONNX"
     layout = LAYOUT
+    packages = ("torch", "onnx", "onnx-ir", "onnxscript")
     verified_by_default = True
     runtimes = {"onnxruntime": "onnxruntime"}  # noqa: RUF012 - annotated in the protocol
     kernels = {  # noqa: RUF012 - annotated in the protocol

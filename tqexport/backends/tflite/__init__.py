@@ -46,6 +46,7 @@ class TfliteBackend(Backend):
         FLOAT_IO: "the integer kernel with float32 in and out",
         PACKED: "the integer kernel with weights of 1 to 7 bits packed, int8 in and out, for TFLite Micro alone",
     }
+    packages = ("torch", "onnx", "onnx-ir", "onnxscript", "onnx2tf", "tensorflow", "flatbuffers")
     verified_by_default = True
     runtimes = {"xnnpack": "LiteRT XNNPACK", "litert": "LiteRT"}  # noqa: RUF012 - annotated in the protocol
     integer_runtimes = {"tflm": "TFLite Micro"}  # noqa: RUF012 - annotated in the protocol
@@ -130,8 +131,7 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.file import ends_of
         from tqexport.backends.tflite.session import LiteRTSession
 
-        facts = self.facts(content)
-        if isinstance(facts, ArtifactFacts) and facts.kernel == PACKED:  # which LiteRT does not open
+        if isinstance(self.facts(content), ArtifactFacts):
             return ends_of(content)
         return LiteRTSession(content).describe()
 

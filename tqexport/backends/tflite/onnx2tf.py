@@ -10,13 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import onnx
 
 from tqexport.errors import ConversionError, HostError
+from tqexport.files import temporary_folder
 
 __all__ = ["check_converter", "run_onnx2tf"]
 
@@ -50,8 +49,8 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
 @functools.lru_cache(maxsize=1)  # the kernels and the run-time file of one network have the same graph
 def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The TFLite files of serialised ONNX models; what was converted last is kept."""
-    with tempfile.TemporaryDirectory(prefix="tqexport-") as folder:
-        sources = [Path(folder, f"{i}.onnx") for i in range(len(models))]
+    with temporary_folder() as folder:
+        sources = [folder / f"{i}.onnx" for i in range(len(models))]
         targets = [source.with_suffix(".tflite") for source in sources]
         for model, source in zip(models, sources, strict=True):
             source.write_bytes(model)
@@ -59,13 +58,15 @@ def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
             cwd=folder,
-            env={**os.environ, "TMPDIR": folder},  # whatever the libraries leave behind goes with the folder
-            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(folder)},  # whatever the libraries leave behind goes with the folder
+            stdin=subprocess.PIPE,  # never written to; it ends with this process, and the worker with it
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         try:
-            printed = process.communicate()[0].decode(errors="replace")
+            assert process.stdout is not None
+            printed = process.stdout.read().decode(errors="replace")
+            process.wait()
         finally:  # an interrupt must not leave TensorFlow working on
             process.kill()
             process.wait()

@@ -1,0 +1,469 @@
+"""Commands that are killed, interrupted, out of disk or out of step: nothing visible is half-written.
+
+Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is ended at a random moment:
+half of the trials by the clock, half right before one of its operations on files, which are the moments that matter.
+After each trial:
+
+* the inputs are as they were;
+* every visible file is, byte for byte, what an undisturbed run writes, or what was there before;
+* the manifest agrees with the files, or reading it says what to do;
+* what is interrupted or out of disk says so in one line, with its exit code, and leaves nothing temporary;
+* the same command, run again, succeeds, gives the files of an undisturbed run, and leaves nothing temporary either.
+
+Exit code 1 where anything of this does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tqexport.cli import main as tqexport
+
+from tqexport import load_checkpoint, save_checkpoint
+from tqexport.artifacts.manifest import FILE_NAME, check_artifact, read_manifest
+from tqexport.artifacts.project import open_project
+from tqexport.checkpoints.options import ReadOptions
+from tqexport.errors import InputError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+WRITES = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given")  # inputs, which no command may touch
+OTHERS = (".ses",)  # what onnxruntime leaves among temporary files
+VARIES = ("report.html",)  # with the clock, so that only its end is looked at
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp", "fcntl.flock")
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+SMALLEST_LIMIT = 4096  # bytes, so that what a command says still fits in a file
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to disturb.
+
+    Attributes:
+        line: What is typed.
+        before: What is typed before, undisturbed, once for all trials.
+        slow: Whether it starts another process that takes seconds.
+    """
+
+    line: str
+    before: tuple[str, ...] = ()
+    slow: bool = False
+
+
+COMMANDS = {
+    "onnx": Command("onnx ckpt.pt --bits 1,4,8 -o out"),
+    "onnx again": Command("onnx ckpt.pt --bits 4,8 -o out", ("onnx other.pt --bits 4,8 -o out",)),
+    "onnx runtime": Command("onnx ckpt.pt --bits runtime -o out"),
+    "c": Command("c int.pt --bits 2,4 -o out"),
+    "convert": Command("convert ckpt.pt new/net.pt"),
+    "convert safetensors": Command("convert ckpt.pt new/net.safetensors"),
+    "truncate": Command("truncate given/ckpt.onnx -o out", ("onnx ckpt.pt --bits 8 -o out",)),
+    "calibrate": Command("calibrate ckpt.pt --data data.npz -o new/int.pt"),
+    "gap": Command("gap ckpt.pt --plot gap.png"),
+    "verify": Command("verify given --bits 4 --runtime onnxruntime --attest new/statement.json"),
+    "tflite": Command("tflite given --bits 4 -o out", slow=True),
+}
+EVERYTHING = (*COMMANDS, "two at once", "checkpoint replaced")
+
+
+@dataclass
+class Workplace:
+    """A folder for trials, and what undisturbed runs make in it.
+
+    Attributes:
+        root: The folder.
+        seconds_of_export: How long it takes to export a checkpoint at a width.
+        wanted: By command: hash by name of every file after an undisturbed run.
+        previous: The same before it.
+        seconds: How long it takes.
+        operations: How many operations on files it makes.
+    """
+
+    root: Path
+    seconds_of_export: float
+    wanted: dict[str, dict[str, str]]
+    previous: dict[str, dict[str, str]]
+    seconds: dict[str, float]
+    operations: dict[str, int]
+
+
+def prepare(root: Path, names: list[str]) -> Workplace:
+    """Make the inputs, and run every command once without disturbing it."""
+    start = root / "start"
+    start.mkdir()
+    shutil.copy(FIXTURES / "digits-resnet8.pt", start / "ckpt.pt")
+    shutil.copy(FIXTURES / "digits-resnet8-int.pt", start / "int.pt")
+    shutil.copy(FIXTURES / "digits-test.npz", start / "data.npz")
+    model = load_checkpoint(start / "ckpt.pt")
+    with torch.no_grad():
+        model.module.state_dict()["fc.bias"].add_(1)
+    save_checkpoint(start / "other.pt", model.module, model.info)
+    seconds = 0.0
+    if not all("convert" in COMMANDS[name].line for name in names):
+        # In this process, so that all that it imports is there in those that are forked from it.
+        project = open_project(start / "ckpt.pt", start / "given", ReadOptions())
+        project.export_runtime("onnx")
+        began = time.monotonic()
+        list(project.export("onnx", (4,)))
+        seconds = time.monotonic() - began
+    place = Workplace(root, seconds, {}, {}, {}, {})
+    for name in names:
+        command = COMMANDS[name]
+        folder = fresh(place, None)
+        for line in command.before:
+            require(run(folder, line) == 0, f"{line} fails: {said(folder)}")
+        if command.before:  # as the exports of an earlier state of the same checkpoint
+            as_of_earlier(folder)
+        shutil.copytree(folder, root / name)
+        place.previous[name] = hashes(folder)
+        counted = root / "count"
+        began = time.monotonic()
+        require(run(folder, command.line, counting=counted) == 0, f"{command.line} fails: {said(folder)}")
+        place.seconds[name] = time.monotonic() - began
+        place.operations[name] = int(counted.read_text())
+        place.wanted[name] = hashes(folder)
+        require(not temporary(folder), f"{name} leaves {temporary(folder)}")
+    return place
+
+
+def as_of_earlier(folder: Path) -> None:
+    """Let the manifest of exports of ``other.pt`` say that they are of an earlier ``ckpt.pt``."""
+    manifest = folder / "out" / FILE_NAME
+    text = manifest.read_text().replace("other.pt", "ckpt.pt")
+    for path in sorted((folder / "out").glob("other-*")):
+        path.rename(path.with_name(path.name.replace("other-", "ckpt-")))
+    manifest.write_text(text.replace('"other-', '"ckpt-'))
+
+
+def fresh(place: Workplace, name: str | None) -> Path:
+    """An empty place for a trial of a command."""
+    folder = place.root / "trial"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(place.root / (name or "start"), folder)
+    (folder / "tmp").mkdir(exist_ok=True)
+    return folder
+
+
+def start(folder: Path, line: str, setup: Callable[[], object] = lambda: None, log: str = "said") -> int:
+    """Start a command in a process of its own; returns its id."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 99
+    try:
+        os.chdir(folder)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+        descriptor = os.open(folder.parent / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.argv = ["tqexport", *line.split()]
+        setup()
+        tqexport()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 98
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def run(folder: Path, line: str, *, counting: Path | None = None) -> int:
+    """Run a command undisturbed; returns its exit code."""
+    return end_of(start(folder, line, (lambda: count_operations(counting)) if counting else lambda: None))
+
+
+def end_of(process: int) -> int:
+    """The exit code of a process, once it has ended; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def count_operations(target: Path) -> None:
+    """Count this process's operations on files in the folder of the trial, and write the number when asked to end."""
+    number = 0
+    folder = str(Path.cwd())
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal number
+        if is_operation(event, arguments, folder):
+            number += 1
+            descriptor = os.dup(counter)
+            os.pwrite(descriptor, f"{number:9}".encode(), 0)
+            os.close(descriptor)
+
+    counter = os.open(target, os.O_RDWR | os.O_CREAT)
+    sys.addaudithook(hook)
+
+
+def end_before_operation(number: int, by: signal.Signals) -> None:
+    """Send this process a signal right before its operation on files of that number."""
+    left = number
+    folder = str(Path.cwd())
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if is_operation(event, arguments, folder):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), by)
+
+    sys.addaudithook(hook)
+
+
+def is_operation(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
+    """Whether an event of Python's audit is an operation on a file of the trial."""
+    if event not in EVENTS:
+        return False
+    if event in ("fcntl.flock", "tempfile.mkdtemp"):
+        return True
+    path = str(arguments[0])
+    return path.startswith(folder) or (not path.startswith("/") and path[:1].isalpha() and "/" in path)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 by name of every visible file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.parts) and "tmp" not in path.parts[-2:]
+    }
+
+
+def temporary(folder: Path) -> list[str]:
+    """What is hidden or temporary in a folder."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if (path.name.startswith(".") or path.parent.name == "tmp") and path.name not in OTHERS
+    )
+
+
+def said(folder: Path, log: str = "said") -> str:
+    """What a command printed."""
+    return (folder.parent / log).read_text(errors="replace")
+
+
+class WrongError(Exception):
+    """What does not hold."""
+
+
+def require(holds: bool, text: str) -> None:
+    """Raise :class:`WrongError` with a text where something does not hold."""
+    if not holds:
+        raise WrongError(text)
+
+
+def check_files(folder: Path, wanted: dict[str, str], previous: dict[str, str], inputs: dict[str, str]) -> None:
+    """Inputs as they were; every other file whole, of this run or of before; the manifest agrees or says what to do."""
+    now = hashes(folder)
+    for name, sha256 in inputs.items():
+        require(now.get(name) == sha256, f"{name} was touched")
+    for name, sha256 in now.items():
+        if name in inputs or name.endswith(FILE_NAME):
+            continue
+        if name.endswith(VARIES):
+            require((folder / name).read_text().rstrip().endswith("</html>"), f"{name} is half-written")
+            continue
+        require(sha256 in (wanted.get(name), previous.get(name)), f"{name} is half-written")
+    for manifest in folder.rglob(FILE_NAME):
+        for artifact in read_manifest(manifest.parent).artifacts:
+            try:
+                check_artifact(manifest.parent, artifact)
+            except InputError as error:
+                require("export it again" in str(error) or "export again" in str(error), f"no advice: {error}")
+
+
+def is_input(name: str) -> bool:
+    """Whether a file is one that commands read."""
+    return name.startswith(WRITES)
+
+
+def trial(place: Workplace, name: str, random: Random, kind: str) -> str:
+    """One disturbed run of a command, and one after it; returns what became of the first."""
+    command = COMMANDS[name]
+    folder = fresh(place, name)
+    wanted, previous = place.wanted[name], place.previous[name]
+    inputs = {file: sha256 for file, sha256 in previous.items() if is_input(file)}
+    by, moment, setup = random.choice(SIGNALS), None, lambda: None
+    if kind == "clock":
+        moment = random.uniform(0, 1.05 * place.seconds[name])
+    elif kind == "operation":
+        number = random.randint(1, place.operations[name])
+        setup = lambda: end_before_operation(number, by)  # noqa: E731
+    else:
+        limit = random.randint(SMALLEST_LIMIT, 480_000)  # the largest file that a command writes
+        setup = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+    process = start(folder, command.line, setup)
+    if moment is not None:
+        time.sleep(moment)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, by)
+    code = end_of(process)
+    words = said(folder)
+    check_files(folder, wanted, previous, inputs)
+    require("Traceback" not in words, f"it prints a traceback: {words[-300:]}")
+    if code != -signal.SIGKILL:
+        expected = {0, 3, 4} if kind == "disk" else {0, 128 + by, -by}  # -by: before the command took the signal over
+        require(code in expected, f"exit code {code}: {words[-300:]}")
+        require(code < 0 or not temporary(folder), f"{temporary(folder)} is left after exit code {code}")
+        if code > 0:
+            require(len(words.strip().splitlines()[-1:]) == 1, "it does not say why")
+    if command.slow:
+        wait_for_children(folder)
+    again = run(folder, command.line)
+    require(again == 0, f"run again, it ends with {again}: {said(folder)[-300:]}")
+    require(without(hashes(folder)) == without(wanted), f"run again, it gives other files: {differ(folder, wanted)}")
+    require(not temporary(folder), f"{temporary(folder)} is left after the next run")
+    return {0: "completed", -signal.SIGKILL: "killed"}.get(code, f"exit code {code}")
+
+
+def without(files: dict[str, str]) -> dict[str, str]:
+    """Files without those that vary with the clock."""
+    return {name: sha256 for name, sha256 in files.items() if not name.endswith(VARIES)}
+
+
+def differ(folder: Path, wanted: dict[str, str]) -> list[str]:
+    """Names of the files that are not as wanted."""
+    now = hashes(folder)
+    return sorted(name for name in {*now, *wanted} if now.get(name) != wanted.get(name))
+
+
+def wait_for_children(folder: Path) -> None:
+    """Whatever a dead command had started ends within seconds."""
+    for _ in range(100):
+        working = []
+        for entry in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                if str(entry.readlink()).startswith(str(folder / "tmp")):
+                    working.append(entry.parent.name)
+        if not working:
+            return
+        time.sleep(0.1)
+    raise WrongError(f"processes {working} go on after the command that started them")
+
+
+def two_at_once(place: Workplace, random: Random) -> str:
+    """Two exports into one folder at once: the manifest has both."""
+    folder = fresh(place, None)
+    widths = [sorted(random.sample(range(1, 9), 2)) for _ in range(2)]
+    lines = [f"onnx ckpt.pt --bits {','.join(map(str, own))} -o out" for own in widths]
+    processes = []
+    for number, line in enumerate(lines):
+        processes.append(start(folder, line, log=f"said{number}"))
+        time.sleep(random.uniform(0, 0.1))
+    for number, process in enumerate(processes):
+        code = end_of(process)
+        require(code == 0, f"exit code {code}: {said(folder, f'said{number}')}")
+    manifest = read_manifest(folder / "out")
+    have = {bits for artifact in manifest.artifacts for bits in artifact.widths}
+    require(have == {*widths[0], *widths[1]}, f"the manifest has {have} of {widths}")
+    for artifact in manifest.artifacts:
+        check_artifact(folder / "out", artifact)
+    require(not temporary(folder), f"{temporary(folder)} is left")
+    return "both"
+
+
+def replaced(place: Workplace, random: Random) -> str:
+    """A checkpoint replaced while it is exported: the exports are of one or the other, and say of which."""
+    folder = fresh(place, None)
+    line, whole = "onnx ckpt.pt --bits 4,8 -o out", random.random() < 0.5
+    process = start(folder, line)
+    time.sleep(random.uniform(0, place.seconds_of_export))
+    content = (folder / "other.pt").read_bytes()
+    if whole:
+        (folder / "new.pt").write_bytes(content)
+        (folder / "new.pt").rename(folder / "ckpt.pt")
+    else:
+        with (folder / "ckpt.pt").open("r+b") as stream:  # in place, in two steps, as copying does
+            stream.write(content[: len(content) // 2])
+            stream.flush()
+            time.sleep(random.uniform(0, 0.02))
+            stream.write(content[len(content) // 2 :])
+            stream.truncate()
+    code = end_of(process)
+    require(code in (0, 3), f"exit code {code}: {said(folder)}")
+    require(len(said(folder).strip().splitlines()) == 1 or code == 0, f"more than a sentence: {said(folder)}")
+    if code == 0:
+        manifest = read_manifest(folder / "out")
+        for artifact in manifest.artifacts:
+            check_artifact(folder / "out", artifact)
+        of = [
+            name
+            for name in ("start/ckpt.pt", "start/other.pt")
+            if sha256(place.root / name) == manifest.checkpoint_sha256
+        ]
+        require(len(of) == 1, "the manifest is of neither checkpoint")
+        facts = {json.dumps(str(path)): path.read_bytes() for path in (folder / "out").glob("*.onnx")}
+        require(all(manifest.checkpoint_sha256.encode() in c for c in facts.values()), "files of another checkpoint")
+    require(run(folder, line) == 0, f"run again, it fails: {said(folder)}")
+    require(
+        read_manifest(folder / "out").checkpoint_sha256 == sha256(folder / "ckpt.pt"), "run again, it is the old one"
+    )
+    return f"exit code {code}"
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> int:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial")
+    parser.add_argument("--trials", type=int, default=60, help="of each command; a tenth where it is slow")
+    parser.add_argument("--commands", default=",".join(EVERYTHING), help="which, by name, separated by commas")
+    arguments = parser.parse_args()
+    names = arguments.commands.split(",")
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a command takes it over
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="interruption-") as root:
+        place = prepare(Path(root), list(dict.fromkeys(name if name in COMMANDS else "onnx" for name in names)))
+        kinds = ("clock", "operation", "operation", "disk")
+        jobs: dict[str, Callable[[Random, int], str]] = {
+            name: lambda random, number, name=name: trial(place, name, random, kinds[number % len(kinds)])
+            for name in COMMANDS
+        }
+        jobs["two at once"] = lambda random, _: two_at_once(place, random)
+        jobs["checkpoint replaced"] = lambda random, _: replaced(place, random)
+        for name, job in ((name, jobs[name]) for name in names):
+            slow = name in COMMANDS and COMMANDS[name].slow
+            outcomes: Counter[str] = Counter()
+            for number in range(max(1, arguments.trials // (10 if slow else 1))):
+                seed = arguments.seed + number
+                try:
+                    outcomes[job(Random(f"{name} {seed}"), number)] += 1
+                except (WrongError, InputError) as error:
+                    outcomes["WRONG"] += 1
+                    say(f"  {name}, seed {seed}: {error}")
+            wrong += outcomes["WRONG"]
+            counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+            say(f"{name}: {sum(outcomes.values())} trials, {outcomes['WRONG']} wrong ({counted})")
+    return 1 if wrong else 0
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

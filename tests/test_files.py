@@ -1,0 +1,124 @@
+"""Files whole or not at all; what a killed run leaves, the next one removes, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from places import DIGITS, ROOT
+
+from tqexport import load_checkpoint, save_checkpoint
+from tqexport.artifacts.manifest import read_manifest
+from tqexport.artifacts.project import open_project
+from tqexport.checkpoints import checkpoint
+from tqexport.checkpoints.options import ReadOptions
+from tqexport.errors import HostError, InputError, UsageError
+from tqexport.files import atomic_path, ensure_folder, temporary_folder, write_bytes
+
+LEAVE = (
+    "import os, pathlib, sys, tqexport.files as files\n"
+    "with files.atomic_path(pathlib.Path('net.onnx')) as a, files.temporary_folder() as b:\n"
+    "    a.write_bytes(b'half'); (b / 'part').write_bytes(b'half'); print(a.name, b.name); os._exit(9)\n"
+)
+
+
+def test_what_a_killed_run_leaves_the_next_one_removes_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LEAVE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 9
+    left = done.stdout.split()
+    assert len(left) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
+    others = (".net.onnx.tmp", ".0123abcd.tmp", "tqexport.tmp", ".0123abcd.tqexport.tmp~")
+    folders = ("tqexport-out", "tqexport.tmp.mine", "tqexport.tmp.12345678.old")
+    for name in others:
+        (tmp_path / name).write_text("somebody's")
+    for name in folders:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("somebody's")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "tqexport.tmp.abcdefgh").symlink_to(tmp_path / "target")
+    with atomic_path(tmp_path / "x") as file, temporary_folder() as folder:  # of a run that lives
+        file.write_text("x")
+        ensure_folder(tmp_path)
+        with temporary_folder() as another:
+            assert {file, folder, another} <= {*tmp_path.iterdir()}
+    assert (tmp_path / "x").read_text() == "x"
+    now = sorted(path.name for path in tmp_path.iterdir())
+    assert now == sorted([*others, *folders, "target", "tqexport.tmp.abcdefgh", "x"])
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    (tmp_path / "net.onnx").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(HostError, match=r"cannot write .*net.onnx: File too large"):
+            write_bytes(tmp_path / "net.onnx", bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("net.onnx", "old")]
+
+
+def test_two_exports_into_one_folder_lose_nothing_of_each_other(exported, tmp_path):
+    both = [open_project(exported / "ckpt.pt", tmp_path / "out", ReadOptions()) for _ in range(2)]
+    for project, bits in zip(both, (2, 7), strict=True):
+        list(project.export("onnx", (bits,)))
+    assert [artifact.widths for artifact in read_manifest(tmp_path / "out").artifacts] == [(2,), (7,)]
+    other = open_project(DIGITS, tmp_path / "new", ReadOptions())
+    mine = open_project(exported / "ckpt.pt", tmp_path / "new", ReadOptions())
+    list(other.export("onnx", (2,)))
+    before = (tmp_path / "new" / "tqexport.json").read_bytes()
+    with pytest.raises(UsageError, match=r"holds exports of .*digits-resnet8.pt; choose another folder"):
+        list(mine.export("onnx", (2,)))
+    assert (tmp_path / "new" / "tqexport.json").read_bytes() == before
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(DIGITS.read_bytes())
+    read = checkpoint.read_tensor_file
+
+    def read_and_replace(path):
+        content = read(path)
+        path.write_bytes(DIGITS.with_name("digits-resnet8-int.pt").read_bytes())
+        return content
+
+    monkeypatch.setattr(checkpoint, "read_tensor_file", read_and_replace)
+    with pytest.raises(InputError, match="changed while it was read; run this again"):
+        load_checkpoint(path)
+
+
+def test_commands_that_are_ended_leave_nothing_half_written():
+    """A few trials; ``make interruption`` makes as many as wanted, of every command."""
+    arguments = ["--trials", "8", "--commands", "convert safetensors"]
+    program = [sys.executable, str(ROOT / "tests" / "interruption.py"), *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 trials, 0 wrong" in done.stdout
+
+
+def test_a_process_under_other_circumstances_gives_the_same_bytes(digits, tmp_path):
+    """Two threads, another hash seed, another folder, no vectors; ``make repeatability`` exports in every format."""
+    save_checkpoint(tmp_path / "net.safetensors", digits.module, digits.info)
+    project = open_project(tmp_path / "net.safetensors", tmp_path / "here", ReadOptions())
+    (artifact,) = project.export("onnx", (4,))
+    folder = tmp_path / "a folder" / "of another name"
+    folder.mkdir(parents=True)
+    program = (
+        "import pathlib, sys, tqexport, tqexport.artifacts.project as project\n"
+        "path = pathlib.Path('net.safetensors'); path.write_bytes(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "opened = project.open_project(path, pathlib.Path('out'), tqexport.ReadOptions())\n"
+        "list(opened.export('onnx', (4,)))\n"
+        "tqexport.save_checkpoint('again.safetensors', opened.model.module, opened.model.info)\n"
+    )
+    circumstances = {"OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "5", "ATEN_CPU_CAPABILITY": "default"}
+    line = [sys.executable, "-c", program, str(tmp_path / "net.safetensors")]
+    subprocess.run(line, cwd=folder, env={**os.environ, **circumstances}, check=True, capture_output=True)
+    assert (folder / "out" / artifact.file).read_bytes() == (tmp_path / "here" / artifact.file).read_bytes()
+    assert (folder / "again.safetensors").read_bytes() == (tmp_path / "net.safetensors").read_bytes()
