@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tqexport.checkpoints.options import ReadOptions
+from tqexport.checkpoints.options import BatchNormKey, ReadOptions
 from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
 from tqexport.errors import InputError, TqExportError, UsageError, about
+from tqexport.facts import normalization_of, scheme_of
 from tqexport.files import atomic_path, sha256_of
 from tqexport.integer.grids import attach_grids, grids_of
 from tqexport.integer.training import finished
-from tqexport.model import CheckpointInfo, Normalization, TruncModel
+from tqexport.model import CheckpointInfo, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
+from tqexport.reading import limits, records
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights, set_quantizer
-from tqexport.truncation import FLOAT_BITS, WIDTHS, Scheme, check_weight
+from tqexport.truncation import FLOAT_BITS, WIDTHS, check_weight
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -42,7 +44,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
 
     Raises:
         UsageError: A layer was trained with another quantiser than ``info`` says, or grids at other widths.
-        InputError: A grid was not found yet.
+        InputError: A grid was not found yet, or the description holds values of other types than it is to have.
         ConversionError: The network has grids, and an operation that has no integer form.
     """
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -61,6 +63,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         "quantized": list(quantized_weights(module)),
         "state_dict": module.state_dict(),
     }
+    _native_info(content)  # what could not be read again is not written
     with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
 
@@ -89,6 +92,7 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
             for name, default in FAMILY_DEFAULTS.items()
             if name not in options.given()
         )
+    _check_cost(path, info, options)
     module = _build(path, info)
     _load_state(path, module, state_dict)
     _check_quantized(path, module, content.get("quantized"))
@@ -104,7 +108,7 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
         raise InputError(
             f"{path} has checkpoint format {version!r}, this tqexport reads {FORMAT_VERSION}; update tqexport"
         )
-    if refused := sorted(set(options.given()) - {"model"}):
+    if refused := sorted(set(options.given()) - {"model", "input_shape"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
         raise UsageError(f"{path} says for itself how it was trained; {names} is for files that do not")
     named = str(content.get("architecture"))
@@ -114,48 +118,55 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
                 f"{path} is built by {named}, which runs code of its own; if you trust it, add --model {named}"
             )
         find_factory(named)
-    try:
-        return _native_info(content, options)
-    except Exception as error:  # entries of other types lead to whatever they are asked first
-        raise InputError(f"{path} is a damaged tqexport checkpoint: {type(error).__name__} {error}") from error
+    with about(f"{path} is a damaged tqexport checkpoint:"):
+        info = _native_info(content)
+    if options.input_shape not in (None, info.input_shape):
+        raise UsageError(f"{path} says that its samples are {_by(info.input_shape)}; leave --input-shape out")
+    return replace(info, architecture=options.model or info.architecture)
 
 
-def _native_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
-    """The description that the entries of a native checkpoint give; whatever is wrong with them is raised as it is."""
-    widths = _integers(content["widths"])
-    activation_bits = _integers(content["activation_bits"])
-    if not widths or not set(widths) <= set(WIDTHS) or len(activation_bits) not in (0, len(widths)):
-        raise ValueError(f"widths {widths} with activation widths {activation_bits}")
-    if not set(activation_bits) <= {*WIDTHS, FLOAT_BITS}:
-        raise ValueError(f"activation widths {activation_bits}")
-    normalization = content["normalization"] and _normalization(content["normalization"])
-    batch_norm_key: Any = content["batch_norm_key"]
-    if str(batch_norm_key) not in ("weight", "activation") or min(_integers(content["input_shape"]), default=0) < 1:
-        raise ValueError(f"batch_norm_key {batch_norm_key!r} or input_shape {content['input_shape']!r}")
+def _native_info(content: Mapping[str, Any]) -> CheckpointInfo:
+    """The description that the entries of a native checkpoint give.
+
+    Raises:
+        InputError: One is missing, or of another type than it is written as.
+    """
+    content = {"grids": (), **content}  # files of version 0.1 say nothing of grids
+    if missing := [item.name for item in fields(CheckpointInfo) if item.name not in content]:
+        raise InputError(f"it has no {missing[0]}")
+    widths = records.wholes(content["widths"], "widths", WIDTHS)
+    activation_bits = records.wholes(content["activation_bits"], "activation_bits", {*WIDTHS, FLOAT_BITS})
+    if not widths or len({*widths}) != len(widths) or len(activation_bits) not in (0, len(widths)):
+        raise InputError(f"its widths are {widths} with activation widths {activation_bits}")
+    batch_norm_key: Any = records.one_of(content["batch_norm_key"], "batch_norm_key", get_args(BatchNormKey))
     return CheckpointInfo(
-        architecture=options.model or str(content["architecture"]),
-        arguments=dict(content["arguments"]),
-        input_shape=_integers(content["input_shape"]),
+        architecture=records.text(content["architecture"], "architecture"),
+        arguments=records.plain(content["arguments"], "arguments"),
+        input_shape=records.shape(content["input_shape"], "input_shape"),
         widths=widths,
-        scheme=Scheme(**content["scheme"]),
+        scheme=scheme_of(content["scheme"]),
         activation_bits=activation_bits,
         batch_norm_key=batch_norm_key,
-        normalization=normalization or None,
-        class_names=tuple(map(str, content["class_names"])),
-        grids=tuple(map(str, content.get("grids", ()))),  # files of version 0.1 say nothing of grids
+        normalization=None if content["normalization"] is None else normalization_of(content["normalization"]),
+        class_names=records.names(content["class_names"], "class_names"),
+        grids=records.texts(content["grids"], "grids"),
     )
 
 
-def _normalization(entry: Mapping[str, Any]) -> Normalization:
-    """How raw input becomes network input; whatever is wrong with it is raised as it is."""
-    mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
-    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0.0) <= 0 or len(mean) != len(std):
-        raise ValueError(f"normalization by mean {mean} and std {std}")
-    return Normalization(mean, std)
+def _check_cost(path: Path, info: CheckpointInfo, options: ReadOptions) -> None:
+    """Refuse samples that nobody's memory bears, unless the user names their shape."""
+    elements = math.prod(info.input_shape)
+    if elements > limits.SAMPLE_ELEMENTS and options.input_shape is None:
+        shape = ",".join(map(str, info.input_shape))
+        raise InputError(
+            f"{path}: a sample of {_by(info.input_shape)} takes {4 * elements:,} bytes, and what the network makes of "
+            f"it some hundred times that; if this is what you want, add --input-shape {shape}"
+        )
 
 
-def _integers(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
+def _by(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return "x".join(map(str, shape))
 
 
 def _build(path: Path, info: CheckpointInfo) -> nn.Module:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tqexport.checkpoints.pickles import check_pickle
 from tqexport.errors import InputError, about
+from tqexport.reading.pickles import check_pickle
 
 __all__ = ["checked_state_dict", "read_tensor_file"]
 

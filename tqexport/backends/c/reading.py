@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqexport.backends.c.packing import unpacked
 from tqexport.backends.c.source import FACTS, FORMAT, MAGIC
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED
+from tqexport.reading.records import mapping, parse_json
 from tqexport.truncation import STORED_BITS
 
 __all__ = ["record_of", "stem_of", "stored_codes"]
@@ -28,12 +28,9 @@ def record_of(content: bytes) -> dict[str, Any]:
         InputError: It is damaged, or another version of tqexport wrote it.
     """
     line = _FACTS_LINE.search(_text(content))
-    try:
-        record = json.loads(line[1]) if line else None
-    except ValueError as error:
-        raise InputError(DAMAGED) from error
-    if not isinstance(record, dict) or not content.startswith(MAGIC.encode()):
+    if line is None or not content.startswith(MAGIC.encode()):
         raise InputError(DAMAGED)
+    record = mapping(parse_json(line[1]), "the record in front of it")
     if record.get("format") != FORMAT:
         raise InputError("was written by another version of tqexport; export it again")
     return record

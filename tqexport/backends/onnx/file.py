@@ -18,8 +18,10 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.base import TensorInfo
+from tqexport.backends.onnx.door import parse_onnx
 from tqexport.errors import InputError, about
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
+from tqexport.reading.records import parse_json
 from tqexport.truncation import STORED_BITS
 
 __all__ = [
@@ -97,13 +99,11 @@ def parse(content: bytes) -> onnx.ModelProto:
     Raises:
         InputError: Empty, damaged, or with external data.
     """
+    model = parse_onnx(content)
     try:
-        model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf and the checker raise classes of their own, without a common base
+    except Exception as error:  # the checker raises classes of its own, without a common base
         raise InputError(_NOT_VALID) from error
-    if not model.graph.node or any(tensor.external_data for tensor in model.graph.initializer):
-        raise InputError("is empty or keeps data outside of the file; export it again with tqexport onnx")
     return model
 
 
@@ -136,8 +136,8 @@ def read_facts(model: onnx.ModelProto) -> Facts:
         if entry.key.startswith(METADATA_PREFIX):
             key = entry.key.removeprefix(METADATA_PREFIX)
             try:
-                record[key] = entry.value if key in TEXT_FACTS else json.loads(entry.value)
-            except json.JSONDecodeError:
+                record[key] = entry.value if key in TEXT_FACTS else parse_json(entry.value)
+            except InputError:
                 record[key] = entry.value  # text that a format keeps in a table of its own
     return decode(record)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tqexport.backends.base import TensorInfo
 from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import signature_of
 from tqexport.backends.tflite.packing import DECODE
@@ -50,7 +49,7 @@ class LiteRTSession(Session):
                     "the weights are packed for TFLite Micro, and LiteRT does not unpack them; export the width with "
                     "--kernel integer to run it in LiteRT"
                 ) from error
-            raise InputError(f"LiteRT does not load the file: {error}") from error
+            raise InputError(f"LiteRT does not load the file: {_first_line(error)}") from error
         self._invoke: Callable[[Sequence[Array]], list[Array]] = self._invoke_graph
         details = self._interpreter.get_input_details()
         if bits is not None:
@@ -87,21 +86,11 @@ class LiteRTSession(Session):
             values = [value.reshape(shape) for value, shape in zip(sample, self._shapes, strict=True)]
             return self._invoke(values)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT does not run the file: {error}") from error
+            raise InputError(f"LiteRT does not run the file: {_first_line(error)}") from error
 
     def run_zeros(self) -> list[Array]:
         """Run a sample of zeros."""
         return self.run_sample(*(np.zeros(detail["shape"], detail["dtype"]) for detail in self._inputs))
-
-    def describe(self) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-        """Inputs and outputs of the file."""
-
-        def info(detail: Mapping[str, Any]) -> TensorInfo:
-            shape = tuple("batch" if n < 0 else int(n) for n in detail["shape_signature"])
-            return TensorInfo(str(detail["name"]), detail["dtype"].__name__, shape)
-
-        interpreter = self._interpreter
-        return tuple(map(info, interpreter.get_input_details())), tuple(map(info, interpreter.get_output_details()))
 
     @property
     def output_names(self) -> list[str]:
@@ -113,7 +102,7 @@ class LiteRTSession(Session):
         try:
             self._signature = self._interpreter.get_signature_runner(signature_of(bits))
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT does not run the file at {bits} bits: {error}") from error
+            raise InputError(f"LiteRT does not run the file at {bits} bits: {_first_line(error)}") from error
         inputs = self._signature.get_input_details()
         self._signature_inputs = list(inputs)
         return list(inputs.values())
@@ -126,6 +115,10 @@ class LiteRTSession(Session):
 
     def _invoke_signature(self, values: Sequence[Array]) -> list[Array]:
         return list(self._signature(**dict(zip(self._signature_inputs, values, strict=True))).values())
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
