@@ -89,7 +89,7 @@ class _Watch:
     def _inside(self, path: object) -> bool:
         if isinstance(path, int):
             return True
-        place = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
+        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - which follows no link
         return place.startswith(str(self.folder)) or place == os.devnull or "__pycache__" in place
 
 

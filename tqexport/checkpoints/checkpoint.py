@@ -98,6 +98,8 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
     _check_quantized(path, module, content.get("quantized"))
     set_quantizer(module, info.scheme)
     _check(path, module, info)
+    if info.architecture in ARCHITECTURES:  # a network of the user's own is run when it is needed
+        _check_runs(path, module, info)
     return TruncModel(module.eval(), info, sha256_of(path), assumed)
 
 
@@ -193,6 +195,19 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
             f"builds has them for {_grids_of(built.names, built.widths)}; build it as it was trained"
         )
     return module
+
+
+def _check_runs(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
+    """Refuse a network that takes no samples of the shape that is said."""
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros((1, *info.input_shape)))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{path}: {info.architecture} takes no samples of {_by(info.input_shape)} ({said}); "
+            "name their shape with --input-shape where the file does not say it"
+        ) from error
 
 
 def _grids_of(names: Sequence[str], widths: Sequence[int]) -> str:

@@ -6,16 +6,18 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.errors import HostError, InputError
+from tqexport.errors import HostError, InputError, about
 from tqexport.model import Normalization, TruncModel
+from tqexport.reading import limits
+from tqexport.reading.archives import check_size
 
 __all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
 
-_LARGEST = 4 << 30  # bytes that samples may unpack to
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -84,11 +86,9 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
-            stored = file["inputs"]
-            if np.iscomplexobj(stored):
-                raise ValueError("inputs are complex")
-            inputs = np.asarray(stored, np.float32)
-            labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
+            with np.errstate(all="ignore"):  # what does not fit float32 is infinite there, and refused below
+                inputs = np.asarray(_numbers(file["inputs"], "inputs"), np.float32)
+            labels = _whole(_numbers(file["labels"], "labels")) if "labels" in file else None
     except KeyError as error:
         raise InputError(f"{path} holds no array named inputs") from error
     except InputError:
@@ -108,12 +108,27 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     return Samples(inputs, labels, f"on the {len(inputs)} samples of {path.name}")
 
 
+def _numbers(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Refuse an array of anything but real numbers."""
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are of the type {values.dtype}")
+    return values
+
+
+def _whole(values: npt.NDArray[Any]) -> Labels:
+    """Labels, which may be stored in floats."""
+    with np.errstate(all="ignore"):
+        labels = values.astype(np.int64)
+    if (labels != values).any():
+        raise ValueError("labels are not whole numbers")
+    return labels
+
+
 def _check_size(path: Path) -> None:
     """Refuse a file that unpacks to more than memory should bear."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > _LARGEST:
-        raise InputError(f"{path} unpacks to {unpacked:,} bytes, more than {_LARGEST:,}; verify on fewer samples")
+    most = max(limits.SAMPLES_RATIO * path.stat().st_size, limits.SAMPLES_SMALL)
+    with about(f"{path}"), zipfile.ZipFile(path) as archive:
+        check_size(archive, min(most, limits.SAMPLES_BYTES))
 
 
 def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence[str]) -> tuple[Inputs, Labels]:
@@ -138,11 +153,16 @@ def _read_folder(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     for row, (file, _) in zip(inputs, files, strict=True):
         try:
             with Image.open(file, formats=_PICTURE_FORMATS) as picture:
+                if picture.width * picture.height > limits.PICTURE_PIXELS:
+                    raise ValueError("it has too many pixels")
                 fitted = picture.convert("L" if channels == 1 else "RGB").resize(
                     (width, height), Image.Resampling.BILINEAR
                 )
         except Exception as error:  # damage shows as whatever it leads Pillow to
-            raise InputError(f"{file} is not a readable picture; remove it from the folder or replace it") from error
+            raise InputError(
+                f"{file} is not a readable picture of at most {limits.PICTURE_PIXELS:,} pixels; remove it from the "
+                "folder or replace it"
+            ) from error
         row[:] = np.moveaxis(np.asarray(fitted, np.float32).reshape(height, width, channels), -1, 0) / 255
     return inputs, np.array([label for _, label in files], np.int64)
 
