@@ -21,8 +21,8 @@ def read_bytes(path: Path, most: int = limits.FILE_BYTES) -> bytes:
         InputError: It is missing, no ordinary file, too large, or cannot be read.
     """
     try:
-        if not path.is_file():
-            raise InputError(f"{path} is no file" if path.exists() else f"{path} does not exist")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{path} is no ordinary file; name one")
         if (size := path.stat().st_size) > most:
             raise InputError(f"{path} has {size:,} bytes, more than {most:,}; is it the right file?")
         return path.read_bytes()
