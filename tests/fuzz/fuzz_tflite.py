@@ -42,7 +42,9 @@ def _with_odd_field(content: bytes, random: Random) -> bytes:
         for name in ("quantization", "builtinOptions"):
             if getattr(part, name, None) is not None and random.random() < 0.4:
                 part = getattr(part, name)
-        name = random.choice(list(vars(part)))
+        name = random.choice([*vars(part)] or ["none"])  # some options have no field
+        if name == "none":
+            continue
         setattr(part, name, _odd(getattr(part, name), random))
     builder = flatbuffers.Builder(1024)
     try:

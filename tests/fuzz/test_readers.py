@@ -253,12 +253,14 @@ def npz(**arrays):
 
 def bomb():
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open("inputs.npy", "w") as part:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (1_100_000, 1, 8, 8)}
-            np.lib.format.write_array_header_1_0(part, header)
-            for _ in range(270):
-                part.write(bytes(1 << 20))
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("inputs.npy", "w") as part,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1_100_000, 1, 8, 8)}
+        np.lib.format.write_array_header_1_0(part, header)
+        for _ in range(270):
+            part.write(bytes(1 << 20))
     return stream.getvalue()
 
 
