@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from tqexport.backends.running import Runner, RuntimeRun, Stretches
-from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 from tqexport.reading.apart import Apart, Opened
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Inputs
     from tqexport.integer.model import IntegerModel
+    from tqexport.integer.runtime import IntegerRuntime
 
 __all__ = ["BackendApart"]
 
@@ -55,10 +55,12 @@ class BackendApart:
         runtimes: Collection[str] = (),
     ) -> Iterator[IntegerRuntime]:
         """See :meth:`tqexport.backends.base.Backend.open_integers`; of a back end that needs one network alone."""
+        from tqexport.integer.runtime import IntegerRuntimeApart  # which brings torch in
+
         settings = {"switched": switched, "runtimes": list(runtimes)}
         opened = self._apart.open(_BUILD, self._name, "open_integers", content, network_at(bits), bits, **settings)
         for number in range(opened.call("count")):
-            yield _IntegerRuntime(opened, number)
+            yield IntegerRuntimeApart(opened, number)
 
     def _open(self, method: str, *arguments: Any, **settings: Any) -> Opened | None:
         """What a method gives; None where it gives nothing."""
@@ -94,20 +96,6 @@ class _Stretches:
 
     def __call__(self, inputs: Inputs, levels: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         return cast("tuple[Array, dict[str, Array]]", self._opened.call("run", inputs, dict(levels)))
-
-
-class _IntegerRuntime(IntegerRuntime):
-    """An integer file in a runtime in the other process."""
-
-    def __init__(self, opened: Opened, number: int) -> None:
-        self._opened, self._number = opened, number
-        self.key, self.name, self.rounding, self.differing = opened.call("about", number)
-
-    def run(self, inputs: Inputs) -> IntegerRun:
-        return cast(IntegerRun, self._opened.call("run_integers", self._number, inputs))
-
-    def run_untouched(self, inputs: Inputs) -> Levels:
-        return cast("Levels", self._opened.call("run_integers_untouched", self._number, inputs))
 
 
 def build(name: str, method: str, *arguments: Any, **settings: Any) -> _Served:

@@ -190,8 +190,9 @@ def _check_model(model: Any, size: int) -> None:
         raise InputError(f"{_DAMAGED}: it holds no network; export it again")
     for i in range(model.MetadataLength()):
         _index(model.Metadata(i).Buffer(), lengths, "a metadata entry")
+    measured: dict[int, tuple[int, int]] = {}
     for graph in graphs:
-        _check_graph(graph, lengths, kinds, size)
+        _check_graph(graph, lengths, kinds, size, measured)
     for i in range(model.SignatureDefsLength()):
         signature = model.SignatureDefs(i)
         place = _index(signature.SubgraphIndex(), graphs, "a signature")
@@ -201,16 +202,21 @@ def _check_model(model: Any, size: int) -> None:
             _index(entry.TensorIndex(), range(graphs[place].TensorsLength()), "a signature")
 
 
-def _check_graph(graph: Any, lengths: Sequence[int], kinds: Sequence[int], size: int) -> None:
-    """Tensors and operators of one network."""
+def _check_graph(
+    graph: Any, lengths: Sequence[int], kinds: Sequence[int], size: int, measured: dict[int, tuple[int, int]]
+) -> None:
+    """Tensors and operators of one network; what networks share is looked at once."""
     tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
     constants = values = 0
     for tensor in tensors:
-        length = lengths[_index(tensor.Buffer(), lengths, "a tensor")]
-        _check_tensor(tensor, length)
-        constants += length
-        if not length:
-            values += prod(map(int, _numbers(tensor.ShapeAsNumpy()))) * _SIZES.get(tensor.Type(), 1)
+        place = tensor._tab.Pos
+        if place not in measured:
+            length = lengths[_index(tensor.Buffer(), lengths, "a tensor")]
+            _check_tensor(tensor, length)
+            shape = map(int, _numbers(tensor.ShapeAsNumpy()))
+            measured[place] = length, 0 if length else prod(shape) * _SIZES.get(tensor.Type(), 1)
+        constants += measured[place][0]
+        values += measured[place][1]
     if constants > max(64 << 20, 8 * size):  # what tensors share is one buffer, and each reader copies it
         raise InputError("uses the same constants so often that they fill memory; it may be made to harm")
     if values > limits.VALUES_BYTES:
