@@ -41,6 +41,9 @@ def main() -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="inputs over all readers")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="for each reader; what was not read then is left out"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first input; to go on where another run ended")
     parser.add_argument("--readers", default=",".join(READERS), help="names with commas between them")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -52,25 +55,32 @@ def main() -> int:
     for name in arguments.readers.split(","):
         count = max(1, arguments.count * READERS[name][1] // 1000)
         start = time.monotonic()
-        figures = fuzz(name, arguments.seed, count)
+        figures = fuzz(name, arguments.seed, count, arguments.seconds)
         every.append(figures)
         _say(f"{name}: {json.dumps({k: v for k, v in asdict(figures).items() if k not in ('reader', 'remarks')})}")
-        _say(f"  {count} inputs in {time.monotonic() - start:.0f} s", *(f"  {remark}" for remark in figures.remarks))
+        _say(
+            f"  seeds {arguments.seed} to {arguments.seed + figures.inputs - 1} in {time.monotonic() - start:.0f} s",
+            *(f"  {remark}" for remark in figures.remarks),
+        )
         if arguments.json:
             arguments.json.write_text(json.dumps([asdict(each) for each in every], indent=2) + "\n")
     _say(f"{sum(each.inputs for each in every):,} inputs, {sum(each.broken for each in every)} promises broken")
     return 1 if any(each.broken for each in every) else 0
 
 
-def fuzz(name: str, first: int, count: int) -> Figures:
+def fuzz(name: str, first: int, count: int, seconds: float) -> Figures:
     """The figures of one reader, whose process is started again where it dies."""
     total, seed, end = Figures(name), first, first + count
-    while seed < end:
+    stop = time.monotonic() + seconds
+    while seed < end and time.monotonic() < stop:
         command = [sys.executable, __file__, "--work", name, str(seed), str(end)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             for line in process.stdout or ():  # a line for each input
                 _add(total, Figures(**json.loads(line)))
                 seed += 1
+                if time.monotonic() > stop:
+                    process.kill()
+                    return total
         if process.returncode:
             total.inputs += 1
             total.signals += 1

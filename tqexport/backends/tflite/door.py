@@ -191,8 +191,9 @@ def _check_model(model: Any, size: int) -> None:
     for i in range(model.MetadataLength()):
         _index(model.Metadata(i).Buffer(), lengths, "a metadata entry")
     measured: dict[int, tuple[int, int]] = {}
+    seen: set[tuple[int, int]] = set()
     for graph in graphs:
-        _check_graph(graph, lengths, kinds, size, measured)
+        _check_graph(graph, lengths, kinds, size, measured, seen)
     for i in range(model.SignatureDefsLength()):
         signature = model.SignatureDefs(i)
         place = _index(signature.SubgraphIndex(), graphs, "a signature")
@@ -203,7 +204,12 @@ def _check_model(model: Any, size: int) -> None:
 
 
 def _check_graph(
-    graph: Any, lengths: Sequence[int], kinds: Sequence[int], size: int, measured: dict[int, tuple[int, int]]
+    graph: Any,
+    lengths: Sequence[int],
+    kinds: Sequence[int],
+    size: int,
+    measured: dict[int, tuple[int, int]],
+    seen: set[tuple[int, int]],
 ) -> None:
     """Tensors and operators of one network; what networks share is looked at once."""
     tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
@@ -232,6 +238,9 @@ def _check_graph(
         _indices(ends, len(tensors), lowest=0)
     for i in range(graph.OperatorsLength()):
         operator = graph.Operators(i)
+        if (operator._tab.Pos, len(tensors)) in seen:
+            continue
+        seen.add((operator._tab.Pos, len(tensors)))
         kind = kinds[_index(operator.OpcodeIndex(), kinds, "an operator")]
         _indices(operator.InputsAsNumpy(), len(tensors), lowest=-1)  # -1 stands for an input that is left out
         _indices(operator.OutputsAsNumpy(), len(tensors), lowest=0)
