@@ -44,6 +44,13 @@ def test_hostile_inputs_are_read_or_refused_in_a_sentence(tmp_path, name):
     assert figures.refused  # they are hostile indeed
 
 
+@pytest.mark.parametrize(("name", "seed"), [("c", 3643)])
+def test_what_longer_runs_found(tmp_path, name, seed):
+    figures = Figures(name)
+    watched(reader_named(name), seed, tmp_path, figures)
+    assert not figures.broken, figures.remarks
+
+
 # TFLite
 
 

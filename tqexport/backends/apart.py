@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from tqexport.backends.running import Runner, RuntimeRun, Stretches
+from tqexport.backends.running import Runner, RuntimeRun, Stretches, median_seconds
 from tqexport.reading.apart import Apart, Opened
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ class _Served:
 
     def latency(self, sample: Inputs) -> float:
         return float(self._results[0].latency(sample))
+
+    def latency_of_integers(self, number: int, sample: Inputs) -> float:
+        return median_seconds(lambda: self._results[number].run_untouched(sample))
 
     def run_integers(self, number: int, inputs: Inputs) -> Any:
         return self._results[number].run(inputs)

@@ -15,6 +15,7 @@ from tqexport.backends.running import Runner, median_seconds
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import DAMAGED, MultiWidthFacts, facts_of_model
 from tqexport.integer.names import is_integer
+from tqexport.integer.runtime import IntegerRuntimeApart
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports, Opener
 from tqexport.verification.samples import Inputs, Labels, Samples, load_samples, random_samples
@@ -181,7 +182,11 @@ def _check_integers(
         comparison = IntegerComparison(project.model, network, runtime, false)
         for inputs, labels in _batches(samples):
             comparison.add(inputs, labels)
-        latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[:1]))
+        sample = samples.inputs[:1]
+        if isinstance(runtime, IntegerRuntimeApart):
+            latency = runtime.latency(sample)
+        else:
+            latency = median_seconds(functools.partial(runtime.run_untouched, sample))
         verdict = comparison.verdict()
         name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
         yield Checked(job.file, job.bits, name, len(job.content), job.temporary, latency, verdict, verdict)

@@ -94,7 +94,8 @@ def read_samples(path: Path, input_shape: tuple[int, ...], class_names: Sequence
     except InputError:
         raise
     except Exception as error:  # damage shows as whatever it leads zipfile and numpy to
-        raise InputError(f"{path} is not a readable NPZ file of numbers: {error}") from error
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} is not a readable NPZ file of numbers: {said}") from error
     if inputs.shape[1:] != input_shape or not len(inputs):
         raise InputError(f"{path}: inputs are {inputs.shape}, the network takes (N, {str(input_shape)[1:]}")
     if labels is not None and labels.shape != inputs.shape[:1]:

@@ -12,6 +12,7 @@ from tqexport.backends.c.packing import unpacked
 from tqexport.backends.c.source import FACTS, FORMAT, MAGIC
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED
+from tqexport.reading import records
 from tqexport.reading.records import mapping, parse_json
 from tqexport.truncation import STORED_BITS
 
@@ -63,10 +64,10 @@ def stored_codes(content: bytes) -> dict[str, npt.NDArray[np.uint8]]:
             if definition is None:
                 raise InputError(DAMAGED)
             numbers = np.array([int(number) for number in definition[1].split(",")], np.uint8)
-            out, inside, *kernel = map(int, shape)
+            out, inside, *kernel = records.shape(shape, name)
             rows = numbers.reshape(out, -1)
-            if bits != STORED_BITS:
-                rows = unpacked(rows, int(bits), inside * int(np.prod(kernel)))
+            if records.whole(bits, name, low=1, high=STORED_BITS) != STORED_BITS:
+                rows = unpacked(rows, bits, inside * int(np.prod(kernel)))
             codes[name] = np.moveaxis(rows.reshape(out, *kernel, inside), -1, 1)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(DAMAGED) from error
