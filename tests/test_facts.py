@@ -40,7 +40,7 @@ words = st.lists(st.text(max_size=5), max_size=3).map(tuple)
 schemes = st.sampled_from(
     [Scheme(), Scheme("dorefa"), Scheme("dorefa", True), Scheme(bias_correction=True), Scheme(power_of_two_scale=True)]
 )
-normalizations = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=3).map(
+normalizations = st.lists(st.tuples(numbers, numbers.map(lambda n: abs(n) or 1.0)), min_size=1, max_size=3).map(
     lambda pairs: Normalization(*map(tuple, zip(*pairs, strict=True)))
 )
 some_facts = st.builds(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
 from tqexport.errors import InputError, UsageError
 from tqexport.model import Normalization
-from tqexport.truncation import WIDTHS, Scheme, check_shiftable
+from tqexport.reading import records
+from tqexport.truncation import FLOAT_BITS, WIDTHS, Quantizer, Scheme, check_shiftable
 
 if TYPE_CHECKING:
     from tqexport.model import TruncModel
@@ -28,6 +30,8 @@ __all__ = [
     "decode",
     "encode",
     "facts_of_model",
+    "normalization_of",
+    "scheme_of",
 ]
 
 DAMAGED = "was changed or damaged since its export; export it again"
@@ -155,7 +159,7 @@ def decode(record: Mapping[str, Any]) -> Facts:
             bits: _facts({**record, **{key: values[row] for key, values in differing.items()}})
             for row, bits in enumerate(widths)
         }
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(DAMAGED) from error
     known = _KEYS | {several, _BY_WIDTH, _DIGESTS}
     tables = {key: value for key, value in record.items() if key not in known}
@@ -174,12 +178,14 @@ def _facts(record: Mapping[str, Any]) -> ArtifactFacts:
     """What a fixed file says; None stands for a fact that it lacks."""
     try:
         present = {key: record[key] for key in _KEYS if record.get(key) is not None}
-        scheme = Scheme(present["quantizer"], bool(present["bias_correction"]), bool(present["power_of_two_scale"]))
+        scheme = scheme_of({entry.name: present[entry.name] for entry in fields(Scheme)})
         needed = _READERS.keys() - _OPTIONAL
         values = {key: read(present[key]) for key, read in _READERS.items() if key in needed | present.keys()}
         return ArtifactFacts(scheme=scheme, **values)
-    except (LookupError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise InputError(DAMAGED) from error
+    except LookupError as error:
+        raise InputError(f"{DAMAGED} (it does not say its {error})") from error
+    except InputError as error:
+        raise InputError(f"{DAMAGED} ({error})") from error
 
 
 def _shared_and_differing(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
@@ -190,34 +196,51 @@ def _shared_and_differing(records: Sequence[Mapping[str, Any]]) -> tuple[dict[st
 
 
 def _is_width(value: Any) -> bool:
-    return isinstance(value, int) and value in WIDTHS
+    return type(value) is int and value in WIDTHS
 
 
-def _width(value: Any) -> int:
-    if not _is_width(value):
-        raise InputError(_NOT_OURS)
-    return int(value)
+def scheme_of(record: Any) -> Scheme:
+    """How weights were quantised, from plain values.
+
+    Raises:
+        InputError: They are of other types, or no scheme.
+    """
+    values = records.mapping(record, "scheme")
+    known = {entry.name for entry in fields(Scheme)}
+    if unknown := {*values} - known:
+        raise InputError(f"scheme has an entry {min(unknown)!r}, which this tqexport does not know; update it")
+    flags = {key: records.flag(value, key) for key, value in values.items() if key != "quantizer"}
+    quantizer: Any = records.one_of(values.get("quantizer"), "quantizer", get_args(Quantizer))
+    try:
+        return Scheme(quantizer, **flags)
+    except UsageError as error:
+        raise InputError(str(error)) from error
 
 
-def _texts(values: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(map(str, values))
+def normalization_of(record: Any) -> Normalization:
+    """How raw input becomes network input, from plain values.
 
-
-def _numbers(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(map(int, values))
-
-
-def _normalization(value: Mapping[str, Any]) -> Normalization:
-    return Normalization(tuple(map(float, value["mean"])), tuple(map(float, value["std"])))
+    Raises:
+        InputError: They are of other types, or would divide by nothing.
+    """
+    values = records.mapping(record, "normalization")
+    mean, std = (records.numbers(values.get(key), f"normalization {key}") for key in ("mean", "std"))
+    if not mean or len(mean) != len(std) or min(std) <= 0:
+        raise InputError(f"normalization is by mean {mean} and std {std}")
+    return Normalization(mean, std)
 
 
 _KEYS = {item.name for item in (*fields(ArtifactFacts), *fields(Scheme))} - {"scheme"}
 _OPTIONAL = {"normalization", "kernel", "channels_first", "input_limits"}  # left out of a record where they are empty
 _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is read from plain values
-    **dict.fromkeys(("architecture", "checkpoint_sha256", "layout", "kernel"), str),
-    **dict.fromkeys(("activation_width", "batch_norm_width"), int),
-    **dict.fromkeys(("class_names", "channels_first"), _texts),
-    "input_limits": _numbers,
-    "width": _width,
-    "normalization": _normalization,
+    **{key: partial(records.text, name=key) for key in ("architecture", "checkpoint_sha256", "layout", "kernel")},
+    **{
+        key: partial(records.whole, name=key, low=1, high=FLOAT_BITS)
+        for key in ("activation_width", "batch_norm_width")
+    },
+    "width": partial(records.whole, name="width", low=min(WIDTHS), high=max(WIDTHS)),
+    "class_names": partial(records.names, name="class_names"),
+    "channels_first": partial(records.names, name="channels_first"),
+    "input_limits": partial(records.wholes, name="input_limits"),
+    "normalization": normalization_of,
 }

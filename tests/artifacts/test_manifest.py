@@ -16,10 +16,10 @@ from tqexport.errors import InputError
         ("kind", "nope", "of the kind 'nope', which this tqexport does not have"),
         ("kind", ["onnx"], "is damaged"),
         ("kernel", "nope", "has the kernel 'nope', which onnx does not have"),
-        ("kernel", None, "has the kernel None"),
+        ("kernel", None, "kernel is None, not a text"),
         ("kernel", ["exact"], "is damaged"),
-        ("widths", [9], "has the widths"),
-        ("widths", [], "has the widths"),
+        ("widths", [9], "widths is a list, not a list of 1, 2"),
+        ("widths", [], "has no width"),
     ],
 )
 def test_an_artifact_of_a_back_end_or_kernel_that_does_not_exist_is_refused(exported, key, value, words):

@@ -51,5 +51,5 @@ def test_wrong_folders_are_refused_with_what_to_do(digits, tmp_path, case):
 
 def test_complex_samples_are_refused(digits, tmp_path):
     np.savez(tmp_path / "samples.npz", inputs=np.ones((4, *digits.info.input_shape), np.complex64))
-    with pytest.raises(InputError, match="inputs are complex64"):
+    with pytest.raises(InputError, match="inputs are of the type complex64"):
         load_samples(tmp_path / "samples.npz", digits)

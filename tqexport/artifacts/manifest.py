@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, TensorInfo
-from tqexport.errors import InputError, UsageError
+from tqexport.checkpoints.options import ReadOptions
+from tqexport.errors import InputError, about
+from tqexport.facts import scheme_of
 from tqexport.files import exclusive, sha256_of, write_bytes
+from tqexport.reading import limits, records
+from tqexport.reading.files import read_bytes
 from tqexport.truncation import WIDTHS, Scheme
 
 __all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "enter_artifact", "read_manifest", "relative_to"]
 
 FILE_NAME = "tqexport.json"
 SCHEMA_VERSION = 1
+_LONGEST_NAME = 255  # bytes between two slashes
 
 
 @dataclass(frozen=True)
@@ -113,18 +118,14 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILE_NAME
     if not path.is_file():
         raise InputError(f"{folder} holds no {FILE_NAME}; run tqexport onnx CHECKPOINT first, or name an export folder")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("schema_version")
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{path} has schema version {version}, this tqexport reads {SCHEMA_VERSION}; export again")
-        artifacts = tuple(_artifact(entry) for entry in content.pop("artifacts"))
-        for key in ("widths", "input_shape"):
-            content[key] = tuple(int(value) for value in content[key])
-        scheme = {field.name: content.pop(field.name) for field in fields(Scheme) if field.name in content}
-        return Manifest(**content, scheme=Scheme(**scheme), artifacts=artifacts)
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
+    content = read_bytes(path, limits.JSON_BYTES)
+    with about(f"{path} is damaged; export again:"):
+        record = records.mapping(records.parse_json(content), "the document")
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path} has schema version {version!r}, this tqexport reads {SCHEMA_VERSION}; export again")
+    with about(f"{path} is damaged; export again:"):
+        return _manifest(record)
 
 
 def enter_artifact(
@@ -175,22 +176,90 @@ def relative_to(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
+def _manifest(record: Mapping[str, Any]) -> Manifest:
+    """A manifest from the document that :meth:`Manifest.write` writes."""
+    known = {item.name for item in (*fields(Manifest), *fields(Scheme))} | {"schema_version"}
+    _check_entries(record, known - {"scheme"}, {"options", "artifacts"} | {item.name for item in fields(Scheme)})
+    scheme = {item.name: record[item.name] for item in fields(Scheme) if item.name in record}
+    entries = record["artifacts"] if isinstance(record.get("artifacts"), list) else None
+    if entries is None:
+        raise InputError("artifacts is no list")
+    widths = records.wholes(record["widths"], "widths", WIDTHS)
+    if not widths or len({*widths}) != len(widths):
+        raise InputError(f"widths are {widths}")
+    return Manifest(
+        checkpoint=_path(record["checkpoint"], "checkpoint"),
+        checkpoint_sha256=records.text(record["checkpoint_sha256"], "checkpoint_sha256"),
+        scheme=scheme_of(scheme),
+        widths=widths,
+        input_shape=records.shape(record["input_shape"], "input_shape"),
+        options=ReadOptions.from_record(records.plain(record.get("options", {}), "options")).given(),
+        artifacts=tuple(_artifact(records.mapping(entry, "an artifact")) for entry in entries),
+    )
+
+
+def _check_entries(record: Mapping[str, Any], known: Collection[str], optional: Collection[str]) -> None:
+    """Refuse a record that lacks an entry, or has one that this version does not know."""
+    if missing := sorted({*known} - {*optional} - {*record}):
+        raise InputError(f"there is no {missing[0]}")
+    if unknown := sorted({*record} - {*known}):
+        raise InputError(f"{unknown[0]!r} is not known to this tqexport; update it")
+
+
+def _path(value: Any, name: str) -> str:
+    """A path that the system can be asked for."""
+    path = records.text(value, name)
+    if not path or "\0" in path or max(map(len, path.encode().split(b"/"))) > _LONGEST_NAME:
+        raise InputError(f"{name} is no path")
+    return path
+
+
+def _texts_by_name(value: Any, name: str) -> dict[str, str]:
+    """Texts by name."""
+    return {records.text(key, name): records.text(said, name) for key, said in records.mapping(value, name).items()}
+
+
+def _ends(value: Any, name: str) -> tuple[TensorInfo, ...]:
+    """Inputs or outputs of an artifact."""
+    if not isinstance(value, list):
+        raise InputError(f"{name} is no list")
+    infos = []
+    for entry in value:
+        tensor = records.mapping(entry, name)
+        _check_entries(tensor, {"name", "dtype", "shape"}, ())
+        shape = tensor["shape"]
+        if not isinstance(shape, list) or not all(isinstance(size, str) or type(size) is int for size in shape):
+            raise InputError(f"{name} have no shape")
+        name, dtype = (records.text(tensor[key], key) for key in ("name", "dtype"))
+        infos.append(TensorInfo(name, dtype, tuple(shape)))
+    return tuple(infos)
+
+
 def _artifact(entry: dict[str, Any]) -> Artifact:
     """An artifact from its entry in ``tqexport.json``."""
-    for key in ("inputs", "outputs"):
-        entry[key] = tuple(TensorInfo(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[key])
-    entry["widths"] = tuple(int(bits) for bits in entry["widths"])
-    entry["truncatable_to"] = tuple(int(bits) for bits in entry.get("truncatable_to", ()))
-    for key in ("companions", "cut_from", "versions"):
-        entry[key] = {str(name): str(value) for name, value in entry.get(key, {}).items()}
-    for name in (entry["file"], *entry["companions"]):
+    known = {item.name for item in fields(Artifact)}
+    _check_entries(entry, known, {"kernel", "truncatable_to", "companions", "cut_from", "versions"})
+    companions = records.mapping(entry.get("companions", {}), "companions")
+    artifact = Artifact(
+        **{key: records.text(entry[key], key) for key in ("kind", "layout", "sha256")},
+        file=_path(entry["file"], "file"),
+        widths=records.wholes(entry["widths"], "widths", WIDTHS),
+        bytes=records.whole(entry["bytes"], "bytes", high=2**63 - 1),
+        inputs=_ends(entry["inputs"], "inputs"),
+        outputs=_ends(entry["outputs"], "outputs"),
+        kernel=records.text(entry.get("kernel", EXACT), "kernel"),
+        truncatable_to=records.wholes(entry.get("truncatable_to", ()), "truncatable_to", WIDTHS),
+        cut_from=_texts_by_name(entry.get("cut_from", {}), "cut_from"),
+        versions=_texts_by_name(entry.get("versions", {}), "versions"),
+        companions={_path(name, "companion"): records.text(sha256, "sha256") for name, sha256 in companions.items()},
+    )
+    for name in (artifact.file, *artifact.companions):
         if Path(name).name != name:
-            raise ValueError(f"artifact {name!r} is not in the folder")
-    artifact = Artifact(**entry)
-    if not artifact.widths or not {*artifact.widths} <= {*WIDTHS}:
-        raise ValueError(f"{artifact.file} has the widths {artifact.widths}")
+            raise InputError(f"artifact {name!r} is not in the folder")
+    if not artifact.widths:
+        raise InputError(f"{artifact.file} has no width")
     if artifact.kind not in BACKENDS:
-        raise ValueError(f"{artifact.file} is of the kind {artifact.kind!r}, which this tqexport does not have")
+        raise InputError(f"{artifact.file} is of the kind {artifact.kind!r}, which this tqexport does not have")
     if artifact.kernel not in BACKENDS[artifact.kind].kernels:
-        raise ValueError(f"{artifact.file} has the kernel {artifact.kernel!r}, which {artifact.kind} does not have")
+        raise InputError(f"{artifact.file} has the kernel {artifact.kernel!r}, which {artifact.kind} does not have")
     return artifact

@@ -18,6 +18,7 @@ from tqexport.backends.base import EXACT, Backend
 from tqexport.errors import InputError, about
 from tqexport.facts import DAMAGED, ArtifactFacts, Facts, MultiWidthFacts
 from tqexport.files import write_bytes
+from tqexport.reading.files import read_bytes
 from tqexport.versions import versions
 
 __all__ = ["OpenArtifact", "open_artifact", "truncate_file"]
@@ -147,10 +148,7 @@ def open_artifact(source: Path | bytes) -> OpenArtifact:
         InputError: The file is missing or damaged, or tqexport did not write it.
     """
     name = "the file" if isinstance(source, bytes) else str(source)
-    try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise InputError(f"{source!s} cannot be read: {error.strerror or error}") from error
+    content = source if isinstance(source, bytes) else read_bytes(source)
     with about(name):
         backend = backend_of(content)
         return OpenArtifact(name, content, backend, backend.facts(content))

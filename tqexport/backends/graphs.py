@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tqexport.errors import InputError
+from tqexport.reading import limits
 
-__all__ = ["FOLDED", "STORED", "Constant", "Graph", "Match", "Node", "fold", "match"]
+__all__ = ["FOLDED", "STORED", "Constant", "Graph", "Match", "Node", "fits_in_memory", "fold", "match"]
 
 Array = npt.NDArray[Any]
 
@@ -136,6 +138,16 @@ def fold(graph: Graph, compute: Callable[[Node, Sequence[Constant]], Constant | 
         else:
             constants[node.outputs[0]] = result
     return replace(graph, constants=constants, nodes=nodes)
+
+
+def fits_in_memory(values: Sequence[Array]) -> bool:
+    """Whether what is computed of constants, joined or spread over each other, stays of a size that filters have."""
+    sizes = [value.shape for value in values]
+    try:
+        spread = prod(np.broadcast_shapes(*sizes))
+    except ValueError:  # not for each other
+        spread = 0
+    return max(spread, sum(map(prod, sizes))) <= limits.CONSTANT_ELEMENTS
 
 
 def match(fresh: Graph, own: Graph, tolerance: float) -> Match | None:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tqexport.checkpoints.options import ReadOptions
+from tqexport.checkpoints.options import BatchNormKey, ReadOptions
 from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.safe_file import Codes, is_safetensors, read_safetensors, safetensors_bytes
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
 from tqexport.errors import InputError, TqExportError, UsageError, about
+from tqexport.facts import normalization_of, scheme_of
 from tqexport.files import sha256_of, write_bytes
 from tqexport.integer.grids import attach_grids, grids_of
 from tqexport.integer.training import finished
-from tqexport.model import ONLY_INPUT, CheckpointInfo, InputInfo, Normalization, TruncModel
+from tqexport.model import DTYPES, ONLY_INPUT, CheckpointInfo, InputInfo, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
+from tqexport.reading import limits, records
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights, set_quantizer
 from tqexport.truncation import FLOAT_BITS, STORED_BITS, WIDTHS, Scheme, check_weight, settle, store
@@ -48,7 +50,8 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
     Raises:
         UsageError: A layer was trained with another quantiser than ``info`` says, or grids at other widths; or the
             description holds what safetensors cannot.
-        InputError: A grid was not found yet; or safetensors is to hold the codes of a layer that has none.
+        InputError: A grid was not found yet, or the description holds values of other types than it is to have; or
+            safetensors is to hold the codes of a layer that has none.
         ConversionError: The network has grids, and an operation that has no integer form.
     """
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -67,6 +70,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
         "arguments": dict(info.arguments),
         "quantized": list(quantized_weights(module)),
     }
+    _native_info(content)  # what could not be read again is not written
     if Path(path).suffix == SAFETENSORS:
         write_bytes(Path(path), safetensors_bytes(content, module.state_dict(), _codes(module, info)))
         return
@@ -106,6 +110,7 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
             for name, default in FAMILY_DEFAULTS.items()
             if name not in options.given()
         )
+    _check_cost(path, info, options)
     module = _build(path, info)
     _load_state(path, module, state_dict)
     _check_quantized(path, module, content.get("quantized"))
@@ -113,6 +118,8 @@ def load_checkpoint(path: str | Path, options: ReadOptions = ReadOptions()) -> T
     _check(path, module, info)
     if codes is not None:
         _settle(path, module, codes)
+    if info.architecture in ARCHITECTURES:  # a network of the user's own is run when it is needed
+        _check_runs(path, module, info)
     return TruncModel(module.eval(), info, sha256, assumed)
 
 
@@ -144,7 +151,7 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
         raise InputError(
             f"{path} has checkpoint format {version!r}, this tqexport reads {FORMAT_VERSION}; update tqexport"
         )
-    if refused := sorted(set(options.given()) - {"model"}):
+    if refused := sorted(set(options.given()) - {"model", "input_shape"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
         raise UsageError(f"{path} says for itself how it was trained; {names} is for files that do not")
     named = str(content.get("architecture"))
@@ -154,61 +161,76 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
                 f"{path} is built by {named}, which runs code of its own; if you trust it, add --model {named}"
             )
         find_factory(named)
-    try:
-        return _native_info(content, options)
-    except Exception as error:  # entries of other types lead to whatever they are asked first
-        raise InputError(f"{path} is a damaged tqexport checkpoint: {type(error).__name__} {error}") from error
+    with about(f"{path} is a damaged tqexport checkpoint:"):
+        info = _native_info(content)
+    if options.input_shape not in (None, info.input_shape):
+        raise UsageError(f"{path} says that its samples are {_by(info.input_shape)}; leave --input-shape out")
+    return replace(info, architecture=options.model or info.architecture)
 
 
-def _native_info(content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
-    """The description that the entries of a native checkpoint give; whatever is wrong with them is raised as it is."""
-    widths = _integers(content["widths"])
-    activation_bits = _integers(content["activation_bits"])
-    if not widths or not set(widths) <= set(WIDTHS) or len(activation_bits) not in (0, len(widths)):
-        raise ValueError(f"widths {widths} with activation widths {activation_bits}")
-    if not set(activation_bits) <= {*WIDTHS, FLOAT_BITS}:
-        raise ValueError(f"activation widths {activation_bits}")
-    normalization = content["normalization"] and _normalization(content["normalization"])
-    batch_norm_key: Any = content["batch_norm_key"]
-    if str(batch_norm_key) not in ("weight", "activation"):
-        raise ValueError(f"batch_norm_key {batch_norm_key!r}")
+def _native_info(content: Mapping[str, Any]) -> CheckpointInfo:
+    """The description that the entries of a native checkpoint give.
+
+    Raises:
+        InputError: One is missing, or of another type than it is written as.
+    """
+    content = {"grids": (), **content}  # files of version 0.1 say nothing of grids
+    if "inputs" not in content and "input_shape" in content:  # and have one input
+        shape = records.shape(content["input_shape"], "input_shape")
+        content["inputs"] = [{"name": ONLY_INPUT, "shape": shape, "dtype": "float32", "below": None}]
+    if missing := [item.name for item in fields(CheckpointInfo) if item.name not in content]:
+        raise InputError(f"it has no {missing[0]}")
+    inputs = content["inputs"]
+    if not isinstance(inputs, (list, tuple)) or not 0 < len(inputs) <= limits.INPUTS:
+        raise InputError(f"inputs are no list of 1 to {limits.INPUTS}")
+    widths = records.wholes(content["widths"], "widths", WIDTHS)
+    activation_bits = records.wholes(content["activation_bits"], "activation_bits", {*WIDTHS, FLOAT_BITS})
+    if not widths or len({*widths}) != len(widths) or len(activation_bits) not in (0, len(widths)):
+        raise InputError(f"its widths are {widths} with activation widths {activation_bits}")
+    batch_norm_key: Any = records.one_of(content["batch_norm_key"], "batch_norm_key", get_args(BatchNormKey))
     return CheckpointInfo(
-        architecture=options.model or str(content["architecture"]),
-        arguments=dict(content["arguments"]),
-        inputs=_inputs(content),
+        architecture=records.text(content["architecture"], "architecture"),
+        arguments=records.plain(content["arguments"], "arguments"),
+        inputs=tuple(_input(records.mapping(entry, "an input")) for entry in inputs),
         widths=widths,
-        scheme=Scheme(**content["scheme"]),
+        scheme=scheme_of(content["scheme"]),
         activation_bits=activation_bits,
         batch_norm_key=batch_norm_key,
-        normalization=normalization or None,
-        class_names=tuple(map(str, content["class_names"])),
-        grids=tuple(map(str, content.get("grids", ()))),  # files of version 0.1 say nothing of grids
+        normalization=None if content["normalization"] is None else normalization_of(content["normalization"]),
+        class_names=records.names(content["class_names"], "class_names"),
+        grids=records.texts(content["grids"], "grids"),
     )
 
 
-def _inputs(content: Mapping[str, Any]) -> tuple[InputInfo, ...]:
-    """What the network takes; whatever is wrong with it is raised as it is. Files of before have one shape."""
-    if "inputs" not in content:
-        return (InputInfo(ONLY_INPUT, _integers(content["input_shape"])),)
-    inputs = []
-    for entry in content["inputs"]:
-        below = entry["below"]
-        inputs.append(
-            InputInfo(str(entry["name"]), _integers(entry["shape"]), str(entry["dtype"]), below and int(below))
+def _input(entry: Mapping[str, Any]) -> InputInfo:
+    """One input of the network."""
+    below = entry.get("below")
+    shape = entry.get("shape")
+    try:
+        return InputInfo(
+            records.text(entry.get("name"), "the name of an input"),
+            records.shape(shape, "the shape of an input") if shape not in ([], ()) else (),
+            records.one_of(entry.get("dtype"), "the type of an input", DTYPES),
+            None if below is None else records.whole(below, "the limit of an input", low=1),
         )
-    return tuple(inputs)
+    except UsageError as error:
+        raise InputError(str(error)) from error
 
 
-def _normalization(entry: Mapping[str, Any]) -> Normalization:
-    """How raw input becomes network input; whatever is wrong with it is raised as it is."""
-    mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
-    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0.0) <= 0 or len(mean) != len(std):
-        raise ValueError(f"normalization by mean {mean} and std {std}")
-    return Normalization(mean, std)
+def _check_cost(path: Path, info: CheckpointInfo, options: ReadOptions) -> None:
+    """Refuse samples that nobody's memory bears, unless the user names the shape of the first input."""
+    elements = sum(math.prod(each.shape) for each in info.signature)
+    if elements > limits.SAMPLE_ELEMENTS and options.input_shape is None:
+        shapes = " and ".join(_by(each.shape) for each in info.signature)
+        raise InputError(
+            f"{path}: a sample of {shapes} takes {4 * elements:,} bytes, and what the network makes of it some hundred "
+            f"times that; if this is what you want, add --input-shape {','.join(map(str, info.signature[0].shape))}"
+        )
 
 
-def _integers(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
+def _by(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return "x".join(map(str, shape))
 
 
 def _build(path: Path, info: CheckpointInfo) -> nn.Module:
@@ -235,6 +257,19 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
             f"builds has them for {_grids_of(built.names, built.widths)}; build it as it was trained"
         )
     return module
+
+
+def _check_runs(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
+    """Refuse a network that takes no samples of the shape that is said."""
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros((1, *info.input_shape)))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{path}: {info.architecture} takes no samples of {_by(info.input_shape)} ({said}); "
+            "name their shape with --input-shape where the file does not say it"
+        ) from error
 
 
 def _grids_of(names: Sequence[str], widths: Sequence[int]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 from tqexport.errors import UsageError
-from tqexport.truncation import Quantizer
+from tqexport.reading import records
+from tqexport.truncation import FLOAT_BITS, WIDTHS, Quantizer
 
 __all__ = ["BatchNormKey", "ReadOptions"]
 
@@ -50,10 +52,20 @@ class ReadOptions:
 
         Raises:
             UsageError: There is one that this version does not know.
+            InputError: One is of another type.
         """
         if unknown := sorted(set(record) - set(cls.__dataclass_fields__)):
             raise UsageError(f"the options {unknown} are not known to this tqexport; update it")
+        readers: dict[str, Callable[[Any, str], Any]] = {
+            "bias_correction": records.flag,
+            "act_bits": partial(records.wholes, allowed={*WIDTHS, FLOAT_BITS}),
+            "input_shape": records.shape,
+            "quantizer": partial(records.one_of, allowed=get_args(Quantizer)),
+            "bn_key": partial(records.one_of, allowed=get_args(BatchNormKey)),
+        }
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+            key: readers[key](value, key) if key in readers else records.text(value, key)
+            for key, value in record.items()
+            if value is not None
         }
         return cls(**values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import pickle
 import warnings
 import zipfile
@@ -11,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tqexport.checkpoints.pickles import check_pickle
 from tqexport.errors import InputError, about
+from tqexport.reading.archives import check_size, has_checksums, without_checksums
+from tqexport.reading.pickles import check_pickle
 
 __all__ = ["checked_state_dict", "read_tensor_file"]
+
+_log = logging.getLogger(__name__)
 
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, and keys of the numbers that follow
 
@@ -92,15 +97,15 @@ def _check_file(path: Path) -> None:
 def _check_archive(path: Path) -> None:
     """PyTorch stores its archives uncompressed; one that unpacks to more than its size was not written by it."""
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise InputError(
-                f"is a compressed archive that unpacks to {unpacked:,} bytes, which PyTorch does not write; "
-                "it may be made to harm"
+        check_size(archive, path.stat().st_size)
+        if not has_checksums(archive):
+            _log.warning(
+                "%s was written without checksums (torch.serialization.set_crc32_options): damage to it would not show",
+                path,
             )
-        if damaged := archive.testzip():  # by the CRC-32 of every entry
+            without_checksums(archive)
+        elif damaged := archive.testzip():  # by the CRC-32 of every entry
             raise InputError(f"is damaged in its part {damaged}; copy it again from where it was trained")
         for name in archive.namelist():
             if name.endswith(".pkl"):
-                with archive.open(name) as stream:
-                    check_pickle(stream)
+                check_pickle(io.BytesIO(archive.read(name)))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tqexport.integer.arithmetic import Rounding
+from tqexport.reading.apart import Opened
 
-__all__ = ["IntegerRun", "IntegerRuntime"]
+__all__ = ["IntegerRun", "IntegerRuntime", "IntegerRuntimeApart"]
 
 Levels = npt.NDArray[np.uint8]
 
@@ -55,3 +57,21 @@ class IntegerRuntime(ABC):
     @abstractmethod
     def run_untouched(self, inputs: npt.NDArray[np.float32]) -> Levels:
         """Levels of the outputs of the file as it is, (N, ...)."""
+
+
+class IntegerRuntimeApart(IntegerRuntime):
+    """One integer file in one of the runtimes that :class:`tqexport.backends.apart.BackendApart` opened it in."""
+
+    def __init__(self, opened: Opened, number: int) -> None:
+        self._opened, self._number = opened, number
+        self.key, self.name, self.rounding, self.differing = opened.call("about", number)
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> IntegerRun:
+        return cast(IntegerRun, self._opened.call("run_integers", self._number, inputs))
+
+    def run_untouched(self, inputs: npt.NDArray[np.float32]) -> Levels:
+        return cast(Levels, self._opened.call("run_integers_untouched", self._number, inputs))
+
+    def latency(self, sample: npt.NDArray[np.float32]) -> float:
+        """Median seconds of one sample, without the way to the other process and back."""
+        return cast(float, self._opened.call("latency_of_integers", self._number, sample))

@@ -10,9 +10,11 @@ import numpy as np
 
 from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
-from tqexport.backends.base import EXACT
+from tqexport.backends.apart import BackendApart
+from tqexport.backends.base import EXACT, Backend
 from tqexport.backends.parameters import Parameters
 from tqexport.errors import HostError, InputError
+from tqexport.reading.apart import Apart
 from tqexport.verification.samples import noise
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from tqexport.model import TruncModel
 
 __all__ = ["FreshExports"]
+
+Opener = Backend | BackendApart
 
 _SAMPLES = 16  # to run continuous files on; every parameter has an effect on each
 _TOLERANCE = 1e-4  # of the largest output; rounding of a deep network is a tenth of that, a wrong wire a hundred times
@@ -41,6 +45,7 @@ class FreshExports:
         self._project, self._wanted = project, wanted
         self._fixed: dict[tuple[str, str, int], bytes] = {}
         self._run_time: dict[tuple[str, str], bytes] = {}
+        self._apart = Apart()
 
     @property
     def model(self) -> TruncModel:
@@ -93,6 +98,31 @@ class FreshExports:
             self._run_time[backend, kernel] = BACKENDS[backend].export_runtime(self, kernel)
         return self._run_time[backend, kernel]
 
+    def opener(self, backend: str, kernel: str, content: bytes, bits: int, *, switched: bool) -> Opener:
+        """Who opens a file in its runtime: its back end, or that in a process of its own where it is not untouched.
+
+        Args:
+            backend: Name of its back end.
+            kernel: How it multiplies.
+            content: The file.
+            bits: The width to run at.
+            switched: Whether it is a run-time file.
+        """
+        if not BACKENDS[backend].runtimes:
+            return self.apart(backend)
+        try:
+            untouched = content == (self.run_time(backend, kernel) if switched else self.fixed(backend, kernel, bits))
+        except (HostError, InputError):  # nothing to compare with
+            untouched = False
+        return BACKENDS[backend] if untouched else self.apart(backend)
+
+    def apart(self, backend: str) -> Opener:
+        """A back end that opens files in a process of its own, or as it is where nothing here runs its files.
+
+        C files are run where nothing in them differs from a fresh export, and not at all where something does.
+        """
+        return BackendApart(self._apart, backend) if BACKENDS[backend].runtimes else BACKENDS[backend]
+
     def compare(self, backend: str, kernel: str, content: bytes, bits: int, *, switched: bool) -> Parameters:
         """Compare the parameters of a file with those that the checkpoint gives.
 
@@ -114,7 +144,7 @@ class FreshExports:
         if found.not_compared is None or found.differences:
             return found
         width = bits if switched else None
-        apart = _apart(backend, (content, fresh), width, self._samples())
+        apart = _apart((self.apart(backend), BACKENDS[backend]), (content, fresh), width, self._samples())
         if apart <= _TOLERANCE:
             return found
         text = (
@@ -133,9 +163,9 @@ class FreshExports:
         )
 
 
-def _apart(backend: str, files: tuple[bytes, bytes], bits: int | None, batch: Batch) -> float:
+def _apart(openers: tuple[Opener, Opener], files: tuple[bytes, bytes], bits: int | None, batch: Batch) -> float:
     """How far two files are apart without roundings, as a share of the largest output; 0 if nothing runs them."""
-    runs = [BACKENDS[backend].open_continuous(content, bits) for content in files]
+    runs = [opener.open_continuous(content, bits) for opener, content in zip(openers, files, strict=True)]
     own, expected = (None if run is None else run(batch) for run in runs)
     if own is None or expected is None:
         return 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.artifacts.truncate import OpenArtifact, open_artifact
-from tqexport.backends import open_runner
+from tqexport.backends.apart import BackendApart
 from tqexport.backends.base import input_infos, is_exact
 from tqexport.backends.running import RuntimeRun, Stretches
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.names import is_integer
 from tqexport.model import InputInfo
+from tqexport.reading import limits
+from tqexport.reading.apart import Apart
 from tqexport.truncation import codes_of_integers, max_code
 from tqexport.verification.codes import aligned, first_index
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE, agreement, classes_of, wilson_interval
@@ -148,6 +151,13 @@ def open_pair(paths: tuple[Path, Path], bits: int | None) -> tuple[ArtifactAtWid
 def samples_for(artifact: ArtifactAtWidth, data: Path | None, count: int) -> Samples:
     """Samples that fit an artifact, normalised as it says: those of ``data``, or ``count`` random ones."""
     signature, facts = _signature(artifact), artifact.facts
+    elements = sum(prod(info.shape) for info in signature)
+    if data is None and elements > limits.SAMPLE_ELEMENTS:
+        shapes = " and ".join("x".join(map(str, info.shape)) for info in signature)
+        raise InputError(
+            f"{artifact.artifact.name} takes samples of {shapes}, {4 * elements:,} bytes each, and makes some hundred "
+            "times that of one; if this is what you want, name samples with --data"
+        )
     raw = read_samples(data, signature, facts.class_names) if data else noise(count, signature)
     return raw.normalized(facts.normalization)
 
@@ -158,11 +168,17 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     Raises:
         InputError: A runtime does not take its file.
     """
-    runners = []
+    apart = Apart()  # files of whoever made them
+    runners, runs = [], []
     for side in pair:
         with about(side.artifact.name):
-            runners.append(open_runner(side.artifact.content, side.chosen_width))
-    runs = [runner.run(samples.inputs) for runner in runners]
+            runner = BackendApart(apart, side.artifact.backend.name).open_runner(
+                side.artifact.content, side.chosen_width
+            )
+            if runner is None:
+                raise InputError(f"is a {side.artifact.backend.title} file, which nothing here can run")
+            runners.append(runner)
+            runs.append(runner.run(samples.inputs))
     problems: dict[str, str] = {}
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
     dynamic = any(not is_exact(side.facts.kernel) and side.chosen_width is None for side in pair)
@@ -170,7 +186,8 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     shared = [name for name in runs[0].activations if name in runs[1].activations]
     levels = {name: runs[0].activations[name] for name in shared}
     (outputs, given), (other_outputs, other) = (
-        _stretches(side, shared)(samples.inputs, _shaped(levels, run)) for side, run in zip(pair, runs, strict=True)
+        _stretches(side, shared, apart)(samples.inputs, _shaped(levels, run))
+        for side, run in zip(pair, runs, strict=True)
     )
     first_name, second_name = (Path(side.artifact.name).name for side in pair)
     steps = max_code(pair[0].facts.activation_width)
@@ -216,9 +233,10 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     )
 
 
-def _stretches(side: ArtifactAtWidth, activations: Sequence[str]) -> Stretches:
+def _stretches(side: ArtifactAtWidth, activations: Sequence[str], apart: Apart) -> Stretches:
     """An artifact that runs from one activation quantiser to the next."""
-    stretches = side.artifact.backend.open_stretches(side.artifact.content, side.chosen_width, activations)
+    backend = BackendApart(apart, side.artifact.backend.name)
+    stretches = backend.open_stretches(side.artifact.content, side.chosen_width, activations)
     if stretches is None:
         raise InputError(f"{side.artifact.name} cannot be run from one activation quantiser to the next")
     return stretches

@@ -17,8 +17,9 @@ from tqexport.backends.running import Runner, median_seconds
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import DAMAGED, MultiWidthFacts, facts_of_model
 from tqexport.integer.names import is_integer
+from tqexport.integer.runtime import IntegerRuntimeApart
 from tqexport.verification.comparison import Comparison, Verdict
-from tqexport.verification.fresh import FreshExports
+from tqexport.verification.fresh import FreshExports, Opener
 from tqexport.verification.samples import Labels, Samples, load_samples, random_samples
 
 if TYPE_CHECKING:
@@ -139,9 +140,11 @@ class _Job:
         """The runtimes that it runs in."""
         return self.backend.runtimes_of(self.kernel)
 
-    def open(self, *, deployed: bool) -> Runner | None:
-        """The file in its runtime; None where nothing here runs the format."""
-        return self.backend.open_runner(self.content, self.bits if self.run_time else None, deployed=deployed)
+    def opener(self, fresh: FreshExports) -> Opener:
+        """Who opens the file in its runtime."""
+        if self.temporary:
+            return self.backend
+        return fresh.opener(self.backend.name, self.kernel, self.content, self.bits, switched=self.run_time)
 
     def comparison(self, project: Project, parameters: Parameters) -> Comparison:
         """The comparison with PyTorch at its width."""
@@ -174,12 +177,14 @@ def _check(
 ) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
     if is_integer(job.kernel):
-        yield from _check_integers(project, job, samples, runtimes)
+        yield from _check_integers(project, job, samples, runtimes, fresh)
     else:
-        yield _check_floats(project, job, samples, job.parameters(fresh))
+        yield _check_floats(project, job, samples, job.parameters(fresh), job.opener(fresh))
 
 
-def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Collection[str]) -> Iterator[Checked]:
+def _check_integers(
+    project: Project, job: _Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
+) -> Iterator[Checked]:
     """Compare an integer file with the integer model, and that with PyTorch."""
     from tqexport.integer.build import integer_model
     from tqexport.verification.integers import IntegerComparison
@@ -187,12 +192,18 @@ def _check_integers(project: Project, job: _Job, samples: Samples, runtimes: Col
     network_at = functools.lru_cache(functools.partial(integer_model, project.model))
     network = network_at(job.bits)
     false = _false_facts(project, job)
-    opened = job.backend.open_integers(job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
+    opened = job.opener(fresh).open_integers(
+        job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes
+    )
     for runtime in opened:
         comparison = IntegerComparison(project.model, network, runtime, false)
         for inputs, labels in _batches(samples):
             comparison.add(inputs[0], labels)
-        latency = median_seconds(functools.partial(runtime.run_untouched, samples.inputs[0][:1]))
+        sample = samples.inputs[0][:1]
+        if isinstance(runtime, IntegerRuntimeApart):
+            latency = runtime.latency(sample)
+        else:
+            latency = median_seconds(functools.partial(runtime.run_untouched, sample))
         verdict = comparison.verdict()
         name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
         yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
@@ -209,10 +220,10 @@ def _false_facts(project: Project, job: _Job) -> list[str]:
     return [field.name for field in fields(said) if getattr(said, field.name) != getattr(true, field.name)]
 
 
-def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Parameters) -> Checked:
+def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Parameters, opener: Opener) -> Checked:
     """Compare a file as deployed, and layer by layer."""
-    size, sha256, job = len(job.content), job.sha256, replace(job, content=parameters.content)
-    runner, latency = job.open(deployed=True), None
+    width = job.bits if job.run_time else None
+    runner, latency = opener.open_runner(parameters.content, width, deployed=True), None
     if runner is None:
         comparison, runtime = job.comparison(project, parameters), _CODES_ALONE
         comparison.add_codes(job.backend.codes(job.content, job.bits))
@@ -220,14 +231,16 @@ def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Par
     else:
         deployed = _compare(job.comparison(project, parameters), runner, samples)
         latency = runner.latency(tuple(values[:1] for values in samples.inputs))
-        layer_by_layer = job.open(deployed=False)
+        layer_by_layer = opener.open_runner(parameters.content, width, deployed=False)
         unoptimized = (
             deployed
             if layer_by_layer is None
             else _compare(job.comparison(project, parameters), layer_by_layer, samples)
         )
         runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
-    return Checked(job.file, job.bits, runtime, size, sha256, job.temporary, latency, deployed, unoptimized)
+    return Checked(
+        job.file, job.bits, runtime, len(job.content), job.sha256, job.temporary, latency, deployed, unoptimized
+    )
 
 
 def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.errors import HostError, InputError
+from tqexport.errors import HostError, InputError, about
 from tqexport.model import InputInfo, Normalization, TruncModel
+from tqexport.reading import limits
+from tqexport.reading.archives import check_size
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
 __all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
 
-_LARGEST = 4 << 30  # bytes that samples may unpack to
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -114,14 +115,15 @@ def read_samples(path: Path, signature: Sequence[InputInfo], class_names: Sequen
             stored = {}
             for info in signature:
                 name = info.name if info.name in file or len(signature) > 1 else "inputs"
-                stored[name] = file[name]
-            labels = np.asarray(file["labels"], np.int64) if "labels" in file else None
+                stored[name] = _numbers(file[name], name)
+            labels = _whole(_numbers(file["labels"], "labels")) if "labels" in file else None
     except KeyError as error:
         raise InputError(f"{path} holds no array named {name}") from error
     except InputError:
         raise
     except Exception as error:  # damage shows as whatever it leads zipfile and numpy to
-        raise InputError(f"{path} is not a readable NPZ file of numbers: {error}") from error
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} is not a readable NPZ file of numbers: {said}") from error
     inputs = tuple(
         _checked(path, name, values, info) for (name, values), info in zip(stored.items(), signature, strict=True)
     )
@@ -143,22 +145,36 @@ def _checked(path: Path, name: str, values: npt.NDArray[Any], info: InputInfo) -
         raise InputError(
             f"{path}: {name} are {values.shape}, the network takes {('N', *info.shape)}".replace("'N'", "N")
         )
-    if values.dtype.kind not in "fiub":
-        raise InputError(f"{path}: {name} are {values.dtype}, the network takes {info.dtype}")
-    if not np.isfinite(values).all():
+    with np.errstate(all="ignore"):  # what does not fit is infinite or another number, and refused below
+        converted = values.astype(info.dtype)
+    if not (np.isfinite(values) & np.isfinite(converted)).all():
         raise InputError(f"{path}: {name} hold NaN or infinite values")
-    converted = values.astype(info.dtype)
     if info.limit and not ((values == converted) & (values >= 0) & (values < info.limit)).all():
         raise InputError(f"{path}: {name} hold other numbers than the network's, which are 0 to {info.limit - 1}")
     return converted
 
 
+def _numbers(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Refuse an array of anything but real numbers."""
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are of the type {values.dtype}")
+    return values
+
+
+def _whole(values: npt.NDArray[Any]) -> Labels:
+    """Labels, which may be stored in floats."""
+    with np.errstate(all="ignore"):
+        labels = values.astype(np.int64)
+    if (labels != values).any():
+        raise ValueError("labels are not whole numbers")
+    return labels
+
+
 def _check_size(path: Path) -> None:
     """Refuse a file that unpacks to more than memory should bear."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > _LARGEST:
-        raise InputError(f"{path} unpacks to {unpacked:,} bytes, more than {_LARGEST:,}; verify on fewer samples")
+    most = max(limits.SAMPLES_RATIO * path.stat().st_size, limits.SAMPLES_SMALL)
+    with about(f"{path}"), zipfile.ZipFile(path) as archive:
+        check_size(archive, min(most, limits.SAMPLES_BYTES))
 
 
 def _read_folder(
@@ -187,11 +203,16 @@ def _read_folder(
     for row, (file, _) in zip(inputs, files, strict=True):
         try:
             with Image.open(file, formats=_PICTURE_FORMATS) as picture:
+                if picture.width * picture.height > limits.PICTURE_PIXELS:
+                    raise ValueError("it has too many pixels")
                 fitted = picture.convert("L" if channels == 1 else "RGB").resize(
                     (width, height), Image.Resampling.BILINEAR
                 )
         except Exception as error:  # damage shows as whatever it leads Pillow to
-            raise InputError(f"{file} is not a readable picture; remove it from the folder or replace it") from error
+            raise InputError(
+                f"{file} is not a readable picture of at most {limits.PICTURE_PIXELS:,} pixels; remove it from the "
+                "folder or replace it"
+            ) from error
         row[:] = np.moveaxis(np.asarray(fitted, np.float32).reshape(height, width, channels), -1, 0) / 255
     return inputs, np.array([label for _, label in files], np.int64)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -13,6 +12,8 @@ from tqexport.backends.c.source import FACTS, FORMAT, MAGIC
 from tqexport.backends.packing import unpacked
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED
+from tqexport.reading import records
+from tqexport.reading.records import mapping, parse_json
 from tqexport.truncation import STORED_BITS
 
 __all__ = ["record_of", "stem_of", "stored_codes"]
@@ -28,12 +29,9 @@ def record_of(content: bytes) -> dict[str, Any]:
         InputError: It is damaged, or another version of tqexport wrote it.
     """
     line = _FACTS_LINE.search(_text(content))
-    try:
-        record = json.loads(line[1]) if line else None
-    except ValueError as error:
-        raise InputError(DAMAGED) from error
-    if not isinstance(record, dict) or not content.startswith(MAGIC.encode()):
+    if line is None or not content.startswith(MAGIC.encode()):
         raise InputError(DAMAGED)
+    record = mapping(parse_json(line[1]), "the record in front of it")
     if record.get("format") != FORMAT:
         raise InputError("was written by another version of tqexport; export it again")
     return record
@@ -66,10 +64,10 @@ def stored_codes(content: bytes) -> dict[str, npt.NDArray[np.uint8]]:
             if definition is None:
                 raise InputError(DAMAGED)
             numbers = np.array([int(number) for number in definition[1].split(",")], np.uint8)
-            out, inside, *kernel = map(int, shape)
+            out, inside, *kernel = records.shape(shape, name)
             rows = numbers.reshape(out, -1)
-            if bits != STORED_BITS:
-                rows = unpacked(rows, int(bits), inside * int(np.prod(kernel)))
+            if records.whole(bits, name, low=1, high=STORED_BITS) != STORED_BITS:
+                rows = unpacked(rows, bits, inside * int(np.prod(kernel)))
             codes[name] = np.moveaxis(rows.reshape(out, *kernel, inside), -1, 1)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(DAMAGED) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.base import TensorInfo
+from tqexport.backends.onnx.door import parse_onnx
 from tqexport.errors import InputError, about
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
+from tqexport.reading.records import parse_json
 from tqexport.truncation import STORED_BITS
 
 __all__ = [
@@ -98,26 +100,12 @@ def parse(content: bytes) -> onnx.ModelProto:
     Raises:
         InputError: Empty, damaged, or with external data.
     """
+    model = parse_onnx(content)
     try:
-        model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
-        "".join(_texts(model))  # of damaged ones some can be read no more
-    except Exception as error:  # protobuf and the checker raise classes of their own, without a common base
+    except Exception as error:  # the checker raises classes of its own, without a common base
         raise InputError(_NOT_VALID) from error
-    if not model.graph.node or any(tensor.external_data for tensor in model.graph.initializer):
-        raise InputError("is empty or keeps data outside of the file; export it again with tqexport onnx")
     return model
-
-
-def _texts(model: onnx.ModelProto) -> Iterator[str]:
-    """The texts of a file that are read later: of its metadata, and the names in its graph."""
-    for entry in model.metadata_props:
-        yield from (entry.key, entry.value)
-    for tensor in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        yield tensor.name
-    for node in model.graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
 
 
 def describe(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
@@ -149,8 +137,8 @@ def read_facts(model: onnx.ModelProto) -> Facts:
         if entry.key.startswith(METADATA_PREFIX):
             key = entry.key.removeprefix(METADATA_PREFIX)
             try:
-                record[key] = entry.value if key in TEXT_FACTS else json.loads(entry.value)
-            except json.JSONDecodeError:
+                record[key] = entry.value if key in TEXT_FACTS else parse_json(entry.value)
+            except InputError:
                 record[key] = entry.value  # text that a format keeps in a table of its own
     return decode(record)
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from tqexport.backends.graphs import Constant, Graph, Node, fold, in_order
+from tqexport.backends.graphs import Constant, Graph, Node, fits_in_memory, fold, in_order
 from tqexport.backends.onnx.file import parse, read_facts, rebuild
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.truncatable import plain_file
@@ -262,7 +262,7 @@ def _with_bias(node: Node, constants: dict[str, Constant]) -> Node:
 
 def _computed(node: Node, values: Sequence[Constant]) -> Constant | None:
     """The result of an operator on constants, as ONNX's reference computes it."""
-    if node.kind not in _FOLDED_KINDS:
+    if node.kind not in _FOLDED_KINDS or not fits_in_memory([constant.value for constant in values]):
         return None
     try:
         result = _evaluate(node, [constant.value for constant in values])

@@ -9,7 +9,7 @@ from tqexport.backends.base import EXACT, EXACT_PACKED, Backend, Source, TensorI
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
-from tqexport.facts import ArtifactFacts, Facts
+from tqexport.facts import Facts
 from tqexport.integer.names import FLOAT_IO, INTEGER, PACKED, is_integer
 from tqexport.truncation import STORED_BITS
 
@@ -129,11 +129,8 @@ class TfliteBackend(Backend):
 
     def describe(self, content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
         from tqexport.backends.tflite.file import ends_of
-        from tqexport.backends.tflite.session import LiteRTSession
 
-        if isinstance(self.facts(content), ArtifactFacts):
-            return ends_of(content)
-        return LiteRTSession(content).describe()
+        return ends_of(content)
 
     def facts(self, content: bytes) -> Facts:
         from tqexport.backends.tflite.file import unpack

@@ -15,10 +15,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.base import TensorInfo
+from tqexport.backends.tflite.door import check_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.errors import ConversionError, InputError
 from tqexport.facts import ArtifactFacts, Facts, MultiWidthFacts, decode, encode
+from tqexport.reading.records import mapping, parse_json
 
 __all__ = [
     "AFFINE",
@@ -47,6 +49,7 @@ OPERATOR_CODES = "operator_codes"  # per width: which of the operator codes its 
 _AFFINE_NAME = "tqexport.affine"  # an entry of its own, because as JSON it would be six times the size
 _NO_FILE = "is not a valid TFLite file of tqexport; export it again"
 _FIXED_SIGNATURE = "serving_default"
+_TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 
 
 def finish_fixed(flat: FlatModel, facts: ArtifactFacts) -> bytes:
@@ -69,13 +72,14 @@ def unpack(content: bytes) -> tuple[Any, Facts]:
     Raises:
         InputError: It is damaged, or tqexport did not write it.
     """
+    check_tflite(content)
     try:
         reader = _Reader()
         reader.Init(content, flatbuffers.encode.Get(flatbuffers.packer.uoffset, content, 0))
         model: Any = schema.ModelT.InitFromObj(reader)
         model.subgraphs = _Subgraphs(reader)
         named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
-        record = json.loads(bytes(named[METADATA_NAME]))
+        record = mapping(parse_json(bytes(named[METADATA_NAME])), METADATA_NAME)
         if _AFFINE_NAME in named:
             record[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
@@ -152,25 +156,25 @@ def single_graph(content: bytes, bits: int | None) -> tuple[FlatModel, ArtifactF
     except ConversionError as error:
         raise InputError(str(error)) from error
     record = flat.metadata(METADATA_NAME)
-    described = _facts(json.loads(record)) if record else None
+    described = _facts(mapping(parse_json(record), METADATA_NAME)) if record else None
     return flat, described.by_width[described.widths[-1]] if isinstance(described, MultiWidthFacts) else described
 
 
 def ends_of(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of a fixed file, read without a runtime.
+    """Inputs and outputs of a file, read without a runtime; those of the first signature where it has several.
 
     Raises:
         InputError: It is damaged.
     """
-    flat, _ = single_graph(content, None)
+    graph = unpack(content)[0].subgraphs[0]
 
-    def infos(tensors: Sequence[int]) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(flat.name(i), flat.dtype(i).name, tuple(flat.shape(i))) for i in map(int, tensors))
+    def info(tensor: Any) -> TensorInfo:
+        shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+        sizes = tuple("batch" if n < 0 else int(n) for n in (() if shape is None else shape))
+        return TensorInfo(_text(tensor.name), _TYPES.get(tensor.type, "unknown"), sizes)
 
-    try:
-        return infos(flat.graph.inputs), infos(flat.graph.outputs)
-    except (LookupError, TypeError, ValueError) as error:
-        raise InputError(_NO_FILE) from error
+    inputs, outputs = (tuple(info(graph.tensors[i]) for i in part) for part in (graph.inputs, graph.outputs))
+    return inputs, outputs
 
 
 def _facts(record: dict[str, Any]) -> Facts:
@@ -184,9 +188,15 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
     Args:
         model: From :func:`unpack`; it is not changed.
         bits: A width that it has.
+
+    Raises:
+        InputError: It has no signature of that width.
     """
     alone = copy.copy(model)
-    signature = next(entry for entry in model.signatureDefs if _text(entry.signatureKey) == signature_of(bits))
+    named = {_text(entry.signatureKey or ""): entry for entry in model.signatureDefs or ()}
+    signature = named.get(signature_of(bits))
+    if signature is None:
+        raise InputError(f"the file has no signature for {bits} bits; it is damaged, export it again")
     graph = copy.copy(model.subgraphs[signature.subgraphIndex])
     graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
     alone.subgraphs = [graph]

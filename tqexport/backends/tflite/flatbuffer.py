@@ -5,7 +5,6 @@ Knows tensors, buffers and operators; nothing of quantisation.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.packing import packed, unpacked
+from tqexport.backends.tflite.door import check_tflite
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.errors import ConversionError
 
@@ -65,14 +65,11 @@ class FlatModel:
         """Unpack a file.
 
         Raises:
+            InputError: It is damaged.
             ConversionError: It is not a TFLite file with exactly one subgraph.
         """
-        if content[4:8] != b"TFL3":
-            raise ConversionError("the file is not a TFLite flatbuffer")
-        try:
-            self.model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
-        except (struct.error, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ConversionError("the TFLite file is damaged or truncated") from error
+        check_tflite(content)
+        self.model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
         if len(self.model.subgraphs) != 1:
             raise ConversionError(f"the TFLite file has {len(self.model.subgraphs)} subgraphs where one was expected")
         self.graph: Any = self.model.subgraphs[0]

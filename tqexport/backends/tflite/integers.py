@@ -104,7 +104,9 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
         codes = dequantized.get(int(operator.inputs[1]), int(operator.inputs[1]))
         value = unpacked[codes] if codes in unpacked else flat.constant(codes)
         name = flat.name(codes).removesuffix(".codes")
-        if value is None or value.dtype not in (np.int8, np.float16) or codes in seen or name.endswith(CONSTANT_SUFFIX):
+        if value is None or value.dtype not in (np.int8, np.float16) or value.ndim != len(layout.torch_axes):
+            continue
+        if codes in seen or name.endswith(CONSTANT_SUFFIX):
             continue
         seen.add(codes)
         integers.setdefault(name, []).append(integers_of(value).transpose(layout.torch_axes))

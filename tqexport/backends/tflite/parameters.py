@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.backends.graphs import Constant, Graph, Node, fold, in_order
+from tqexport.backends.graphs import Constant, Graph, Node, fits_in_memory, fold, in_order
 from tqexport.backends.parameters import REWRITTEN, Parameters, different_facts, matched
 from tqexport.backends.tflite.file import signature_of, single_graph, unpack
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
@@ -124,7 +124,7 @@ def _folded(graph: Graph) -> Graph:
             return Constant(_dequantized(value, graph.facts[node.inputs[0]]))
         if node.kind == "CAST":
             return Constant(value.astype(_TYPES.get(graph.facts[node.outputs[0]]["type"], value.dtype)))
-        if node.kind not in _FOLDED_KINDS:
+        if node.kind not in _FOLDED_KINDS or not fits_in_memory([constant.value for constant in values]):
             return None
         with np.errstate(all="ignore"):
             try:

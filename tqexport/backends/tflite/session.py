@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tqexport.backends.base import TensorInfo
 from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import signature_of
 from tqexport.backends.tflite.packing import DECODE
@@ -50,7 +49,7 @@ class LiteRTSession(Session):
                     "the weights are packed for TFLite Micro, and LiteRT does not unpack them; export the width with "
                     "--kernel integer to run it in LiteRT"
                 ) from error
-            raise InputError(f"LiteRT does not load the file: {error}") from error
+            raise InputError(f"LiteRT does not load the file: {_first_line(error)}") from error
         self._invoke: Callable[[Sequence[Array]], list[Array]] = self._invoke_graph
         self._inputs = self._interpreter.get_input_details()
         if bits is not None:
@@ -87,21 +86,11 @@ class LiteRTSession(Session):
             values = [value.reshape(shape) for value, shape in zip(sample, self._shapes, strict=True)]
             return self._invoke(values)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT does not run the file: {error}") from error
+            raise InputError(f"LiteRT does not run the file: {_first_line(error)}") from error
 
     def run_zeros(self) -> list[Array]:
         """Run a sample of zeros."""
         return self.run_sample(*(np.zeros(detail["shape"], detail["dtype"]) for detail in self._inputs))
-
-    def describe(self) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-        """Inputs and outputs of the file."""
-
-        def info(detail: Mapping[str, Any]) -> TensorInfo:
-            shape = tuple("batch" if n < 0 else int(n) for n in detail["shape_signature"])
-            return TensorInfo(str(detail["name"]), detail["dtype"].__name__, shape)
-
-        interpreter = self._interpreter
-        return tuple(map(info, interpreter.get_input_details())), tuple(map(info, interpreter.get_output_details()))
 
     @property
     def output_names(self) -> list[str]:
@@ -112,7 +101,7 @@ class LiteRTSession(Session):
         try:
             self._signature = self._interpreter.get_signature_runner(signature_of(bits))
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT does not run the file at {bits} bits: {error}") from error
+            raise InputError(f"LiteRT does not run the file at {bits} bits: {_first_line(error)}") from error
         names = [str(detail["name"]) for detail in self._inputs]
         given, returned = self._signature.get_input_details(), self._signature.get_output_details()
         if {*names} != {*given} or {*self.output_names} != {*returned}:
@@ -129,6 +118,10 @@ class LiteRTSession(Session):
         names = [str(detail["name"]) for detail in self._interpreter.get_input_details()]
         results = self._signature(**dict(zip(names, values, strict=True)))
         return [results[name] for name in self.output_names]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager

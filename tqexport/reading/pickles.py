@@ -10,12 +10,9 @@ import pickletools
 from typing import IO, Any
 
 from tqexport.errors import InputError
+from tqexport.reading import limits
 
 __all__ = ["check_pickle"]
-
-_OPCODES = 500_000  # some ten thousand tensors; ResNet-50 with eight BatchNorms for each has three thousand
-_DEPTH = 100  # a checkpoint has a dozen
-_PARTS = 10_000_000  # with what is shared counted as often as it is reached
 
 
 class _Value:
@@ -28,7 +25,7 @@ class _Value:
         """Take others in."""
         self.parts += sum(value.parts for value in values)
         self.depth = max([self.depth, *(1 + value.depth for value in values)])
-        if self.parts > _PARTS or self.depth > _DEPTH:
+        if self.parts > limits.PICKLE_PARTS or self.depth > limits.PICKLE_DEPTH:
             raise InputError("holds objects that are nested too deeply or too often; it may be made to harm")
 
 
@@ -42,8 +39,8 @@ def check_pickle(stream: IO[bytes]) -> None:
     stack: list[_Value | None] = []  # None is a mark
     memo: dict[Any, _Value] = {}
     for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if number > _OPCODES:
-            raise InputError(f"describes more than {_OPCODES:,} objects; it may be made to harm")
+        if number > limits.PICKLE_OPCODES:
+            raise InputError(f"describes more than {limits.PICKLE_OPCODES:,} objects; it may be made to harm")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = _top(stack)
         elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):

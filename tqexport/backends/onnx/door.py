@@ -1,0 +1,122 @@
+"""Checking an ONNX file before anything reads it: sizes, texts, shapes, and nothing that lies outside of it.
+
+``onnx.checker`` and onnxruntime check what operators mean. They look at data outside of a file if it names some, and
+leave to their readers whether a tensor has as many bytes as its shape says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+from onnx import TensorProto
+
+from tqexport.errors import InputError
+from tqexport.reading import limits
+
+__all__ = ["parse_onnx"]
+
+_NOT_VALID = "is not a valid ONNX file"
+_AGAIN = "export it again with tqexport onnx"
+_VALUES: dict[int, str] = {  # where a tensor's values are if not in raw_data, and how many it has for an element
+    **dict.fromkeys((TensorProto.FLOAT, TensorProto.COMPLEX64), "float_data"),
+    **dict.fromkeys((TensorProto.DOUBLE, TensorProto.COMPLEX128), "double_data"),
+    **dict.fromkeys((TensorProto.UINT32, TensorProto.UINT64), "uint64_data"),
+    TensorProto.INT64: "int64_data",
+    TensorProto.STRING: "string_data",
+}
+
+
+def parse_onnx(content: bytes) -> onnx.ModelProto:
+    """The model of a file that asks for no more than files do.
+
+    Raises:
+        InputError: It is damaged, keeps data outside of itself, or there is more in it than
+            :mod:`tqexport.reading.limits` allow.
+    """
+    try:
+        model = onnx.load_from_string(content)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{_NOT_VALID}; {_AGAIN}") from error
+    try:
+        for count, message in enumerate(_messages(model)):
+            if count > 20 * limits.NODES:
+                raise InputError(f"describes more than {20 * limits.NODES:,} parts; it may be made to harm")
+            if isinstance(message, TensorProto):
+                _check_tensor(message)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{_NOT_VALID}: a name in it is damaged; {_AGAIN}") from error
+    if not model.graph.node:
+        raise InputError(f"{_NOT_VALID}: it has no operator; {_AGAIN}")
+    if len(model.graph.node) > limits.NODES:
+        raise InputError(f"has more than {limits.NODES:,} operators; it may be made to harm")
+    return model
+
+
+def _messages(model: onnx.ModelProto) -> Iterator[Message]:
+    """Every message in a model; protobuf itself bounds how deep they are.
+
+    Raises:
+        UnicodeDecodeError: A text in it is not UTF-8.
+    """
+    waiting: list[Message] = [model]
+    while waiting:
+        message = waiting.pop()
+        yield message
+        if isinstance(message, TensorProto):
+            continue
+        for kind, value in message.ListFields():
+            values = [value] if isinstance(value, (str, bytes, int, float, Message)) else value
+            if kind.type == kind.TYPE_MESSAGE:
+                waiting += values
+            elif kind.type == kind.TYPE_STRING:
+                for text in values:
+                    _check_text(text)
+
+
+def _check_text(text: Any) -> None:
+    """Protobuf gives the bytes of a text that is not UTF-8, or raises."""
+    if isinstance(text, bytes):
+        text.decode()
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    """Refuse a tensor that has not as many values as its shape says, or has them elsewhere."""
+    for text in (tensor.name, tensor.doc_string):
+        _check_text(text)
+    if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
+        raise InputError(f"is empty or keeps data outside of the file; {_AGAIN}")
+    if tensor.HasField("segment"):
+        raise InputError(f"holds a part of {tensor.name or 'a tensor'} alone; {_AGAIN}")
+    shape, kind = list(tensor.dims), tensor.data_type
+    name = tensor.name or "a tensor"
+    if any(size < 0 for size in shape):
+        raise InputError(f"{_NOT_VALID}: {name} has the shape {shape}; {_AGAIN}")
+    if kind not in TensorProto.DataType.values() or kind == TensorProto.UNDEFINED:
+        raise InputError(f"{_NOT_VALID}: {name} has a type that there is not ({kind}); {_AGAIN}")
+    elements = prod(shape)
+    if tensor.HasField("raw_data"):
+        stored, expected = len(tensor.raw_data), -(-elements * _bits(kind) // 8)
+    else:
+        stored, expected = len(getattr(tensor, _VALUES.get(kind, "int32_data"))), elements
+        if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+            expected *= 2
+        elif _bits(kind) < 8:  # several in one value
+            expected = -(-elements * _bits(kind) // 8)
+    if stored != expected:
+        raise InputError(f"{_NOT_VALID}: {name} of shape {shape} has not as many values; {_AGAIN}")
+
+
+def _bits(kind: int) -> int:
+    """Bits of an element as it is stored."""
+    name = TensorProto.DataType.Name(kind)
+    if name.endswith(("INT4", "4E2M1")):
+        return 4
+    if name.endswith("INT2"):
+        return 2
+    if name == "STRING":
+        return 0
+    return 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)

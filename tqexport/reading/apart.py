@@ -1,0 +1,164 @@
+"""A process of its own for what may end the process that does it: runtimes on files of strangers.
+
+Runtimes are written for files that converters write. On others they may read where nothing is, and no check in front of
+them knows all that hundreds of kernels take for granted. A process whose death is a sentence costs a quarter of a
+second, once for a command; files that equal a fresh export byte for byte do without.
+
+The parent sends what to build and what to call, the child answers with the result or with what was wrong. The child has
+limits of memory and time, no core dump, and does not look for modules in the working folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from tqexport.errors import HostError, InputError, TqExportError
+from tqexport.reading import limits
+
+__all__ = ["Apart", "Opened"]
+
+
+class Apart:
+    """A process that is started when something is first opened in it, and again when it died."""
+
+    def __init__(self, *, seconds: float = limits.CHILD_SECONDS, memory: int = limits.CHILD_MEMORY) -> None:
+        """Start nothing yet.
+
+        Args:
+            seconds: How long one answer may take.
+            memory: Bytes of address space.
+        """
+        self._seconds, self._memory = seconds, memory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Any = None
+        self._generation = self._opened = 0
+
+    def open(self, function: str, *arguments: Any, **settings: Any) -> Opened:
+        """Build something in the process.
+
+        Args:
+            function: ``package.module:function``, a name that the caller knows, never a file.
+            arguments: Its arguments, which can be pickled.
+            settings: Its keyword arguments.
+
+        Raises:
+            InputError: The file among them was refused, or ended the process.
+        """
+        if self._process is None:
+            self._start()
+        self._opened += 1
+        opened = Opened(self, self._generation, self._opened)
+        self.ask(self._generation, "open", self._opened, function, arguments, settings)
+        return opened
+
+    def ask(self, generation: int, *question: Any) -> Any:
+        """Send a question and wait for the answer; ``generation`` counts the processes that there were.
+
+        Raises:
+            InputError: What was asked is refused, or ended the process.
+        """
+        if self._process is None or generation != self._generation:
+            raise InputError("ended the process that ran it; export it again")
+        try:
+            self._connection.send(question)
+            if not self._connection.poll(self._seconds):
+                self.close()
+                raise InputError(f"takes more than {self._seconds:g} seconds to run; it may be made to harm")
+            error, result = self._connection.recv()
+        except (EOFError, OSError) as error:
+            code = self._process.wait()
+            self.close()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise InputError(
+                f"ends the process that runs it ({how}), so it is damaged, made to harm, or too much for its runtime; "
+                "export it again"
+            ) from error
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
+            self._process = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._connection, theirs = Pipe()
+        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self._memory)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # an interrupt is the parent's affair
+            )
+        except OSError as error:
+            raise HostError(f"no process can be started to run the file in: {error}") from error
+        theirs.close()
+        self._generation += 1
+
+
+class Opened:
+    """Something that was built in a process of its own."""
+
+    def __init__(self, apart: Apart, generation: int, number: int) -> None:
+        self._apart, self._generation, self._number = apart, generation, number
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call one of its methods; raises as :meth:`Apart.ask`."""
+        return self._apart.ask(self._generation, "call", self._number, method, arguments, {})
+
+
+def serve(connection: Any) -> None:
+    """Answer questions until nobody is there to ask."""
+    opened: dict[int, Any] = {}
+    answer: tuple[TqExportError | None, Any]
+    while True:
+        try:
+            kind, number, name, arguments, settings = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if kind == "open":
+                module, _, function = name.partition(":")
+                opened[number] = getattr(importlib.import_module(module), function)(*arguments, **settings)
+                answer = None, None
+            else:
+                answer = None, getattr(opened[number], name)(*arguments)
+        except MemoryError:
+            answer = InputError("takes more memory to run than there is; it may be made to harm"), None
+        except TqExportError as error:
+            answer = type(error)(str(error)), None
+        except Exception as error:  # runtimes raise classes of their own, of no common base
+            answer = InputError(f"cannot be run: {type(error).__name__}: {str(error)[:300]}; export it again"), None
+        connection.send(answer)
+
+
+def _limit(memory: int) -> None:
+    """Take memory and core dumps away, where the system can."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _limit(int(sys.argv[2]))
+    serve(Connection(int(sys.argv[1])))
