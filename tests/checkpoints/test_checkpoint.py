@@ -17,7 +17,7 @@ from tqexport.networks.tiny_models import resnet8
 INFO = CheckpointInfo(
     architecture="resnet8",
     arguments={"in_channels": 2, "num_classes": 3, "width": 4, "widths": [2, 8]},
-    input_shape=(2, 9, 7),
+    inputs=(2, 9, 7),
     widths=(2, 8),
     scheme=Scheme(),
     activation_bits=(4, 8),

@@ -163,8 +163,8 @@ def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -
         find_factory(named)
     with about(f"{path} is a damaged tqexport checkpoint:"):
         info = _native_info(content)
-    if options.input_shape not in (None, info.input_shape):
-        raise UsageError(f"{path} says that its samples are {_by(info.input_shape)}; leave --input-shape out")
+    if options.input_shape not in (None, info.signature[0].shape):
+        raise UsageError(f"{path} says that its samples are {_by(info.signature[0].shape)}; leave --input-shape out")
     return replace(info, architecture=options.model or info.architecture)
 
 
@@ -263,11 +263,12 @@ def _check_runs(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
     """Refuse a network that takes no samples of the shape that is said."""
     try:
         with torch.no_grad():
-            module.eval()(torch.zeros((1, *info.input_shape)))
+            module.eval()(*(torch.zeros((1, *each.shape), dtype=getattr(torch, each.dtype)) for each in info.signature))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{path}: {info.architecture} takes no samples of {_by(info.input_shape)} ({said}); "
+            f"{path}: {info.architecture} takes no samples of {' and '.join(_by(each.shape) for each in info.signature)} "
+            f"({said}); "
             "name their shape with --input-shape where the file does not say it"
         ) from error
 
