@@ -103,6 +103,7 @@ class CheckpointInfo:
     grids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", self.signature)
         names = [each.name for each in self.signature]
         if not names or len({*names}) < len(names):
             raise UsageError(

@@ -220,7 +220,7 @@ def test_files_made_to_harm_are_refused_in_a_sentence(case, tmp_path):
 
 def test_what_json_would_change_is_not_written(digits, tmp_path):
     for arguments in ({"size": (3, 3)}, {"sizes": {1: 2}}, {"call": print}, {"limit": float("nan")}):
-        with pytest.raises((UsageError, InputError), match="JSON|plain values"):
+        with pytest.raises((UsageError, InputError), match=r"JSON|plain values"):
             save_checkpoint(tmp_path / "x.safetensors", digits.module, replace(digits.info, arguments=arguments))
     assert list(tmp_path.iterdir()) == []
 

@@ -57,13 +57,13 @@ class Text(nn.Module):
         super().__init__()
         self.words, self.first, self.hidden, self.last = (
             *(nn.Embedding(50, 16), nn.Linear(16, 16)),
-            *(nn.Linear(16, 16), nn.Linear(7 * 16 + 7, 4)),
+            *(nn.Linear(16, 16), nn.Linear(16, 4)),
         )
         self.act, self.act2 = nn.ReLU(), nn.ReLU()
 
     def forward(self, tokens: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.act2(self.hidden(self.act(self.first(self.words(tokens)))))
-        return self.last(torch.cat([x.flatten(1), counts.float()], 1)), x.argmax(-1)
+        x = self.act2(self.hidden(self.act(self.first(self.words(tokens))))) * counts[:, :, None].float()
+        return self.last(x.sum(1)), x.argmax(-1)
 
 
 class Pixels(nn.Module):

@@ -266,9 +266,9 @@ def _check_runs(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
             module.eval()(*(torch.zeros((1, *each.shape), dtype=getattr(torch, each.dtype)) for each in info.signature))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
+        shapes = " and ".join(_by(each.shape) for each in info.signature)
         raise InputError(
-            f"{path}: {info.architecture} takes no samples of {' and '.join(_by(each.shape) for each in info.signature)} "
-            f"({said}); "
+            f"{path}: {info.architecture} takes no samples of {shapes} ({said}); "
             "name their shape with --input-shape where the file does not say it"
         ) from error
 

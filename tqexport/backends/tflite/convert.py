@@ -22,7 +22,7 @@ from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.float_graph import FloatGraph, for_one_sample, with_float_weights, without_batch_norms
 from tqexport.backends.tflite.layout import LAYOUT
-from tqexport.backends.tflite.onnx2tf import run_onnx2tf
+from tqexport.backends.tflite.onnx2tf import in_converters_order, run_onnx2tf
 from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.backends.tflite.template import (
@@ -128,7 +128,7 @@ def _converted(
     def written(template: TfliteTemplate | None, model: onnx.ModelProto) -> FlatModel:
         flat = FlatModel(next(single)) if template is None else template.fill(parameters(model))
         _check_operators(flat)
-        _name_tensors(flat, model.graph)
+        _name_tensors(flat, model)
         return flat
 
     channels_first = {
@@ -168,15 +168,17 @@ def _check_operators(flat: FlatModel) -> None:
             raise ConversionError(f"the network needs the operator {name}, which plain TFLite does not have")
 
 
-def _name_tensors(flat: FlatModel, graph: onnx.GraphProto) -> None:
+def _name_tensors(flat: FlatModel, model: onnx.ModelProto) -> None:
     """Names that depend on the network alone, where TensorFlow counts what it did before.
 
     Args:
         flat: The file; changed in place.
-        graph: What was converted. onnx2tf numbers its ``tf.math.round`` operators in the order of the graph, which
-            survives where the order of operators in the file does not.
+        model: What was converted. onnx2tf numbers its ``tf.math.round`` operators as it meets them, and the numbers
+            survive where the order of operators in the file does not.
     """
-    rounds = [node.output[0] for node in graph.node if node.op_type == "Round"]
+    graph = model.graph
+    rounding = {node.name: node.output[0] for node in graph.node if node.op_type == "Round"}
+    rounds = [rounding[name] for name in in_converters_order(model) if name in rounding]
     _put_ends_in_order(flat, graph)
     for index, tensor in enumerate(flat.graph.tensors):
         tensor.name = f"constant_{index}" if flat.constant(index) is not None else f"value_{index}/{flat.name(index)}"

@@ -17,7 +17,7 @@ import onnx
 from tqexport.errors import ConversionError, HostError
 from tqexport.files import temporary_folder
 
-__all__ = ["check_converter", "run_onnx2tf"]
+__all__ = ["check_converter", "in_converters_order", "run_onnx2tf"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,16 @@ def check_converter() -> None:
             installed = False
         if not installed:
             raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
+
+
+def in_converters_order(model: onnx.ModelProto) -> list[str]:
+    """Names of the operators of a float network, in the order in which onnx2tf converts them.
+
+    sng4onnx, which it calls first, sorts them with onnx-graphsurgeon.
+    """
+    import onnx_graphsurgeon
+
+    return [str(node.name) for node in onnx_graphsurgeon.import_onnx(model).cleanup().toposort().nodes]
 
 
 def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:

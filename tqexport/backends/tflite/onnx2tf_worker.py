@@ -43,10 +43,8 @@ def _convert(source: str) -> bytes:
     network: Any = onnx2tf.convert(
         input_onnx_file_path=source,
         output_folder_path="onnx2tf",
-        # None of these change the network: the graph is simplified already, its operators have names and an order (that
-        # new names would change), and only the Keras model is wanted.
+        # None of these change the network: the graph is simplified already, and only the Keras model is wanted.
         not_use_onnxsim=True,
-        not_use_opname_auto_generate=True,
         disable_model_save=True,
         verbosity="error",
     )
