@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit device-test torture install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit coverage package-test device-test torture install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -29,6 +29,14 @@ types: install
 
 unit: install
 	$(BIN)/pytest --numprocesses 2
+
+# How many branches of tqexport/ the tests take, which is slower than the tests themselves.
+coverage: install
+	$(BIN)/pytest --numprocesses 2 --cov --cov-report=term:skip-covered
+
+# Wheel and sdist, installed into empty environments. Needs a network.
+package-test: install
+	$(BIN)/pytest tests/installation -m package
 
 # The emitted C on an emulated Cortex-M4; says what to install where the tools are absent.
 device-test: install

@@ -27,6 +27,7 @@ class OnnxBackend(Backend):
     name = "onnx"
     title = "ONNX"
     layout = LAYOUT
+    extra = "onnx"
     verified_by_default = True
     runtimes = {"onnxruntime": "onnxruntime"}  # noqa: RUF012 - annotated in the protocol
     kernels = {  # noqa: RUF012 - annotated in the protocol

@@ -35,7 +35,9 @@ def check_converter() -> None:
         except ValueError:  # somebody put None in the place of the module
             installed = False
         if not installed:
-            raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
+            raise HostError(
+                f"conversion to TFLite needs {package}, which is not installed: pip install 'tqexport[tflite]'"
+            )
 
 
 def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
