@@ -32,11 +32,11 @@ unit: install
 
 # How many branches of tqexport/ the tests take, which is slower than the tests themselves.
 coverage: install
-	$(BIN)/pytest --numprocesses 2 --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --numprocesses 2 --cov
 
-# Wheel and sdist, installed into empty environments. Needs a network.
+# Wheel and sdist, installed into empty environments, and the program for browsers in Node. Needs a network.
 package-test: install
-	$(BIN)/pytest tests/installation -m package
+	$(BIN)/pytest tests/installation tests/test_docs.py -m package
 
 # The documentation, into build/site; a warning is an error. The links have the pages under their paths in the repository.
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport
