@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit device-test torture fuzz interruption repeatability install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit coverage package-test docs commands device-test torture fuzz interruption repeatability install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -29,6 +29,25 @@ types: install
 
 unit: install
 	$(BIN)/pytest --numprocesses 2
+
+# How many branches of tqexport/ the tests take, which is slower than the tests themselves.
+coverage: install
+	$(BIN)/pytest --numprocesses 2 --cov
+
+# Wheel and sdist, installed into empty environments, and the program for browsers in Node. Needs a network.
+package-test: install
+	$(BIN)/pytest tests/installation tests/test_docs.py -m package
+
+# The documentation, into build/site; a warning is an error. The links have the pages under their paths in the repository.
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport
+docs: install
+	@rm -rf build/pages && mkdir -p build/pages
+	@for name in $(PAGES); do ln -s "$(CURDIR)/$$name" build/pages/$$name; done
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The command reference anew, with the examples as they print now.
+commands: install
+	$(BIN)/python docs/make_commands.py
 
 # The emitted C on an emulated Cortex-M4; says what to install where the tools are absent.
 device-test: install

@@ -20,7 +20,8 @@ from typing import Any
 import click
 
 from tqexport.checkpoints.options import ReadOptions
-from tqexport.errors import HostError, TqExportError, UsageError
+from tqexport.errors import TqExportError, UsageError
+from tqexport.extras import lacking
 from tqexport.files import write_bytes
 
 __all__ = [
@@ -36,8 +37,6 @@ __all__ = [
 
 BUG_EXIT_CODE = 70
 _LOG_WIDTH = 160  # columns where there is no terminal, so that no table is folded
-# Packages that may be missing; imported by the same name, with an underscore for the hyphen.
-_PACKAGES = ("ai-edge-litert", "onnx", "onnx2tf", "onnxruntime", "onnxscript", "safetensors", "tensorflow", "torch")
 
 
 @dataclass(frozen=True)
@@ -278,12 +277,9 @@ def _explain(error: Exception, *, verbose: bool) -> tuple[str, int]:
         error.show()
         return error.format_message(), error.exit_code
     advice = ""
-    package = (error.name or "").partition(".")[0].replace("_", "-") if isinstance(error, ImportError) else ""
-    if isinstance(error, TqExportError):
-        text, exit_code = str(error), error.exit_code
-    elif package in _PACKAGES:
-        text = f"this machine lacks {package}, or it does not load ({error}): pip install {package}"
-        exit_code = HostError.exit_code
+    explained = lacking(error) if isinstance(error, ImportError) else error
+    if isinstance(explained, TqExportError):
+        text, exit_code = str(explained), explained.exit_code
     else:  # a bug must not look like a failed parity check, which is exit code 1
         if verbose:
             traceback.print_exception(error)

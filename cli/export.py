@@ -11,6 +11,7 @@ import click
 
 from tqexport.backends.base import EXACT, Backend
 from tqexport.checkpoints.options import ReadOptions
+from tqexport.extras import needs
 from tqexport.integer.names import INTEGER
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
@@ -21,6 +22,7 @@ __all__ = ["export_command"]
 def export_command(backend: Backend) -> click.Command:
     """The command that exports to a back end's format."""
 
+    @needs(backend.extra)
     def command(
         source: Path | None,
         widths: Widths | None,

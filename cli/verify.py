@@ -10,6 +10,7 @@ import click
 
 from tqexport.backends import BACKENDS
 from tqexport.checkpoints.options import ReadOptions
+from tqexport.extras import needs
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
@@ -50,6 +51,7 @@ _WIDE = 125  # columns that the whole table takes
 )
 @checkpoint_options
 @output_options
+@needs("onnx")
 def command(
     sources: tuple[Path, ...],
     widths: Widths | None,

@@ -56,7 +56,7 @@ def verify_pair(
         if verdict.passed
         else f"FAIL: the artifacts differ, first in {verdict.diverged}; tqexport verify CHECKPOINT says which is wrong",
     )
-    output.document({"passed": verdict.passed, "samples": compared.description, **asdict(verdict)})
+    output.document({"passed": verdict.passed, **asdict(verdict)})
     return 0 if verdict.passed else 1
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and experiments/README.md, from the result files.
+"""The tables of experiments/README.md, from the result files.
 
 python -m experiments.tables    fills in what stands between <!-- table: NAME --> and <!-- end -->
 """
@@ -15,7 +15,7 @@ from experiments.results import RESULTS
 from tqexport.truncation import FLOAT_BITS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+DOCUMENTS = (ROOT / "experiments" / "README.md",)
 
 Content = Mapping[str, Any]
 

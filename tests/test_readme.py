@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the README and the page about your own network show is what happens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from places import ROOT
 from tqexport.cli import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+YOUR_NETWORK = (ROOT / "docs" / "your-network.md").read_text(encoding="utf-8")
 
 
 LOADER = "import torch\nloader = [(torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))) for _ in range(2)]\n"
@@ -23,7 +24,7 @@ def side(diff, sign):
 
 
 def test_ten_lines_turn_an_ordinary_loop_into_one_whose_checkpoint_exports(tmp_path):
-    diffs = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    diffs = re.findall(r"```diff\n(.*?)```", YOUR_NETWORK, re.DOTALL)
     assert sum(line.startswith("+") for diff in diffs for line in diff.splitlines()) <= 10
     for sign, written in (("-", "float.pt"), ("+", "ckpt.pt")):
         network, training = (side(diff, sign) for diff in diffs)
@@ -33,7 +34,7 @@ def test_ten_lines_turn_an_ordinary_loop_into_one_whose_checkpoint_exports(tmp_p
         trained = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
         assert trained.returncode == 0, trained.stderr
         assert (tmp_path / written).is_file()
-    (line,) = re.findall(r"^    tqexport (onnx ckpt.pt .*--model.*)$", README, re.MULTILINE)
+    (line,) = re.findall(r"^    tqexport (onnx ckpt.pt .*--model.*)$", YOUR_NETWORK, re.MULTILINE)
     exported = run(*line.split(), cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     untrusted = run("verify", "--bits", "2", cwd=tmp_path)

@@ -1,7 +1,7 @@
 """Running an exported file in an application: open it, set the width, run.
 
-Needs numpy, the one runtime that the file is for, and what truncating it takes (onnx, or flatbuffers); neither torch
-nor TensorFlow nor the checkpoint.
+Needs numpy and the one runtime that the file is for, and for ONNX files the package onnx, which cuts a width out: the
+extras ``onnxruntime`` and ``litert``. Neither torch nor TensorFlow nor the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tqexport.artifacts.truncate import open_artifact
 from tqexport.backends.running import Session
 from tqexport.errors import InputError
+from tqexport.extras import needs
 
 __all__ = ["SwitchableModel"]
 
@@ -49,8 +50,10 @@ class SwitchableModel:
 
         Raises:
             InputError: The file is missing, damaged or not of tqexport, or lacks the width.
+            HostError: A package is missing.
         """
-        self._artifact = open_artifact(Path(source) if isinstance(source, str) else source)
+        with needs():
+            self._artifact = open_artifact(Path(source) if isinstance(source, str) else source)
         self._threads = threads
         self._sessions: dict[int, Session] = {}
         self.bits = (self._artifact.own or self.widths[-1]) if bits is None else bits
@@ -84,6 +87,7 @@ class SwitchableModel:
 
         Raises:
             InputError: The runtime does not take the file or the batch, or the network has several outputs.
+            HostError: The runtime is not installed.
         """
         outputs = self.outputs(*inputs)
         if len(outputs) > 1:
@@ -95,7 +99,8 @@ class SwitchableModel:
     def outputs(self, *inputs: Array) -> dict[str, Array]:
         """Every output by name, in the order of the file; otherwise as :meth:`run`."""
         if self._bits not in self._sessions:
-            self._sessions[self._bits] = self._open()
+            with needs():
+                self._sessions[self._bits] = self._open()
             _return_freed_memory()
         session = self._sessions[self._bits]
         batch = tuple(

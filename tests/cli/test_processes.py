@@ -74,9 +74,9 @@ def run_without(module, *arguments, cwd):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("onnxruntime", ["out", "--bits", "2"], "pip install onnxruntime"),
-        ("ai_edge_litert", ["out", "--bits", "2"], "pip install ai-edge-litert"),
-        ("tensorflow", ["ckpt.pt", "--bits", "2"], "pip install tensorflow"),
+        ("onnxruntime", ["out", "--bits", "2"], "pip install 'tqexport[onnx]'"),
+        ("ai_edge_litert", ["out", "--bits", "2"], "pip install 'tqexport[litert]'"),
+        ("tensorflow", ["ckpt.pt", "--bits", "2"], "pip install 'tqexport[tflite]'"),
         ("matplotlib", ["out", "--bits", "2", "--report", "r.html"], "pip install 'tqexport[report]'"),
         ("jinja2", ["out", "--bits", "2", "--report", "r.html"], "pip install 'tqexport[report]'"),
         ("PIL", ["out", "--bits", "2", "--data", "pictures"], "pip install 'tqexport[report]'"),

@@ -99,6 +99,7 @@ class Backend(ABC):
         title: What people call it.
         layout: ``channels first`` or ``channels last``, of inputs and outputs.
         description: What the command's help says of its files.
+        extra: The extra of the package that brings what exporting to it needs.
         kernels: The ways in which its files can multiply, by name, with a word on each for the command's help.
         verified_by_default: Whether ``verify`` makes a file for the check where there is none.
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
@@ -115,6 +116,7 @@ class Backend(ABC):
     title: ClassVar[str]
     layout: ClassVar[str]
     description: ClassVar[str]
+    extra: ClassVar[str] = "torch"
     kernels: ClassVar[Mapping[str, str]] = {EXACT: ""}
     verified_by_default: ClassVar[bool] = False
     runtimes: ClassVar[Mapping[str, str]] = {}

@@ -30,6 +30,7 @@ class OnnxBackend(Backend):
     title = "ONNX"
     layout = LAYOUT
     packages = ("torch", "onnx", "onnx-ir", "onnxscript")
+    extra = "onnx"
     verified_by_default = True
     runtimes = {"onnxruntime": "onnxruntime"}  # noqa: RUF012 - annotated in the protocol
     kernels = {  # noqa: RUF012 - annotated in the protocol

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.base import TensorInfo
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.door import parse_onnx
 from tqexport.errors import InputError, about
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
@@ -25,7 +25,6 @@ from tqexport.reading.records import parse_json
 from tqexport.truncation import STORED_BITS
 
 __all__ = [
-    "CodedWeight",
     "activation_outputs",
     "coded_weights",
     "describe",
@@ -46,40 +45,6 @@ CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to
 LEVELS_SUFFIX = ".levels"  # the number of steps of an activation quantiser
 CODES = ".codes"
 _NOT_VALID = "is not a valid ONNX file; export it again with tqexport onnx"
-
-
-@dataclass(frozen=True)
-class CodedWeight:
-    """One quantised weight of a file: ``scale * (codes >> shift) + offset``.
-
-    Attributes:
-        name: Name of the weight, e.g. ``layers.0.conv0.weight``; the codes are its ``.codes`` initializer.
-        codes: uint8, as stored, in PyTorch's layout.
-        shift: Right shift in bits.
-        scale: float32 value.
-        offset: float32 value.
-        bits: Width of the shifted codes.
-    """
-
-    name: str
-    codes: npt.NDArray[np.uint8]
-    shift: int
-    scale: float
-    offset: float
-    bits: int
-
-    @property
-    def layer(self) -> str:
-        """Name of the layer, e.g. ``layers.0.conv0``."""
-        return self.name.removesuffix(".weight")
-
-    def shifted(self) -> npt.NDArray[np.uint8]:
-        """The codes at the file's width, uint8."""
-        return self.codes >> np.uint8(self.shift)
-
-    def dequantized(self) -> npt.NDArray[np.float64]:
-        """The weight in float64, the shape of ``codes``."""
-        return self.shifted().astype(np.float64) * self.scale + self.offset
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:

@@ -32,6 +32,7 @@ class TfliteBackend(Backend):
     name = "tflite"
     title = "TFLite"
     layout = "channels last"
+    extra = "tflite"
     description = (
         "Writes NAME-wB.tflite for each width B, with one byte per quantised weight. With --bits runtime it writes one "
         "NAME.tflite, with a signature for each width (w1 to w8) over one copy of the codes. Inputs are channels last "

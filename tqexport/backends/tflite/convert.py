@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 
 from tqexport.backends.base import EXACT
-from tqexport.backends.onnx.file import CodedWeight, coded_weights, read_facts
+from tqexport.backends.coded_weight import CodedWeight
+from tqexport.backends.onnx.file import coded_weights, read_facts
 from tqexport.backends.tflite.check import channels_first_values, refuse_operators, with_fine_levels
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed

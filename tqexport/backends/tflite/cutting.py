@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.backends.base import EXACT
-from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.tflite.encode import encode_filter
 from tqexport.backends.tflite.file import AFFINE, OPERATOR_CODES, WEIGHTS, finish_fixed, subgraph_of, unpack
 from tqexport.backends.tflite.flatbuffer import FlatModel

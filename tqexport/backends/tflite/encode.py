@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.tflite import DYNAMIC
 from tqexport.backends.tflite.filter_storage import store, store_dequantized
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, CodedWeight, rebuild
+from tqexport.backends.coded_weight import CodedWeight
+from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
 from tqexport.backends.tflite.provenance import Folded
 
 __all__ = ["FloatGraph", "for_one_sample", "with_float_weights", "without_batch_norms"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.packing import unpacked_filters
 from tqexport.layer_kinds import FILTER_OPERATORS, FilterOperator

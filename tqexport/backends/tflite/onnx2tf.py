@@ -34,7 +34,9 @@ def check_converter() -> None:
         except ValueError:  # somebody put None in the place of the module
             installed = False
         if not installed:
-            raise HostError(f"conversion to TFLite needs {package}, which is not installed: pip install {package}")
+            raise HostError(
+                f"conversion to TFLite needs {package}, which is not installed: pip install 'tqexport[tflite]'"
+            )
 
 
 def in_converters_order(model: onnx.ModelProto) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.layer_kinds import FILTER_OPERATORS
 

@@ -25,7 +25,7 @@ import onnx
 from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.base import EXACT
-from tqexport.backends.onnx.file import CodedWeight
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.tflite.convert import FloatNetwork, float_networks, run_once
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import (

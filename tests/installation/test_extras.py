@@ -1,0 +1,98 @@
+"""Each extra brings what it is for, and what is missing is named with the extra that brings it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from places import DATA, ROOT
+
+from tqexport.errors import HostError
+from tqexport.extras import EXTRAS, lacking, needs
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MODULES = {"ethos-u-vela": "ethosu", "pillow": "PIL"}  # of packages that are imported by another name
+
+
+def modules_of(extra):
+    """The modules that an extra brings, as pip would see it: those of other extras of ours included."""
+    modules = set()
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        name, inner = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        if name == "tqexport":
+            modules |= {module for part in inner.split(",") for module in modules_of(part)}
+        else:
+            modules.add(MODULES.get(name, name.replace("-", "_")))
+    return modules
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_tqexport_says_of_an_extra_is_what_pip_installs(extra):
+    assert {*EXTRAS[extra]} == modules_of(extra)
+
+
+def test_all_is_every_extra_that_a_command_may_ask_for():
+    assert modules_of("all") == {module for modules in EXTRAS.values() for module in modules}
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "named"),
+    [
+        ("torch", None, "torch"),
+        ("torch", "onnx", "onnx"),
+        ("onnx", None, "onnxruntime"),
+        ("tensorflow", "onnx", "tflite"),
+    ],
+)
+def test_the_smallest_extra_or_the_one_that_the_command_needs_is_named(module, extra, named):
+    error = lacking(ModuleNotFoundError(name=f"{module}.part"), extra)
+    assert isinstance(error, HostError)
+    assert str(error).endswith(f"pip install 'tqexport[{named}]'")
+
+
+def test_modules_that_no_extra_brings_are_no_business_of_it():
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"), needs("onnx"):
+        import no_such_module  # noqa: F401
+
+
+# Nothing can be imported but the standard library, tqexport and what is named.
+ONLY = """
+import sys
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "tqexport", *ALLOWED}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+ALLOWED = sys.argv[1].split(",")
+sys.meta_path.insert(0, Only())
+import numpy as np
+from tqexport.runtime import SwitchableModel
+
+model = SwitchableModel(sys.argv[2])
+shape = (1, 3, 40, 40) if sys.argv[2].endswith("onnx") else (1, 40, 40, 3)
+for model.bits in model.widths:
+    print(model.bits, model.run(np.ones(shape, np.float32)).shape)
+"""
+ONNXRUNTIME = "numpy,onnxruntime,onnx,google,ml_dtypes,typing_extensions,packaging,flatbuffers"
+LITERT = "numpy,ai_edge_litert,flatbuffers,google,ml_dtypes,typing_extensions,tqdm,backports"
+
+
+@pytest.mark.parametrize(("file", "allowed"), [("svhnq.onnx", ONNXRUNTIME), ("svhnq.tflite", LITERT)])
+def test_a_device_switches_widths_with_numpy_and_one_runtime(file, allowed):
+    arguments = [sys.executable, "-c", ONLY, allowed, str(DATA / "v0.1" / file)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{bits} (1, 10)" for bits in (1, 2, 4, 8)]
+
+
+def test_a_device_without_the_runtime_is_told_what_to_install():
+    arguments = [sys.executable, "-c", ONLY, "numpy", str(DATA / "v0.1" / "svhnq.tflite")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("tqexport.errors.HostError: this machine lacks ")
+    assert last.endswith("pip install 'tqexport[litert]'")

@@ -1,0 +1,162 @@
+"""The pages are what is so: the command reference, the programs, the names, the refusals; and the site builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from commands import run
+from places import DIGITS, DIGITS_DATA, ROOT, artifact
+from tqexport.cli import cli
+
+import tqexport
+from tqexport.runtime import SwitchableModel
+
+DOCS = ROOT / "docs"
+
+
+def load(name):
+    """One of the scripts in docs/."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+commands, hooks = load("make_commands"), load("mkdocs_hooks")
+PAGE = (DOCS / "commands.md").read_text(encoding="utf-8")
+# Examples that take little time; tests/cli/ has the others, whose output also holds times.
+CHEAP = ("truncate", "inspect", "gap", "calibrate", "c", "convert")
+
+
+def test_the_command_reference_has_every_command_as_it_is():
+    assert re.findall(r"^## tqexport (\S+)$", PAGE, re.MULTILINE) == [*cli.commands], "run make commands"
+    for name in cli.commands:
+        assert commands.section(name, "").partition("```console")[0] in PAGE, f"{name} has changed: run make commands"
+        assert f"```console\n$ tqexport {commands.EXAMPLES[name]}\n" in PAGE, (
+            f"{name} has no example: run make commands"
+        )
+
+
+def test_the_examples_print_what_the_page_shows(runtime_files, tmp_path):
+    shutil.copy(DIGITS, tmp_path / "ckpt.pt")
+    shutil.copy(DIGITS_DATA, tmp_path / "samples.npz")
+    shutil.copytree(runtime_files, tmp_path / "tqexport-out")
+    for name in CHEAP:
+        done = run(*commands.EXAMPLES[name].split(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert commands.section(name, commands.tidy(done.stdout)) in PAGE, f"{name} prints otherwise: run make commands"
+
+
+def program(language, name):
+    """A program of the page that shows how files are used."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (DOCS / "use.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if name in block.partition("\n")[0]]
+    return block
+
+
+@pytest.fixture(scope="module")
+def device(exported_once, runtime_files, calibrated, tmp_path_factory):
+    """A folder with files of every make and samples that they are run on."""
+    from tqexport.backends.tflite.integer_form import integer_tflite
+
+    folder = tmp_path_factory.mktemp("device")
+    for kind in ("onnx", "tflite"):
+        (folder / f"fixed.{kind}").write_bytes(artifact(exported_once, kind, 2))
+        shutil.copy(runtime_files / f"ckpt.{kind}", folder / f"all.{kind}")
+    (folder / "integers.tflite").write_bytes(integer_tflite(calibrated, 2, "integer"))
+    shutil.copy(DIGITS_DATA, folder / "samples.npz")
+    return folder
+
+
+def accuracy(device, file, samples, bits=2):
+    """What tqexport itself makes of the samples with a file, in the programs' words."""
+    inputs = samples.inputs if file.endswith("onnx") else np.moveaxis(samples.inputs, 1, -1)
+    outputs = SwitchableModel(device / file, bits).run(inputs)
+    return f"{100 * (outputs.argmax(1) == samples.labels).mean():.1f} %"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("run_onnx", ["fixed.onnx"]),
+        ("run_onnx", ["all.onnx", "2"]),
+        ("run_litert", ["fixed.tflite"]),
+        ("run_litert", ["all.tflite", "2"]),
+    ],
+)
+def test_programs_without_tqexport_classify_as_it_does(device, digits_samples, name, arguments):
+    (device / f"{name}.py").write_text(program("python", name))
+    assert "tqexport import" not in program("python", name)
+    done = subprocess.run([sys.executable, f"{name}.py", *arguments], cwd=device, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == accuracy(device, arguments[0], digits_samples)
+
+
+def test_the_program_for_litert_takes_integers(device):
+    (device / "run_litert.py").write_text(program("python", "run_litert"))
+    arguments = [sys.executable, "run_litert.py", "integers.tflite"]
+    done = subprocess.run(arguments, cwd=device, capture_output=True, text=True)
+    assert float(done.stdout.split()[0]) > 98, done.stderr
+
+
+@pytest.mark.parametrize("file", ["all.onnx", "all.tflite"])
+def test_the_program_with_tqexport_switches(device, digits_samples, file):
+    (device / "run_switching.py").write_text(program("python", "run_switching"))
+    done = subprocess.run([sys.executable, "run_switching.py", file], cwd=device, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"{bits} bits" for bits in range(1, 9)]
+    assert lines[0].endswith(accuracy(device, file, digits_samples, 1))
+
+
+@pytest.mark.package  # installs onnxruntime-web
+@pytest.mark.skipif(shutil.which("npm") is None, reason="node and npm are not installed")
+def test_the_javascript_program_gives_the_answer_of_onnxruntime(device):
+    subprocess.run(["npm", "install", "--silent", "onnxruntime-web@1.30.0"], cwd=device, check=True)
+    (device / "run.mjs").write_text(program("js", "run.mjs"))
+    sample = np.full((1, 1, 8, 8), 0.5, np.float32)
+    for file, feeds in (("all.onnx", {"bits": np.array(3, np.uint8)}), ("fixed.onnx", {})):
+        done = subprocess.run(["node", "run.mjs", file, "3"], cwd=device, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (expected,) = ort.InferenceSession(device / file).run(None, {"input": sample, **feeds})
+        assert np.allclose(json.loads(done.stdout), expected[0], atol=1e-5)
+
+
+def test_every_public_name_is_in_the_api_reference():
+    page = (DOCS / "api" / "tqexport.md").read_text(encoding="utf-8")
+    missing = [name for name in tqexport.__all__ if not re.search(rf"\.{name}$|`tqexport\.{name}`", page, re.MULTILINE)]
+    assert missing == []
+
+
+def test_sentences_that_pages_quote_are_those_that_refuse():
+    refusals = [*hooks.refusals()]
+    assert {code for code, _, _ in refusals} == {2, 3, 4}
+    sentences = {sentence for _, _, sentence in refusals}
+    page = (DOCS / "your-network.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `(.*?)` \| (?!`)", page.partition("When something is refused")[2], re.MULTILINE)
+    assert len(quoted) > 5
+    for quote in quoted:
+        parts = quote.split("…")
+        assert any(all(part in sentence for part in parts) for sentence in sentences), quote
+
+
+def test_links_lead_somewhere():
+    """Quickly, what make docs proves of anchors, too."""
+    pages = [
+        *DOCS.rglob("*.md"),
+        *ROOT.glob("*.md"),
+        ROOT / "benchmarks" / "README.md",
+        ROOT / "experiments" / "README.md",
+    ]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if not re.match(r"https?:|#", target):
+                assert (page.parent / target.partition("#")[0]).exists(), f"{page}: {target}"
