@@ -16,6 +16,8 @@ from damage import changed_onnx, changed_tflite, flip_a_bit, replace_artifact
 from places import DIGITS, DIGITS_DATA, files
 from tqexport.cli import cli, common
 
+from tqexport.backends import BACKENDS
+
 
 @pytest.fixture
 def workplace(tmp_path):
@@ -169,7 +171,9 @@ def test_names_with_spaces(tmp_path):
 
 def test_every_command_is_in_the_help_and_has_json(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    assert set(cli.commands) == {"onnx", "tflite", "c", "verify", "truncate", "inspect", "gap", "convert", "calibrate"}
+    assert {*BACKENDS, "verify", "truncate", "split", "join", "inspect", "gap", "convert", "calibrate"} == {
+        *cli.commands
+    }
     for name in cli.commands:
         assert f"\n  {name} " in text
         assert "--json" in run(name, "--help", cwd=tmp_path).stdout

@@ -79,7 +79,7 @@ class ResearchReader(Reader):
     def read(self, path: Path) -> None:
         model = load_checkpoint(path)
         with torch.no_grad(), model.at_width(model.info.widths[-1]) as network:
-            network(torch.zeros((1, *model.info.input_shape)))
+            network(*(torch.zeros((1, *each.shape), dtype=getattr(torch, each.dtype)) for each in model.info.signature))
 
 
 def with_odd_entries(content: dict[str, Any], random: Random, odd: tuple[Any, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from harness import Reader
 from mutators import mutated_bytes
 from PIL import Image
 
+from tqexport.model import InputInfo
 from tqexport.verification.samples import read_samples
 
 __all__ = ["READER"]
@@ -51,7 +52,7 @@ class _Pictures(Reader):
         return folder / "data"
 
     def read(self, path: Path) -> None:
-        read_samples(path, (1, 8, 8), ["digit", "other", "x", "y"])
+        read_samples(path, [InputInfo("input", (1, 8, 8))], ["digit", "other", "x", "y"])
 
 
 def _bomb(width: int, height: int) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from harness import ROOT, Reader
 from mutators import ODD_INTEGERS, mutated_bytes
 
+from tqexport.model import InputInfo
 from tqexport.verification.samples import read_samples
 
 __all__ = ["READER"]
@@ -46,7 +47,7 @@ class _Samples(Reader):
         return path
 
     def read(self, path: Path) -> None:
-        read_samples(path, (1, 8, 8), [str(number) for number in range(10)])
+        read_samples(path, [InputInfo("input", (1, 8, 8))], [str(number) for number in range(10)])
 
 
 def _arrays(random: Random) -> dict[str, Any]:

@@ -33,6 +33,7 @@ COUNTS = {"tflite": 6, "onnx": 8, "c": 10, "checkpoint": 8, "grids": 2, "researc
 SVHN = DATA / "v0.1/svhnq-w4.tflite"
 
 
+@pytest.mark.filterwarnings("ignore")  # of what makes the hostile inputs
 @pytest.mark.parametrize("name", READERS)
 def test_hostile_inputs_are_read_or_refused_in_a_sentence(tmp_path, name):
     reader, figures = reader_named(name), Figures(name)
@@ -147,6 +148,8 @@ def test_the_death_of_a_process_is_a_sentence_and_the_next_one_starts():
     assert opened.call("total") == 3
     with pytest.raises(InputError, match="cannot be run: TypeError"):
         opened.call("total", "too", "many")
+    with pytest.raises(InputError, match="gives answers that no runtime gives"):
+        opened.call("copy")  # a Counter, which is neither an array nor a record of them
 
 
 def test_time_and_memory_of_the_process_are_limited():
@@ -289,7 +292,7 @@ def test_samples_that_are_none_are_refused(tmp_path, content):
     path = tmp_path / "samples.npz"
     path.write_bytes(content())
     with pytest.raises(InputError):
-        read_samples(path, (1, 8, 8), [str(number) for number in range(10)])
+        read_samples(path, [InputInfo("input", (1, 8, 8))], [str(number) for number in range(10)])
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -50,7 +50,7 @@ def test_the_modules_are_called_several_times():
 
     model, _ = shared()
     with torch.no_grad():
-        _, calls = count_calls(model.module, torch.from_numpy(samples_for(model, 2)))
+        _, calls = count_calls(model.module, [torch.from_numpy(samples_for(model, 2))])
     assert (calls["conv"], calls["norm"], calls["act"]) == (2, 3, 3)
 
 

@@ -5,23 +5,37 @@ them knows all that hundreds of kernels take for granted. A process whose death 
 second, once for a command; files that equal a fresh export byte for byte do without.
 
 The parent sends what to build and what to call, the child answers with the result or with what was wrong. The child has
-limits of memory and time, no core dump, and does not look for modules in the working folder.
+limits of memory and time, no core dump, and does not look for modules in the working folder. A file that took the child
+over could answer anything, so the parent builds of an answer nothing but arrays, errors and records of them.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from tqexport.errors import HostError, InputError, TqExportError
+from tqexport.errors import ConversionError, HostError, InputError, TqExportError, UsageError
 from tqexport.reading import limits
 
 __all__ = ["Apart", "Opened"]
+
+_OF_ANSWERS = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("tqexport.backends.running", "RuntimeRun"),
+    ("tqexport.integer.runtime", "IntegerRun"),
+    *((error.__module__, error.__name__) for error in (ConversionError, HostError, InputError, UsageError)),
+}
 
 
 class Apart:
@@ -70,7 +84,10 @@ class Apart:
             if not self._connection.poll(self._seconds):
                 self.close()
                 raise InputError(f"takes more than {self._seconds:g} seconds to run; it may be made to harm")
-            error, result = self._connection.recv()
+            error, result = _Answer(BytesIO(self._connection.recv_bytes())).load()
+        except (pickle.UnpicklingError, ValueError, TypeError) as error:
+            self.close()
+            raise InputError("gives answers that no runtime gives, so it may be made to harm") from error
         except (EOFError, OSError) as error:
             code = self._process.wait()
             self.close()
@@ -110,6 +127,16 @@ class Apart:
             raise HostError(f"no process can be started to run the file in: {error}") from error
         theirs.close()
         self._generation += 1
+
+
+class _Answer(pickle.Unpickler):
+    """What the child answers: arrays, numbers, texts, and the few classes that hold them."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function of a name, of those that answers are made of."""
+        if (module, name) not in _OF_ANSWERS:
+            raise pickle.UnpicklingError(f"{module}.{name} is in no answer")
+        return super().find_class(module, name)
 
 
 class Opened:

@@ -310,6 +310,13 @@ def test_a_packed_file_goes_through_every_command(tmp_path, monkeypatch):
     assert "kernel integer-packed: weights that are smaller so are bit streams" in shown
     assert "36,864" in shown
 
+    hide = (
+        "import importlib.util\n"
+        "find_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'tflite_micro' else find_spec(name, *rest)\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hide)  # for the process that runs the file
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tflite_micro" else find_spec(name))
     absent = "TFLite Micro is not installed: pip install 'tqexport[devices]'"

@@ -189,7 +189,7 @@ def test_damaged_foreign_and_changed_files_are_refused(runtime_tflite):
         runtime_tflite[: len(runtime_tflite) // 2],
         b"\x00" * 4 + b"TFL3" + b"\x00" * 64,
     ):
-        with pytest.raises(InputError, match="the file is not a valid TFLite file of tqexport"):
+        with pytest.raises(InputError, match="the file is not a valid TFLite file"):
             truncate_file(content, 4)
     with pytest.raises(InputError, match="cannot be truncated to 9"):
         truncate_file(runtime_tflite, 9)

@@ -108,7 +108,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:  # torch.export raises whatever the network's own code raises
-        raise ConversionError(_why_not_captured(error)) from error
+        raise _why_not_captured(error) from error
     assert program is not None
     graph_model: ir.Model = program.model
     named = set(deployed_values(deployed))
@@ -157,7 +157,7 @@ def _quantize_activation(input: Any, levels: Any) -> Any:
     return op.Div(op.Round(op.Mul(op.Clip(input, 0.0, 1.0), levels)), levels)
 
 
-def _why_not_captured(error: Exception) -> str:
+def _why_not_captured(error: Exception) -> ConversionError:
     """What stood in the way of capturing the network, and what to do."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -167,12 +167,12 @@ def _why_not_captured(error: Exception) -> str:
         frames = traceback.extract_tb(cause.__traceback__)
         own = [frame for frame in frames if not packages & {*Path(frame.filename).parents}]
         where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
-        return (
+        return ConversionError(
             f"the network decides by the values of a sample what it computes{where}, and a file computes the same for "
             "all of them; use torch.where, or take the decision out of the network"
         )
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return f"the network cannot be captured by torch.export: {lines[0]}"
+    return ConversionError(f"the network cannot be captured by torch.export: {lines[0]}")
 
 
 @contextmanager

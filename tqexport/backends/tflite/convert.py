@@ -198,23 +198,28 @@ def _name_tensors(flat: FlatModel, model: onnx.ModelProto) -> None:
 
 
 def _put_ends_in_order(flat: FlatModel, graph: onnx.GraphProto) -> None:
-    """Put inputs and outputs in the order of the network; the converter has another, and a signature that tells them.
+    """Put inputs and outputs in the order of the network.
+
+    The converter has another order and a signature that tells them, or, for some graphs, the same order and none.
 
     Raises:
-        ConversionError: Two ends are the same value.
+        ConversionError: One is missing, or two of them are the same value.
     """
-    (signature,) = flat.model.signatureDefs
-    given, returned = (
-        {entry.name.decode(): int(entry.tensorIndex) for entry in part}
-        for part in (signature.inputs, signature.outputs)
-    )
-    inputs = [given[value.name] for value in graph.input]
-    outputs = [returned[f"output_{number}"] for number in range(len(graph.output))]
-    ends: dict[int, str] = {}
+    inputs, outputs = (list(map(int, ends)) for ends in (flat.graph.inputs, flat.graph.outputs))
+    for signature in flat.model.signatureDefs or ():
+        ends = (signature.inputs, signature.outputs)
+        given, returned = ({entry.name.decode(): int(entry.tensorIndex) for entry in part} for part in ends)
+        inputs = [given[value.name] for value in graph.input if value.name in given]
+        outputs = [returned[name] for name in (f"output_{i}" for i in range(len(graph.output))) if name in returned]
+    if (len(inputs), len(outputs)) != (len(graph.input), len(graph.output)):
+        raise ConversionError(
+            "the converter dropped an input or output that does not depend on the others; take it out"
+        )
+    names: dict[int, str] = {}
     for index, value in zip((*inputs, *outputs), (*graph.input, *graph.output), strict=True):
-        if index in ends:
+        if index in names:
             raise ConversionError(
-                f"{value.name} is the same value as {ends[index]}, which a TFLite file has once; return it once"
+                f"{value.name} is the same value as {names[index]}, which a TFLite file has once; return it once"
             )
-        ends[index] = value.name
+        names[index] = value.name
     flat.graph.inputs, flat.graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)

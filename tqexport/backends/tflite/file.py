@@ -177,6 +177,27 @@ def ends_of(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, .
     return inputs, outputs
 
 
+def ends_of_signature(content: bytes, bits: int) -> tuple[list[str], list[str]]:
+    """Names of the inputs and of the outputs of a width in a run-time file, in the order of its graph.
+
+    A signature has them by name alone, and a tool may have renamed them.
+
+    Raises:
+        InputError: The file has no such width.
+    """
+    model = schema.Model.GetRootAs(content)
+    for signature in (model.SignatureDefs(i) for i in range(model.SignatureDefsLength())):
+        if signature.SignatureKey() == signature_of(bits).encode():
+            graph = model.Subgraphs(signature.SubgraphIndex())
+            given = (signature.Inputs(i) for i in range(signature.InputsLength()))
+            returned = (signature.Outputs(i) for i in range(signature.OutputsLength()))
+            inputs, outputs = (
+                {entry.TensorIndex(): entry.Name().decode() for entry in part} for part in (given, returned)
+            )
+            return [inputs[i] for i in graph.InputsAsNumpy()], [outputs[i] for i in graph.OutputsAsNumpy()]
+    raise InputError(f"the file has no signature for {bits} bits")
+
+
 def _facts(record: dict[str, Any]) -> Facts:
     """What a record says; a file that version 0.1 made with ``--truncatable`` is the fixed file that it computes as."""
     return decode({key: value for key, value in record.items() if key != "truncatable_to"})

@@ -67,21 +67,20 @@ def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
         for model, source in zip(models, sources, strict=True):
             source.write_bytes(model)
         pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
             cwd=folder,
             env={**os.environ, "TMPDIR": str(folder)},  # whatever the libraries leave behind goes with the folder
             stdin=subprocess.PIPE,  # never written to; it ends with this process, and the worker with it
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )
-        try:
-            assert process.stdout is not None
-            printed = process.stdout.read().decode(errors="replace")
-            process.wait()
-        finally:  # an interrupt must not leave TensorFlow working on
-            process.kill()
-            process.wait()
+        ) as process:
+            try:
+                assert process.stdout is not None
+                printed = process.stdout.read().decode(errors="replace")
+                process.wait()
+            finally:  # an interrupt must not leave TensorFlow working on
+                process.kill()
         _log.debug("onnx2tf printed:\n%s", printed)
         if process.returncode or not all(target.is_file() for target in targets):
             raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")

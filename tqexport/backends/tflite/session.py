@@ -11,7 +11,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tqexport.backends.running import Session
-from tqexport.backends.tflite.file import signature_of
+from tqexport.backends.tflite.file import ends_of_signature, signature_of
 from tqexport.backends.tflite.packing import DECODE
 from tqexport.errors import InputError
 
@@ -54,7 +54,7 @@ class LiteRTSession(Session):
         self._inputs = self._interpreter.get_input_details()
         if bits is not None:
             self._invoke = self._invoke_signature
-            self._open_signature(bits)
+            self._open_signature(content, bits)
         self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in self._inputs]
         self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
 
@@ -96,17 +96,15 @@ class LiteRTSession(Session):
     def output_names(self) -> list[str]:
         return [str(detail["name"]) for detail in self._interpreter.get_output_details()]
 
-    def _open_signature(self, bits: int) -> None:
-        """Choose the signature of a width; its inputs and outputs have the names that they have in every other."""
+    def _open_signature(self, content: bytes, bits: int) -> None:
+        """Choose the signature of a width."""
         try:
             self._signature = self._interpreter.get_signature_runner(signature_of(bits))
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT does not run the file at {bits} bits: {_first_line(error)}") from error
-        names = [str(detail["name"]) for detail in self._inputs]
-        given, returned = self._signature.get_input_details(), self._signature.get_output_details()
-        if {*names} != {*given} or {*self.output_names} != {*returned}:
-            raise InputError(f"the file has other inputs or outputs at {bits} bits than at others; export it again")
-        self._inputs = [given[name] for name in names]
+        self._signature_ends = ends_of_signature(content, bits)
+        given = self._signature.get_input_details()
+        self._inputs = [given[name] for name in self._signature_ends[0]]
 
     def _invoke_graph(self, values: Sequence[Array]) -> list[Array]:
         for detail, value in zip(self._inputs, values, strict=True):
@@ -115,9 +113,9 @@ class LiteRTSession(Session):
         return [self._interpreter.get_tensor(index) for index in self._outputs]
 
     def _invoke_signature(self, values: Sequence[Array]) -> list[Array]:
-        names = [str(detail["name"]) for detail in self._interpreter.get_input_details()]
-        results = self._signature(**dict(zip(names, values, strict=True)))
-        return [results[name] for name in self.output_names]
+        inputs, outputs = self._signature_ends
+        results = self._signature(**dict(zip(inputs, values, strict=True)))
+        return [results[name] for name in outputs]
 
 
 def _first_line(error: Exception) -> str:
