@@ -22,7 +22,7 @@ CALLS = {  # by command: its calls, and the schema of what each prints
         ("verify out/ckpt-w2.onnx out/ckpt-w2.tflite --samples 2", "verify-artifacts"),
     ],
     "truncate": [(f"truncate {DATA}/v0.1/svhnq.onnx --bits 2 -o new", "truncate")],
-    "split": [(f"split {DATA}/v0.1/svhnq.onnx --first 2 -o parts", "split")],
+    "split": [(f"split {DATA}/v0.1/svhnq.onnx --first 2 -o new-parts", "split")],
     "join": [("join parts/svhnq-w2-exact-packed.onnx parts/svhnq-w2-rest.zip -o whole", "join")],
     "inspect": [("inspect ckpt.pt", "inspect"), ("inspect out/ckpt-w2.onnx", "inspect-artifact")],
     "gap": [("gap ckpt.pt --bits 2", "gap"), ("gap ckpt.pt --bits 2 --data few.npz", "gap")],
@@ -41,6 +41,7 @@ def folder(exported_once, tmp_path_factory, calibrated):
     with np.load(DIGITS_DATA) as data:
         np.savez(workplace / "few.npz", inputs=data["inputs"][:SAMPLES], labels=data["labels"][:SAMPLES])
     save_checkpoint(workplace / "ckpt-int.pt", calibrated.module, calibrated.info)
+    assert run("split", str(DATA / "v0.1" / "svhnq.onnx"), "-o", "parts", cwd=workplace).returncode == 0
     return workplace
 
 

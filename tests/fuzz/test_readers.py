@@ -24,6 +24,7 @@ from tqexport.artifacts.truncate import open_artifact
 from tqexport.backends.onnx.file import parse
 from tqexport.backends.tflite.door import check_tflite
 from tqexport.errors import InputError, UsageError
+from tqexport.model import InputInfo
 from tqexport.reading.apart import Apart
 from tqexport.reading.files import read_bytes
 from tqexport.verification.samples import read_samples
