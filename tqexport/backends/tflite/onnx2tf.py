@@ -82,6 +82,8 @@ def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
         finally:  # an interrupt must not leave TensorFlow working on
             process.kill()
             process.wait()
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                pipe.close()
         _log.debug("onnx2tf printed:\n%s", printed)
         if process.returncode or not all(target.is_file() for target in targets):
             raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")
