@@ -120,6 +120,10 @@ def normalisation(call: Callable[..., Any], weight: bool = True) -> Case:
     return Case(compute, ["b4hh"], ["4"] * (4 if weight else 2), 60)
 
 
+def interpolation(inexact: str, **how: Any) -> Case:
+    return Case(lambda x: F.interpolate(x, **how), [inexact], loose=SUMS, wild=False, passes=0, tried=True)
+
+
 def eval_mode(*args: Any) -> Any:
     return aten.native_batch_norm(*args, False, 0.1, 1e-5)
 
@@ -234,6 +238,17 @@ RULES: dict[Any, dict[str, Case]] = {
         "two": Case(lambda x, y: x / (y * y + 0.5), ["ij", "ij"], wild=False, passes=0.25),
         "rounded": Case(lambda x: torch.div(x, 0.25, rounding_mode="floor"), loose=80, jumps=True),
     },
+    aten.upsample_linear1d: {
+        "twice": interpolation("bcl", scale_factor=2.0, mode="linear"),
+        "by aligned ends": interpolation("bcl", size=23, mode="linear", align_corners=True),
+    },
+    aten.upsample_bilinear2d: {
+        "twice": interpolation("bchh", scale_factor=2.0, mode="bilinear"),
+        "by aligned corners": interpolation("bchh", size=(13, 24), mode="bilinear", align_corners=True),
+    },
+    aten.upsample_bicubic2d: {
+        "to another shape": interpolation("bchh", size=(13, 24), mode="bicubic"),
+    },
     aten.native_batch_norm: {
         "with weights": normalisation(eval_mode),
         "without": normalisation(eval_mode, weight=False),
@@ -281,7 +296,6 @@ FALLBACK = {
     "group norm": fallback(lambda x: F.group_norm(x, 2), "b4hh"),
     "instance norm": fallback(F.instance_norm, "bchh"),
     "attention": fallback(lambda x: F.scaled_dot_product_attention(x, 2 * x, 1 - x), "i84"),
-    "bilinear": fallback(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "bchh"),
     "gathered": fallback(lambda x: x[:, [0, 2, 2]], "il"),
 }
 

@@ -266,6 +266,22 @@ def _tried(call: _Call) -> list[Tensor]:
     return [effect.square() + (4 * UNIT * value).square() for effect, value in zip(effects, results, strict=True)]
 
 
+def _interpolated(call: _Call) -> list[Tensor]:
+    """Values between others: where they lie is rounded too, which moves them by a share of what those differ.
+
+    A place is ``index * (sizes - 1) / (sizes' - 1)`` or the like: two roundings, of at most the number of places.
+    """
+    value = call.args[0]
+    pool = getattr(torch.nn.functional, f"max_pool{value.dim() - 2}d")
+    reach = 2 if call.func.overloadpacket is _aten.upsample_bicubic2d else 1
+    highest, lowest = (pool(sign * value, 2 * reach + 1, 1, reach) for sign in (1, -1))
+    difference = highest + lowest  # of all that a value near one may lie between
+    # Two roundings are the largest error, and it is MARGIN standard deviations.
+    places = (2 * UNIT / MARGIN) ** 2 * sum(size**2 for size in value.shape[2:])
+    first, *others = _tried(call)
+    return [first + places * call.func(difference, *call.args[1:], **call.kwargs).square(), *others]
+
+
 def _next_to_one(call: _Call) -> list[Tensor]:
     """An operator that adds 1 to what may be small or nearly -1: what is lost is a share of 1, not of the result."""
     value = call.args[0]
@@ -286,6 +302,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             _aten.round,  # of an activation quantiser, whose levels are compared by themselves
         ),
         _convolved: (_aten.convolution,),
+        _interpolated: (_aten.upsample_linear1d, _aten.upsample_bilinear2d, _aten.upsample_bicubic2d),
         _moved: (
             *(_aten.view, _aten._unsafe_view, _aten.permute, _aten.transpose, _aten.t, _aten.slice, _aten.select),
             *(_aten.squeeze, _aten.unsqueeze, _aten.expand, _aten.cat, _aten.stack, _aten.split, _aten.clone),
