@@ -238,6 +238,17 @@ RULES: dict[Any, dict[str, Case]] = {
         "two": Case(lambda x, y: x / (y * y + 0.5), ["ij", "ij"], wild=False, passes=0.25),
         "rounded": Case(lambda x: torch.div(x, 0.25, rounding_mode="floor"), loose=80, jumps=True),
     },
+    aten.grid_sampler_2d: {
+        "by a constant grid": Case(
+            lambda x, grid: F.grid_sample(x, 1.2 * grid.tanh(), align_corners=False),
+            ["2ch9"],
+            ["2552"],
+            loose=400,
+            wild=False,
+            passes=0,
+            tried=True,
+        ),
+    },
     aten.upsample_linear1d: {
         "twice": interpolation("bcl", scale_factor=2.0, mode="linear"),
         "by aligned ends": interpolation("bcl", size=23, mode="linear", align_corners=True),

@@ -282,6 +282,16 @@ def _interpolated(call: _Call) -> list[Tensor]:
     return [first + places * call.func(difference, *call.args[1:], **call.kwargs).square(), *others]
 
 
+def _sampled(call: _Call) -> list[Tensor]:
+    """Values at places of a grid, with zeros around them; the grid is computed, and the places of it."""
+    value = call.args[0]
+    axes = tuple(range(2, value.dim()))
+    difference = value.amax(axes, keepdim=True).clamp_min(0) - value.amin(axes, keepdim=True).clamp_max(0)
+    places = (8 * UNIT / MARGIN) ** 2 * sum(size**2 for size in value.shape[2:])
+    first, *others = _tried(call)
+    return [first + places * difference.square(), *others]
+
+
 def _next_to_one(call: _Call) -> list[Tensor]:
     """An operator that adds 1 to what may be small or nearly -1: what is lost is a share of 1, not of the result."""
     value = call.args[0]
@@ -314,6 +324,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
         ),
         _padded: (_aten.constant_pad_nd,),
         _multiplied: (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm),
+        _sampled: (_aten.grid_sampler_2d,),
         _scaled: (_aten.mul, _aten.div),
         _normalised: (_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
     }.items()
