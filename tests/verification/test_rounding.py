@@ -120,6 +120,12 @@ def normalisation(call: Callable[..., Any], weight: bool = True) -> Case:
     return Case(compute, ["b4hh"], ["4"] * (4 if weight else 2), 60)
 
 
+def _with_part(x: Tensor) -> Tensor:
+    result = torch.zeros_like(x)
+    result[2:5] = 3.0 * x[2:5]
+    return result + x
+
+
 def interpolation(inexact: str, **how: Any) -> Case:
     return Case(lambda x: F.interpolate(x, **how), [inexact], loose=SUMS, wild=False, passes=0, tried=True)
 
@@ -238,6 +244,15 @@ RULES: dict[Any, dict[str, Case]] = {
         "two": Case(lambda x, y: x / (y * y + 0.5), ["ij", "ij"], wild=False, passes=0.25),
         "rounded": Case(lambda x: torch.div(x, 0.25, rounding_mode="floor"), loose=80, jumps=True),
     },
+    aten.copy_: {
+        "circular padding": Case(lambda x: F.pad(x, (2, 2), mode="circular"), ["b39"]),
+        "circular padding of a sum": Case(lambda x: F.pad(x + 0.75, (1, 2), mode="circular"), ["b39"]),
+        "a part": Case(_with_part, ["9"]),
+    },
+    aten.new_empty: {"filled": Case(lambda x: x.new_empty(x.shape).copy_(x), ["ij"])},
+    aten.empty_like: {"filled": Case(lambda x: torch.empty_like(x).copy_(x), ["ij"])},
+    aten.new_zeros: {"added to": Case(lambda x: x.new_zeros(x.shape).add_(x), ["ij"])},
+    aten.zeros_like: {"added to": Case(lambda x: torch.zeros_like(x).add_(x), ["ij"])},
     aten.grid_sampler_2d: {
         "by a constant grid": Case(
             lambda x, grid: F.grid_sample(x, 1.2 * grid.tanh(), align_corners=False),

@@ -84,7 +84,9 @@ class RoundingErrors(TorchDispatchMode):
         known = [tensor for tensor in _tensors(args) if tensor in self._variances or tensor in self._whole]
         if not known:
             return func(*args, **kwargs)
+        held = None  # the variance of what is changed in place, which is a view of another where that is one
         if func._schema.is_mutable and isinstance(args[0], Tensor):
+            held = self._variances.get(args[0])
             before = args[0].clone()  # an operator that works in place changes its input
             if args[0] in self._variances:
                 self._variances[before] = self._variances[args[0]]
@@ -104,6 +106,8 @@ class RoundingErrors(TorchDispatchMode):
             variances = [(UNIT * value).square() for value in results]
         for value, variance in zip(results, variances, strict=False):
             if value.is_floating_point():
+                if held is not None and held.shape == variance.shape and 0 not in held.stride():
+                    variance = held.copy_(variance)
                 self._variances[value] = variance
         return result
 
@@ -157,7 +161,18 @@ def _clamped(call: _Call) -> Any:
     """An operator whose slope is never above 1 does not enlarge an error."""
     if any(call.inexact(limit) for limit in call.args[1:]):
         return _tried(call)
-    return call.variance(call.args[0])
+    variance: Tensor = call.variance(call.args[0]) + torch.zeros_like(call.result)  # of its own: it may be changed
+    return variance
+
+
+def _new(call: _Call) -> Any:
+    """A tensor of constants, or of nothing yet."""
+    return torch.zeros_like(call.result)
+
+
+def _copied(call: _Call) -> Any:
+    """A tensor put in the place of another."""
+    return call.variance(call.args[1]) + torch.zeros_like(call.result)
 
 
 def _added(call: _Call) -> Any:
@@ -312,6 +327,8 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             _aten.round,  # of an activation quantiser, whose levels are compared by themselves
         ),
         _convolved: (_aten.convolution,),
+        _copied: (_aten.copy_,),
+        _new: (_aten.new_empty, _aten.empty_like, _aten.new_zeros, _aten.zeros_like),
         _interpolated: (_aten.upsample_linear1d, _aten.upsample_bilinear2d, _aten.upsample_bicubic2d),
         _moved: (
             *(_aten.view, _aten._unsafe_view, _aten.permute, _aten.transpose, _aten.t, _aten.slice, _aten.select),

@@ -186,7 +186,7 @@ class Trace:
         rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         # Windows or steps may stand on the first axis; then any sample may be the one.
-        near_by = near.reshape(len(near), -1).any(1)
+        near_by: npt.NDArray[np.bool_] = np.asarray(near.reshape(len(near), -1).any(1))
         self._near.append(near_by if len(near) == self._samples else np.full(self._samples, near_by.any()))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
 
