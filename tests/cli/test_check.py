@@ -106,14 +106,15 @@ def test_a_prepared_network_keeps_its_widths_and_takes_every_format(folder):
 
 def test_inputs_are_named_by_options_or_by_the_factory(folder):
     inputs = ("--input", "tokens:int64:6:9", "--input", "mask:bool:6")
-    code, said, _ = check(folder, "nets_to_check:tokens", *inputs, "--float-layers", "last", shape=None)
-    assert code == 3  # a GRU
+    code, said, _ = check(
+        folder, "nets_to_check:tokens", *inputs, "--float-layers", "last", "--format", "c", shape=None
+    )
+    assert code == 3
     assert said["inputs"][0] == {"name": "tokens", "shape": [6], "dtype": "int64", "below": 9}
     parts = {part["name"]: part for part in said["parts"]}
     assert parts["last"]["reason"] == "named in float_layers"
     assert "GRU is none of the kinds" in parts["middle.weight_ih_l0"]["reason"]
     refused = {answer["format"]: answer["why"] for answer in said["formats"] if not answer["taken"]}
-    assert "GRU (middle" in refused["tflite"]
     assert "float32 input" in refused["c"]
     code, said, _ = check(folder, "nets_to_check:attention", "--format", "c", shape=None)
     assert (code, said["inputs"][0]["shape"]) == (3, [5, 4])
