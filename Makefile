@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit coverage package-test docs commands device-test torture fuzz interruption repeatability install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit coverage package-test docs commands device-test torture fuzz interruption repeatability zoo install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -64,6 +64,10 @@ interruption: install
 # The same bytes from one and two threads, any hash seed, any folder, any instruction set. A quarter of an hour.
 repeatability: install
 	$(BIN)/python tests/repeatability.py
+
+# Every kind of network there is a small one of: trained a little, exported, verified; writes docs/zoo.md. Ten minutes.
+zoo: install
+	$(BIN)/python tests/zoo/run.py
 
 # Hostile inputs for every reader, ten thousand of them: half an hour. FUZZ="--seed 10000 --count 2000" chooses others.
 FUZZ ?= --count 10000

@@ -8,7 +8,7 @@ import click
 
 from tqexport.backends import BACKENDS
 
-from . import calibrate, convert, gap, inspect, parts, truncate, verify
+from . import calibrate, check, convert, gap, inspect, parts, truncate, verify
 from .common import run_and_exit
 from .export import export_command
 
@@ -42,6 +42,7 @@ for command in (
     gap.command,
     calibrate.command,
     convert.command,
+    check.command,
 ):
     cli.add_command(command)
 

@@ -28,6 +28,7 @@ __all__ = [
     "Output",
     "Widths",
     "checkpoint_options",
+    "input_shape_option",
     "output_options",
     "plural_bits",
     "run_and_exit",
@@ -105,6 +106,8 @@ def _activation_widths(context: click.Context, option: click.Parameter, text: st
     return widths
 
 
+input_shape_option = click.option("--input-shape", callback=_integers, metavar="C,H,W", help="Shape of one sample.")
+
 _CHECKPOINT_OPTIONS = (
     click.option("--arch", metavar="NAME", help="Architecture, where the file does not say it."),
     click.option(
@@ -129,7 +132,7 @@ _CHECKPOINT_OPTIONS = (
         type=click.Choice(["weight", "activation"]),
         help="Which width chooses the BatchNorm. Default: weight.",
     ),
-    click.option("--input-shape", callback=_integers, metavar="C,H,W", help="Shape of one sample."),
+    input_shape_option,
 )
 
 

@@ -13,6 +13,8 @@ from tqexport.checkpoints.options import ReadOptions
 
 from .common import Output, checkpoint_options, output_options
 
+__all__ = ["command", "inputs_line"]
+
 if TYPE_CHECKING:
     from tqexport.analysis.inspection import Inspection
     from tqexport.model import CheckpointInfo
@@ -60,7 +62,7 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     arguments = ", ".join(f"{key}={value}" for key, value in info.arguments.items())
     activations = ", ".join(f"{bits}: {info.activation_width(bits)}" for bits in info.widths)
     lines = [
-        f"{info.architecture}({arguments}), {_inputs(info)}",
+        f"{info.architecture}({arguments}), {inputs_line(info)}",
         f"quantizer {info.scheme.quantizer}{', bias correction' if info.scheme.bias_correction else ''}"
         f"{', E rounded to a power of two' if info.scheme.power_of_two_scale else ''}; "
         f"BatchNorm chosen by {info.batch_norm_key} width",
@@ -72,7 +74,7 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _inputs(info: CheckpointInfo) -> str:
+def inputs_line(info: CheckpointInfo) -> str:
     """What the network takes, one sample each."""
     takes = [f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'} {each.dtype}" for each in info.signature]
     return f"input{'s' if len(takes) > 1 else ''} {', '.join(takes)}"

@@ -33,7 +33,7 @@ def load(name):
 commands, hooks = load("make_commands"), load("mkdocs_hooks")
 PAGE = (DOCS / "commands.md").read_text(encoding="utf-8")
 # Examples that take little time; tests/cli/ has the others, whose output also holds times.
-CHEAP = ("truncate", "inspect", "gap", "calibrate", "c", "convert")
+CHEAP = ("truncate", "inspect", "gap", "calibrate", "c", "convert", "check")
 
 
 def test_the_command_reference_has_every_command_as_it_is():

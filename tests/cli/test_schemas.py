@@ -27,6 +27,7 @@ CALLS = {  # by command: its calls, and the schema of what each prints
     "inspect": [("inspect ckpt.pt", "inspect"), ("inspect out/ckpt-w2.onnx", "inspect-artifact")],
     "gap": [("gap ckpt.pt --bits 2", "gap"), ("gap ckpt.pt --bits 2 --data few.npz", "gap")],
     "convert": [("convert ckpt.pt new.pt", "convert")],
+    "check": [("check resnet8 --input-shape 3,8,8 --bits 2,8", "check")],
     "calibrate": [("calibrate ckpt.pt --data few.npz", "calibrate")],
 }
 

@@ -120,6 +120,16 @@ def normalisation(call: Callable[..., Any], weight: bool = True) -> Case:
     return Case(compute, ["b4hh"], ["4"] * (4 if weight else 2), 60)
 
 
+def _with_part(x: Tensor) -> Tensor:
+    result = torch.zeros_like(x)
+    result[2:5] = 3.0 * x[2:5]
+    return result + x
+
+
+def interpolation(inexact: str, **how: Any) -> Case:
+    return Case(lambda x: F.interpolate(x, **how), [inexact], loose=SUMS, wild=False, passes=0, tried=True)
+
+
 def eval_mode(*args: Any) -> Any:
     return aten.native_batch_norm(*args, False, 0.1, 1e-5)
 
@@ -234,6 +244,37 @@ RULES: dict[Any, dict[str, Case]] = {
         "two": Case(lambda x, y: x / (y * y + 0.5), ["ij", "ij"], wild=False, passes=0.25),
         "rounded": Case(lambda x: torch.div(x, 0.25, rounding_mode="floor"), loose=80, jumps=True),
     },
+    aten.copy_: {
+        "circular padding": Case(lambda x: F.pad(x, (2, 2), mode="circular"), ["b39"]),
+        "circular padding of a sum": Case(lambda x: F.pad(x + 0.75, (1, 2), mode="circular"), ["b39"]),
+        "a part": Case(_with_part, ["9"]),
+    },
+    aten.new_empty: {"filled": Case(lambda x: x.new_empty(x.shape).copy_(x), ["ij"])},
+    aten.empty_like: {"filled": Case(lambda x: torch.empty_like(x).copy_(x), ["ij"])},
+    aten.new_zeros: {"added to": Case(lambda x: x.new_zeros(x.shape).add_(x), ["ij"])},
+    aten.zeros_like: {"added to": Case(lambda x: torch.zeros_like(x).add_(x), ["ij"])},
+    aten.grid_sampler_2d: {
+        "by a constant grid": Case(
+            lambda x, grid: F.grid_sample(x, 1.2 * grid.tanh(), align_corners=False),
+            ["2ch9"],
+            ["2552"],
+            loose=400,
+            wild=False,
+            passes=0,
+            tried=True,
+        ),
+    },
+    aten.upsample_linear1d: {
+        "twice": interpolation("bcl", scale_factor=2.0, mode="linear"),
+        "by aligned ends": interpolation("bcl", size=23, mode="linear", align_corners=True),
+    },
+    aten.upsample_bilinear2d: {
+        "twice": interpolation("bchh", scale_factor=2.0, mode="bilinear"),
+        "by aligned corners": interpolation("bchh", size=(13, 24), mode="bilinear", align_corners=True),
+    },
+    aten.upsample_bicubic2d: {
+        "to another shape": interpolation("bchh", size=(13, 24), mode="bicubic"),
+    },
     aten.native_batch_norm: {
         "with weights": normalisation(eval_mode),
         "without": normalisation(eval_mode, weight=False),
@@ -281,7 +322,6 @@ FALLBACK = {
     "group norm": fallback(lambda x: F.group_norm(x, 2), "b4hh"),
     "instance norm": fallback(F.instance_norm, "bchh"),
     "attention": fallback(lambda x: F.scaled_dot_product_attention(x, 2 * x, 1 - x), "i84"),
-    "bilinear": fallback(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "bchh"),
     "gathered": fallback(lambda x: x[:, [0, 2, 2]], "il"),
 }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from exactness import assert_exact
+from exactness import assert_exact, verdicts
 from networks import randomize_
 from torch import Tensor, nn
 
-from tqexport import prepare
+from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.backends.onnx.export import export_onnx
 from tqexport.verification.trace import _in_shape
 
 WIDTHS = (2, 8)
@@ -92,11 +93,29 @@ class Embedded(nn.Module):
         return self.last(self.act(self.second(self.act(self.first(x)))).mean(2))
 
 
+class Windows(Base):
+    """Windows of the picture on the axis of the samples."""
+
+    def inside(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, 2, h // 2, w).transpose(1, 2).reshape(n * 2, c, h // 2, w)
+        return self.act(self.second(x)).reshape(n, 2, 8, h // 2, w).transpose(1, 2).reshape(n, 8, h, w)
+
+
 @pytest.mark.parametrize("kind", [TiedWeights, GroupNorms, Argmax, View, OwnCall, Embedded])
 def test_right_files_are_right(kind):
     torch.manual_seed(0)
     network = randomize_(prepare(kind(), WIDTHS), 1)
     assert_exact(network, (7,) if kind is Embedded else (3, 6, 6), WIDTHS)
+
+
+def test_activations_of_windows_are_those_of_any_sample():
+    torch.manual_seed(0)
+    network = randomize_(prepare(Windows(), WIDTHS), 1)
+    model = TruncModel(network, CheckpointInfo("test", {}, (3, 6, 6), WIDTHS))
+    for bits, content in export_onnx(model, WIDTHS):
+        assert all(verdict.passed for verdict in verdicts(model, content, bits))
 
 
 def test_levels_in_another_order_are_put_in_order_and_none_is_made_right():

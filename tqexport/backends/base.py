@@ -19,6 +19,7 @@ from tqexport.errors import InputError, UsageError
 from tqexport.facts import ArtifactFacts, Facts
 from tqexport.integer.names import is_integer
 from tqexport.model import InputInfo
+from tqexport.truncation import check_shiftable
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch, Runner, Session, Stretches
@@ -185,6 +186,31 @@ class Backend(ABC):
             f"a {self.title} file of one width cannot hold others; a file for all widths (--bits runtime) gives every "
             "one of them with tqexport truncate, and so does an ONNX file made with --truncatable"
         )
+
+    def check_network(self, source: Source, kernel: str = EXACT, *, run_time: bool = False) -> bool:
+        """Refuse a network that the format does not take, as far as that shows without the slow part of an export.
+
+        Args:
+            source: The network; it need not be trained.
+            kernel: One of the back end's.
+            run_time: Ask for one file with every width instead of a file for each.
+
+        Returns:
+            Whether that is certain, as after an export; False where a conversion may refuse it still.
+
+        Raises:
+            UsageError: The format has no such file.
+            InputError: The network is refused.
+            HostError: A package is missing.
+        """
+        self.check_environment(kernel)
+        if run_time:
+            check_shiftable(source.widths, source.model.info.scheme.quantizer)
+            self.export_runtime(source, kernel)
+        else:
+            for _ in self.export(source, source.widths, kernel):
+                pass
+        return True
 
     def companions(self, source: Source, file: str, content: bytes) -> dict[str, bytes]:  # noqa: ARG002 - most have none
         """What is written beside a file, by name; none of it says anything that the file does not.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tqexport.errors import ConversionError, InputError
+from tqexport.errors import ConversionError, InputError, about
 from tqexport.integer.grids import Grids, without_grids
 from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.layer_kinds import kind_of
@@ -113,7 +113,8 @@ class _Recorder(NamedCalls):
         self._inside = 0  # how many modules of a known kind are running
 
     def on_enter(self, module: nn.Module) -> None:
-        self._inside += _kind_of(module) is not None
+        with about(f"{self._scopes[-1]}:", ConversionError):
+            self._inside += _kind_of(module) is not None
 
     def on_module(self, name: str, module: nn.Module, args: Sequence[Any], output: Any) -> Any:
         """Write a module of a known kind down as one call."""
@@ -126,10 +127,10 @@ class _Recorder(NamedCalls):
         source = self._name_of(args[0] if args else None, name)
         if kind == "same":
             self._alias(output, source)
-        else:
-            self._add(
-                Call(name, kind, (source,), tuple(output.shape[1:]), module, _module_options(kind, module)), output
-            )
+            return output
+        with about(f"{name}:", ConversionError):
+            options = _module_options(kind, module)
+        self._add(Call(name, kind, (source,), tuple(output.shape[1:]), module, options), output)
         return output
 
     def on_function(

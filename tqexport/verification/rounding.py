@@ -84,7 +84,9 @@ class RoundingErrors(TorchDispatchMode):
         known = [tensor for tensor in _tensors(args) if tensor in self._variances or tensor in self._whole]
         if not known:
             return func(*args, **kwargs)
+        held = None  # the variance of what is changed in place, which is a view of another where that is one
         if func._schema.is_mutable and isinstance(args[0], Tensor):
+            held = self._variances.get(args[0])
             before = args[0].clone()  # an operator that works in place changes its input
             if args[0] in self._variances:
                 self._variances[before] = self._variances[args[0]]
@@ -104,6 +106,8 @@ class RoundingErrors(TorchDispatchMode):
             variances = [(UNIT * value).square() for value in results]
         for value, variance in zip(results, variances, strict=False):
             if value.is_floating_point():
+                if held is not None and held.shape == variance.shape and 0 not in held.stride():
+                    variance = held.copy_(variance)
                 self._variances[value] = variance
         return result
 
@@ -157,7 +161,18 @@ def _clamped(call: _Call) -> Any:
     """An operator whose slope is never above 1 does not enlarge an error."""
     if any(call.inexact(limit) for limit in call.args[1:]):
         return _tried(call)
-    return call.variance(call.args[0])
+    variance: Tensor = call.variance(call.args[0]) + torch.zeros_like(call.result)  # of its own: it may be changed
+    return variance
+
+
+def _new(call: _Call) -> Any:
+    """A tensor of constants, or of nothing yet."""
+    return torch.zeros_like(call.result)
+
+
+def _copied(call: _Call) -> Any:
+    """A tensor put in the place of another."""
+    return call.variance(call.args[1]) + torch.zeros_like(call.result)
 
 
 def _added(call: _Call) -> Any:
@@ -266,6 +281,32 @@ def _tried(call: _Call) -> list[Tensor]:
     return [effect.square() + (4 * UNIT * value).square() for effect, value in zip(effects, results, strict=True)]
 
 
+def _interpolated(call: _Call) -> list[Tensor]:
+    """Values between others: where they lie is rounded too, which moves them by a share of what those differ.
+
+    A place is ``index * (sizes - 1) / (sizes' - 1)`` or the like: two roundings, of at most the number of places.
+    """
+    value = call.args[0]
+    pool = getattr(torch.nn.functional, f"max_pool{value.dim() - 2}d")
+    reach = 2 if call.func.overloadpacket is _aten.upsample_bicubic2d else 1
+    highest, lowest = (pool(sign * value, 2 * reach + 1, 1, reach) for sign in (1, -1))
+    difference = highest + lowest  # of all that a value near one may lie between
+    # Two roundings are the largest error, and it is MARGIN standard deviations.
+    places = (2 * UNIT / MARGIN) ** 2 * sum(size**2 for size in value.shape[2:])
+    first, *others = _tried(call)
+    return [first + places * call.func(difference, *call.args[1:], **call.kwargs).square(), *others]
+
+
+def _sampled(call: _Call) -> list[Tensor]:
+    """Values at places of a grid, with zeros around them; the grid is computed, and the places of it."""
+    value = call.args[0]
+    axes = tuple(range(2, value.dim()))
+    difference = value.amax(axes, keepdim=True).clamp_min(0) - value.amin(axes, keepdim=True).clamp_max(0)
+    places = (8 * UNIT / MARGIN) ** 2 * sum(size**2 for size in value.shape[2:])
+    first, *others = _tried(call)
+    return [first + places * difference.square(), *others]
+
+
 def _next_to_one(call: _Call) -> list[Tensor]:
     """An operator that adds 1 to what may be small or nearly -1: what is lost is a share of 1, not of the result."""
     value = call.args[0]
@@ -286,6 +327,9 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             _aten.round,  # of an activation quantiser, whose levels are compared by themselves
         ),
         _convolved: (_aten.convolution,),
+        _copied: (_aten.copy_,),
+        _new: (_aten.new_empty, _aten.empty_like, _aten.new_zeros, _aten.zeros_like),
+        _interpolated: (_aten.upsample_linear1d, _aten.upsample_bilinear2d, _aten.upsample_bicubic2d),
         _moved: (
             *(_aten.view, _aten._unsafe_view, _aten.permute, _aten.transpose, _aten.t, _aten.slice, _aten.select),
             *(_aten.squeeze, _aten.unsqueeze, _aten.expand, _aten.cat, _aten.stack, _aten.split, _aten.clone),
@@ -297,6 +341,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
         ),
         _padded: (_aten.constant_pad_nd,),
         _multiplied: (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm),
+        _sampled: (_aten.grid_sampler_2d,),
         _scaled: (_aten.mul, _aten.div),
         _normalised: (_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
     }.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from tqexport.verification.samples import Labels, Samples, load_samples, random_
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
-__all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify"]
+__all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify", "verify_made"]
 
 _CODES_ALONE = "codes alone"  # what stands for the runtime of a format that nothing here runs
 
@@ -113,6 +113,38 @@ def verify(
             with about(f"{job.file}:"):
                 checked = list(_check(project, job, samples, runtimes, fresh))
             yield from checked
+
+
+def verify_made(
+    project: Project,
+    backend: Backend,
+    kernel: str,
+    files: Iterable[tuple[int, bytes]],
+    samples: Samples,
+    *,
+    run_time: bool = False,
+) -> Iterator[Checked]:
+    """Compare files that were made of a network just now, whose parameters are its own, with PyTorch.
+
+    Args:
+        project: What they were made of.
+        backend: Their format.
+        kernel: How they multiply.
+        files: Each width to compare at, with its file.
+        samples: What to compare on.
+        run_time: Whether they are run-time files.
+
+    Raises:
+        InputError: A runtime does not take a file.
+        HostError: What runs them is not installed.
+    """
+    fresh = FreshExports(project, {})
+    for bits, content in files:
+        file = project.file_name(backend.name, project.widths if run_time else (bits,), kernel)
+        job = _Job(bits, backend, kernel, file, content, temporary=True, run_time=run_time)
+        with project.step(f"Comparing {file} at {bits} bits with PyTorch"), about(f"{file}:"):
+            checked = list(_check(project, job, samples, (), fresh))
+        yield from checked
 
 
 @dataclass(frozen=True)

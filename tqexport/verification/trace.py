@@ -70,6 +70,7 @@ class Trace:
     output: LayerError = LayerError(0.0, 0.0)
     problems: dict[str, str] = field(default_factory=dict)
     _near: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    _samples: int = 0  # of this run
     _calls: dict[str, int] = field(default_factory=dict)  # so far in this run
     _calls_in_all: Mapping[str, int] = field(default_factory=dict)
     _errors: RoundingErrors = field(default_factory=RoundingErrors)  # of this run
@@ -89,6 +90,7 @@ class Trace:
             What rounding explains of each output, or None where their number or a shape is wrong.
         """
         self._near, self._calls, self._calls_in_all = [], {}, calls
+        self._samples = len(inputs[0])
         self._errors = RoundingErrors()
         with self._errors as errors, self._hooks(network, run):
             outputs = run_network(network, [errors.exact(values) for values in inputs])
@@ -183,7 +185,9 @@ class Trace:
         levels = _in_shape(levels, expected)
         rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
-        self._near.append(np.asarray(near.reshape(len(near), -1).any(1)))
+        # Windows or steps may stand on the first axis; then any sample may be the one.
+        near_by: npt.NDArray[np.bool_] = np.asarray(near.reshape(len(near), -1).any(1))
+        self._near.append(near_by if len(near) == self._samples else np.full(self._samples, near_by.any()))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
 
         differs = levels != expected

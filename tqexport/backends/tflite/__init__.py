@@ -11,7 +11,7 @@ from tqexport.backends.running import Runner, Session, Stretches
 from tqexport.errors import UsageError
 from tqexport.facts import Facts
 from tqexport.integer.names import FLOAT_IO, INTEGER, PACKED, is_integer
-from tqexport.truncation import STORED_BITS
+from tqexport.truncation import STORED_BITS, check_shiftable
 
 if TYPE_CHECKING:
     import onnx
@@ -124,6 +124,17 @@ class TfliteBackend(Backend):
         models = _onnx_models(source, source.widths)
         with source.step(f"Converting {len(models)} widths to one TFLite file"):
             return convert_to_runtime_tflite(models, kernel)[0]
+
+    def check_network(self, source: Source, kernel: str = EXACT, *, run_time: bool = False) -> bool:
+        from tqexport.backends.tflite.convert import check_convertible
+
+        if is_integer(kernel):  # written without a converter
+            return super().check_network(source, kernel, run_time=run_time)
+        self.check_environment(kernel)
+        if run_time:
+            check_shiftable(source.widths, source.model.info.scheme.quantizer)
+        check_convertible(_onnx_models(source, source.widths))
+        return False
 
     def recognises(self, content: bytes) -> bool:
         return content[4:8] == b"TFL3"

@@ -57,6 +57,8 @@ def refuse_operators(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type not in known or node.op_type in _BEYOND_TFLITE:
             lacking.setdefault(node.op_type, []).append(node.name)
+        elif node.op_type == "Pad" and any(part.s == b"wrap" for part in node.attribute):
+            lacking.setdefault("circular Pad", []).append(node.name)
     if lacking:
         places = "; ".join(f"{kind} ({', '.join(names[:3])})" for kind, names in lacking.items())
         raise ConversionError(

@@ -36,7 +36,7 @@ from tqexport.backends.tflite.template import (
 from tqexport.errors import ConversionError, InputError, about
 from tqexport.facts import ArtifactFacts
 
-__all__ = ["FloatNetwork", "convert_to_tflite", "float_networks", "run_once"]
+__all__ = ["FloatNetwork", "check_convertible", "convert_to_tflite", "float_networks", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,16 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) ->
     return results
 
 
+def check_convertible(models: Sequence[onnx.ModelProto]) -> None:
+    """Refuse ONNX files of tqexport that cannot be converted, as far as that shows without converting them.
+
+    Raises:
+        ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators`.
+    """
+    for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models)}.values():
+        refuse_operators(model)
+
+
 def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
     """Convert ONNX files of tqexport to float TFLite, one at a time; those of one graph cost one conversion.
 
@@ -88,17 +98,18 @@ def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
         ConversionError: As :func:`convert_to_tflite`.
     """
     weights = [coded_weights(model) for model in models]
-    floats = [
-        for_one_sample(without_batch_norms(with_float_weights(model, coded)))
-        for model, coded in zip(models, weights, strict=True)
-    ]
-    for model, coded, converted in zip(models, weights, _converted(floats), strict=True):
+    for model, coded, converted in zip(models, weights, _converted(_float_graphs(models)), strict=True):
         flat, origins, channels_first = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
             raise InputError("the ONNX file holds several widths; convert a file of one width each")
         facts = replace(facts, layout=LAYOUT, channels_first=tuple(channels_first))
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
+
+
+def _float_graphs(models: Sequence[onnx.ModelProto]) -> list[FloatGraph]:
+    """What the converter is given for each file."""
+    return [for_one_sample(without_batch_norms(with_float_weights(model, coded_weights(model)))) for model in models]
 
 
 def _converted(
@@ -197,24 +208,38 @@ def _name_tensors(flat: FlatModel, model: onnx.ModelProto) -> None:
     flat.graph.name = "network"
 
 
-def _put_ends_in_order(flat: FlatModel, graph: onnx.GraphProto) -> None:
-    """Put inputs and outputs in the order of the network.
+def _ends(flat: FlatModel) -> tuple[dict[str, int], dict[str, int]]:
+    """Which value is which input, by name, and which output, by ``output_0``, ``output_1`` and so on.
 
-    The converter has another order and a signature that tells them, or, for some graphs, the same order and none.
+    A signature says it, except of networks that TensorFlow cannot save as a model first, such as those with grouped
+    convolutions; their outputs are called ``Identity``, ``Identity_1`` and so on.
+    """
+    for signature in flat.model.signatureDefs or ():
+        given, returned = (
+            {entry.name.decode(): int(entry.tensorIndex) for entry in part}
+            for part in (signature.inputs, signature.outputs)
+        )
+        return given, returned
+    given = {flat.name(index): index for index in map(int, flat.graph.inputs)}
+    returned = {}
+    for index in map(int, flat.graph.outputs):
+        if number := re.fullmatch(r"Identity(?:_(\d+))?", flat.name(index)):
+            returned[f"output_{number[1] or 0}"] = index
+    return given, returned
+
+
+def _put_ends_in_order(flat: FlatModel, graph: onnx.GraphProto) -> None:
+    """Put inputs and outputs in the order of the network; the converter has another.
 
     Raises:
-        ConversionError: One is missing, or two of them are the same value.
+        ConversionError: Two ends are the same value, or the converter left one out.
     """
-    inputs, outputs = (list(map(int, ends)) for ends in (flat.graph.inputs, flat.graph.outputs))
-    for signature in flat.model.signatureDefs or ():
-        ends = (signature.inputs, signature.outputs)
-        given, returned = ({entry.name.decode(): int(entry.tensorIndex) for entry in part} for part in ends)
-        inputs = [given[value.name] for value in graph.input if value.name in given]
-        outputs = [returned[name] for name in (f"output_{i}" for i in range(len(graph.output))) if name in returned]
-    if (len(inputs), len(outputs)) != (len(graph.input), len(graph.output)):
-        raise ConversionError(
-            "the converter dropped an input or output that does not depend on the others; take it out"
-        )
+    given, returned = _ends(flat)
+    try:
+        inputs = [given[value.name] for value in graph.input]
+        outputs = [returned[f"output_{number}"] for number in range(len(graph.output))]
+    except KeyError as error:
+        raise ConversionError(f"onnx2tf left {error} out of what it wrote; deploy the network as ONNX") from error
     names: dict[int, str] = {}
     for index, value in zip((*inputs, *outputs), (*graph.input, *graph.output), strict=True):
         if index in names:

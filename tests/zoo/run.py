@@ -1,0 +1,97 @@
+"""Run the zoo, and write docs/zoo.md.
+
+python tests/zoo/run.py              every network; make zoo does the same
+python tests/zoo/run.py GRU LSTM     those whose name contains one of these; writes nothing
+
+Exit code 1 where a network comes out otherwise than the zoo expects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from entry import EXACT, Entry
+from zoo import ENTRIES, GROUPS, WIDTHS, Outcome, run_entry
+
+PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+_TOP = f"""# Which networks it takes
+
+Every network here was prepared, trained for three steps, exported to ONNX and TFLite, as a file for each of
+{", ".join(map(str, WIDTHS[:-1]))} and {WIDTHS[-1]} bits and as one run-time file, and each file was verified layer by
+layer. *exact* means that all of them equal PyTorch; otherwise the sentence is the one that refuses the network. The
+first and the last layer stay in float, as `prepare` has it. `tqexport check` says the same of
+[a network of yours](your-network.md#before-training). Written by `make zoo`.
+"""
+
+
+def page(outcomes: dict[str, Outcome]) -> str:
+    """The table of every network."""
+    exact = sum(outcome.onnx == outcome.tflite == EXACT for outcome in outcomes.values())
+    parts = [_TOP, f"Of {len(outcomes)} networks {exact} are exact in both formats.\n"]
+    for group, entries in GROUPS.items():
+        rows = [row(entry, outcomes[entry.name]) for entry in entries]
+        parts.append(f"## {group}\n\n| network | takes | ONNX | TFLite |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def row(entry: Entry, outcome: Outcome) -> str:
+    """The row of a network."""
+    return f"| {entry.name} | {takes(entry)} | {cell(outcome.onnx)} | {cell(outcome.tflite)} |"
+
+
+def takes(entry: Entry) -> str:
+    """The inputs of a network."""
+    return ", ".join(f"{'x'.join(map(str, each.shape))} {each.dtype}" for each in entry.inputs)
+
+
+def cell(outcome: str) -> str:
+    """An outcome in a table."""
+    return re.sub(r"\x1b\[\d+m", "", outcome).replace("|", "\\|").replace("\n", " ")
+
+
+def work(name: str) -> tuple[Outcome, float]:
+    """Run one network in a process of its own, and time it."""
+    warnings.simplefilter("ignore")
+    began = time.monotonic()
+    return run_entry(next(entry for entry in ENTRIES if entry.name == name)), time.monotonic() - began
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the networks, two at a time."""
+    chosen = [entry for entry in ENTRIES if not words or any(word.lower() in entry.name.lower() for word in words)]
+    outcomes: dict[str, Outcome] = {}
+    unexpected = 0
+    began = time.monotonic()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for entry, (outcome, seconds) in zip(chosen, pool.map(work, [entry.name for entry in chosen]), strict=True):
+            outcomes[entry.name] = outcome
+            good = outcome.as_expected(entry)
+            unexpected += not good
+            mark = "" if good else "UNEXPECTED "
+            say(f"{mark}{entry.name} ({seconds:.0f} s, {outcome.quantized} weights)")
+            say(f"  onnx: {outcome.onnx}\n  tflite: {outcome.tflite}")
+    say(f"{len(chosen)} networks in {time.monotonic() - began:.0f} s, {unexpected} came out otherwise than expected")
+    if not words:
+        PAGE.write_text(page(outcomes), encoding="utf-8")
+    return 1 if unexpected else 0
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
