@@ -83,9 +83,15 @@ def round_float_layers(network: nn.Module) -> None:
 
     Raises:
         InputError: A weight holds NaN, or nothing but zeros.
+        ConversionError: A weight is computed from other parameters.
     """
     with torch.no_grad():
         for name, layer in _float_layers(network):
+            if "weight" not in layer._parameters:
+                raise ConversionError(
+                    f"the weight of layer {name} is no parameter of its own, so it cannot be rounded to int8; "
+                    "take weight norm and its like off before prepare"
+                )
             assert isinstance(layer.weight, torch.Tensor)
             check_weight(name, layer.weight)
             layer.weight.copy_(_rounded(layer.weight))

@@ -17,7 +17,12 @@ import onnx
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
-from tqexport.backends.tflite.check import channels_first_values, refuse_operators, with_fine_levels
+from tqexport.backends.tflite.check import (
+    channels_first_values,
+    refuse_operators,
+    refuse_parts_of_weights,
+    with_fine_levels,
+)
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -88,10 +93,10 @@ def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
         ConversionError: As :func:`convert_to_tflite`.
     """
     weights = [coded_weights(model) for model in models]
-    floats = [
-        for_one_sample(without_batch_norms(with_float_weights(model, coded)))
-        for model, coded in zip(models, weights, strict=True)
-    ]
+    with_weights = [with_float_weights(model, coded) for model, coded in zip(models, weights, strict=True)]
+    for model, coded in zip(with_weights, weights, strict=True):
+        refuse_parts_of_weights(model, coded)
+    floats = [for_one_sample(without_batch_norms(model)) for model in with_weights]
     for model, coded, converted in zip(models, weights, _converted(floats), strict=True):
         flat, origins, channels_first = converted
         facts = read_facts(model)

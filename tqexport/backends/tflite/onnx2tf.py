@@ -81,7 +81,7 @@ def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
             process.wait()
         finally:  # an interrupt must not leave TensorFlow working on
             process.kill()
-            process.wait()
+            process.communicate()  # which closes the pipes
         _log.debug("onnx2tf printed:\n%s", printed)
         if process.returncode or not all(target.is_file() for target in targets):
             raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")
