@@ -53,12 +53,6 @@ def prepared(network):
     return prepare(network, WIDTHS).eval()
 
 
-def test_it_is_exact_in_both_formats_at_every_width():
-    network = prepared(Attending())
-    assert list(quantized_weights(network)) == ["attention.in_proj_weight", "attention.out_proj.weight"]
-    assert_exact(network, SHAPE, WIDTHS)
-
-
 def assert_exact_in_onnx(network, inputs):
     model = TruncModel(network, CheckpointInfo("test", {}, inputs, WIDTHS))
     for bits, content in export_onnx(model, WIDTHS):
@@ -68,7 +62,9 @@ def assert_exact_in_onnx(network, inputs):
 
 
 def test_without_the_weights_of_attention_and_without_biases_it_is_exact():
-    assert_exact_in_onnx(prepared(Attending(need_weights=False, bias=False)), SHAPE)
+    network = prepared(Attending(need_weights=False, bias=False))
+    assert list(quantized_weights(network)) == ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert_exact_in_onnx(network, SHAPE)
 
 
 def test_weights_of_other_sizes_are_exact():
@@ -138,7 +134,7 @@ class Steps(nn.Module):
         return self.last(self.act2(self.encoder(x)).transpose(0, 1))
 
 
-def test_steps_in_front_of_samples_are_exact():
+def test_it_is_exact_in_both_formats_at_every_width():
     network = prepared(Steps())
     assert len(quantized_weights(network)) == 4
-    assert_exact_in_onnx(network, SHAPE)
+    assert_exact(network, SHAPE, WIDTHS)

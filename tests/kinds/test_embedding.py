@@ -52,16 +52,15 @@ def test_the_first_layer_stays_in_float_where_nobody_says_otherwise():
     assert list(quantized_weights(text(float_layers=None))) == ["others.weight", "hidden.weight"]
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_one_code_that_differs_is_found_in_its_place(bits):
+def test_one_code_that_differs_is_found_in_its_place():
     model = as_model(text())
-    ((_, content),) = export_onnx(model, (bits,))
+    ((_, content),) = export_onnx(model, (4,))
     file = onnx.load_from_string(content)
     tensor = next(tensor for tensor in file.graph.initializer if tensor.name == "words.weight.codes")
     codes = numpy_helper.to_array(tensor).copy()
     codes[31, 5] ^= 0x80
     tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
-    for verdict in verdicts(model, file.SerializeToString(), bits):
+    for verdict in verdicts(model, file.SerializeToString(), 4):
         assert verdict.problems[0].startswith("layer words: 1 of 600 codes differ, first at (31, 5)")
 
 

@@ -206,8 +206,14 @@ def _put_ends_in_order(flat: FlatModel, graph: onnx.GraphProto) -> None:
     """Put inputs and outputs in the order of the network; the converter has another, and a signature that tells them.
 
     Raises:
-        ConversionError: Two ends are the same value.
+        ConversionError: Two ends are the same value, or there is nothing that tells them apart.
     """
+    if not flat.model.signatureDefs:  # now and then TensorFlow leaves it out
+        if len(graph.input) > 1 or len(graph.output) > 1:
+            raise ConversionError(
+                "TensorFlow wrote no signature, so inputs and outputs cannot be told apart; deploy the network as ONNX"
+            )
+        return
     (signature,) = flat.model.signatureDefs
     given, returned = (
         {entry.name.decode(): int(entry.tensorIndex) for entry in part}
