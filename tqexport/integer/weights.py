@@ -110,7 +110,7 @@ def _float_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
         for name, module in network.named_modules()
-        if kind_of(module) is not None and not quantized_weights(module)
+        if (kind := kind_of(module)) is not None and "weight" in kind.parameters and not quantized_weights(module)
     ]
 
 
