@@ -81,6 +81,18 @@ def test_a_tflite_file_has_a_byte_for_each_weight_and_what_differs_is_found(sche
             assert "layer words: 1 of 600 codes differ, first at (31, 5)" in verdict.problems[0]
 
 
+def test_a_table_that_is_the_last_layer_too_is_exact():
+    torch.manual_seed(6)
+    network = Text()
+    network.last, network.hidden = nn.Linear(12, 50, bias=False), nn.Linear(12, 12)
+    network.last.weight = network.words.weight
+    model = as_model(prepare(network, WIDTHS, float_layers=["hidden"]).eval())
+    assert {"words.weight", "last.weight"} <= {*quantized_weights(model.module)}
+    for bits, content in export_onnx(model, WIDTHS):
+        for verdict in verdicts(model, content, bits):
+            assert verdict.passed, verdict.problems
+
+
 def test_places_that_are_the_same_for_every_sample_are_exact_in_onnx_and_refused_by_name_in_tflite():
     model = as_model(text(places=True))
     ((_, content),) = export_onnx(model, (8,))
