@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tqexport.training.layers import (
         SwitchableBatchNorm1d,
         SwitchableBatchNorm2d,
+        SwitchableBatchNorm3d,
         TruncConv1d,
         TruncConv2d,
         TruncLinear,
@@ -31,6 +32,7 @@ __all__ = [
     "Scheme",
     "SwitchableBatchNorm1d",
     "SwitchableBatchNorm2d",
+    "SwitchableBatchNorm3d",
     "TruncConv1d",
     "TruncConv2d",
     "TruncLinear",

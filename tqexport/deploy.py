@@ -78,6 +78,17 @@ class StoredActivation(nn.Module):
         return result
 
 
+class ComputedParameter(nn.ModuleList):
+    """In the place of parametrizations that do not depend on the width, such as weight norm: what they compute."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.original = nn.Parameter(value, requires_grad=False)  # a name that plain_name leaves out
+
+    def forward(self) -> Tensor:
+        return self.original
+
+
 def stored_weights(model: TruncModel, bits: int) -> dict[str, StoredWeight]:
     """The stored form of every quantised weight at one width, by name (``layers.0.conv0.weight``).
 
@@ -119,6 +130,9 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
         for module in reference.modules():
             if isinstance(module, ActivationQuantizer):
                 replaced[id(module)] = nn.ReLU() if module.bits == FLOAT_BITS else StoredActivation(module.bits)
+            elif isinstance(module, parametrize.ParametrizationList) and not {*map(id, module)} & {*replaced}:
+                with torch.no_grad():
+                    replaced[id(module)] = ComputedParameter(module())
         # deepcopy takes the replacement wherever the memo names the original
         copied: nn.Module = copy.deepcopy(reference, replaced)
     if (grids := grids_of(copied)) is not None:

@@ -23,8 +23,8 @@ class LayerKind:
 
     Attributes:
         name: The class in ``torch.nn``.
-        parameters: Names of the parameters that multiply, each of which is quantised as a whole.
-        onnx: The ONNX operators that multiply with it, always as their second input.
+        parameters: Names of the parameters that multiply, each of which is quantised as a whole. A layer may lack some.
+        onnx: The ONNX operators that multiply with it, or look its rows up.
         output_axis: The axis of such a parameter that counts output channels, 0 or 1; the other counts input channels.
     """
 
@@ -33,12 +33,24 @@ class LayerKind:
     onnx: tuple[str, ...]
     output_axis: int = 0
 
+    def parameters_of(self, module: nn.Module) -> tuple[str, ...]:
+        """Those of ``parameters`` that a layer of the kind has, quantised or not."""
+        return tuple(name for name in self.parameters if module._parameters.get(name, "quantised") is not None)
+
 
 LAYER_KINDS = (
     LayerKind("Conv1d", ("weight",), ("Conv",)),
     LayerKind("Conv2d", ("weight",), ("Conv",)),
+    LayerKind("Conv3d", ("weight",), ("Conv",)),
+    LayerKind("ConvTranspose1d", ("weight",), ("ConvTranspose",), output_axis=1),
     LayerKind("ConvTranspose2d", ("weight",), ("ConvTranspose",), output_axis=1),
     LayerKind("Linear", ("weight",), ("Gemm", "MatMul")),
+    LayerKind("Embedding", ("weight",), ("Gather",), output_axis=1),
+    LayerKind(
+        "MultiheadAttention",  # whose out_proj is a Linear
+        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+        ("Gemm", "MatMul"),
+    ),
 )
 
 ONNX_OPERATORS = frozenset(operator for kind in LAYER_KINDS for operator in kind.onnx)
@@ -46,23 +58,27 @@ ONNX_OPERATORS = frozenset(operator for kind in LAYER_KINDS for operator in kind
 
 @dataclass(frozen=True)
 class FilterOperator:
-    """A TFLite operator that multiplies with a filter.
+    """A TFLite operator that multiplies with a filter, or looks its rows up.
 
     Attributes:
         torch_axes: For each axis of PyTorch's parameter, the axis of the file's filter that it is.
         axes: The axes of the file's filter in the order output channels, input channels, window.
-        data: Where among the operator's inputs its data stand; the filter is always the second input.
+        data: Where among the operator's inputs its data stand.
+        filter: Where its filter stands.
         bias: Where among the operator's inputs its bias stands, if it has one.
         over_all_channels: Whether an output channel reads every input channel of its group; a depthwise one reads one.
         dynamic: Whether a kernel multiplies float data with an int8 filter.
+        looks_up: Whether its results are rows of the filter.
     """
 
     torch_axes: tuple[int, ...]
     axes: tuple[int, ...]
     data: int = 0
+    filter: int = 1
     bias: int = 2
     over_all_channels: bool = True
     dynamic: bool = True
+    looks_up: bool = False
 
     @property
     def channel_axis(self) -> int:
@@ -81,8 +97,10 @@ class FilterOperator:
 
 FILTER_OPERATORS = {
     "CONV_2D": FilterOperator((0, 3, 1, 2), (0, 3, 1, 2)),
+    "CONV_3D": FilterOperator((4, 3, 0, 1, 2), (4, 3, 0, 1, 2), dynamic=False),
     "DEPTHWISE_CONV_2D": FilterOperator((3, 0, 1, 2), (3, 0, 1, 2), over_all_channels=False),
     "FULLY_CONNECTED": FilterOperator((0, 1), (0, 1)),
+    "GATHER": FilterOperator((0, 1), (1, 0), data=1, filter=0, over_all_channels=False, dynamic=False, looks_up=True),
     "TRANSPOSE_CONV": FilterOperator((3, 0, 1, 2), (0, 3, 1, 2), data=2, bias=3, dynamic=False),
 }
 

@@ -87,7 +87,7 @@ def test_groups_are_exact_in_onnx_and_refused_by_name_in_tflite():
     files = dict(export_onnx(model, WIDTHS))
     for bits, content in files.items():
         assert all(verdict.passed for verdict in verdicts(model, content, bits))
-    with pytest.raises(ConversionError, match="weights of layer up are not recognisable"):
+    with pytest.raises(ConversionError, match="layer up multiplies with parts of its weight, by ConvTranspose"):
         convert_to_tflite([onnx.load_from_string(files[4])])
 
 

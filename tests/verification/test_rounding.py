@@ -213,6 +213,10 @@ RULES: dict[Any, dict[str, Case]] = {
     aten.max_pool2d_with_indices: {
         "": Case(lambda x: F.max_pool2d(x, 3, 2, 1), ["bchh"], passes=0),
     },
+    aten.embedding: {
+        "a table": Case(lambda x, w: F.embedding((x > 0).long(), w), ["ij"], ["2m"], SUMS, passes=0, jumps=True),
+        "of what is inexact": Case(lambda w: F.embedding(torch.tensor([1, 0, 1]), w), ["2m"], loose=SUMS, tried=True),
+    },
     aten.mm: {
         "weights": Case(torch.mm, ["ik"], ["km"], SUMS),
         "weights first": Case(lambda x, w: w.mm(x), ["km"], ["ik"], SUMS),

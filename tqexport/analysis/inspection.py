@@ -89,7 +89,7 @@ def inspect_model(model: TruncModel) -> Inspection:
         _report(name, kind.name, parameter, module, quantized)
         for name, module in model.module.named_modules()
         if (kind := kind_of(module))
-        for parameter in kind.parameters
+        for parameter in kind.parameters_of(module)
     )
     return Inspection(layers, _storage(model, layers), _changed_codes(model))
 

@@ -25,7 +25,7 @@ from tqexport.model import DTYPES, ONLY_INPUT, CheckpointInfo, InputInfo, TruncM
 from tqexport.networks.registry import ARCHITECTURES, find_factory
 from tqexport.reading import limits, records
 from tqexport.training.layers import switchable_batch_norms
-from tqexport.training.quantizers import quantized_weights, set_quantizer
+from tqexport.training.quantizers import quantized_weights, set_quantizer, unwrapped
 from tqexport.truncation import FLOAT_BITS, STORED_BITS, WIDTHS, Scheme, check_weight, settle, store
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -54,8 +54,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
             safetensors is to hold the codes of a layer that has none.
         ConversionError: The network has grids, and an operation that has no integer form.
     """
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        module = module.module  # the network itself, whose keys the architecture's network has
+    module = unwrapped(module)  # whose keys the architecture's network has
     for weight in quantized_weights(module).values():
         if weight.scheme != info.scheme:
             raise UsageError(

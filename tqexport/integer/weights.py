@@ -83,9 +83,15 @@ def round_float_layers(network: nn.Module) -> None:
 
     Raises:
         InputError: A weight holds NaN, or nothing but zeros.
+        ConversionError: A weight is computed from other parameters.
     """
     with torch.no_grad():
         for name, layer in _float_layers(network):
+            if "weight" not in layer._parameters:
+                raise ConversionError(
+                    f"the weight of layer {name} is no parameter of its own, so it cannot be rounded to int8; "
+                    "take weight norm and its like off before prepare"
+                )
             assert isinstance(layer.weight, torch.Tensor)
             check_weight(name, layer.weight)
             layer.weight.copy_(_rounded(layer.weight))
@@ -104,7 +110,7 @@ def _float_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
         for name, module in network.named_modules()
-        if kind_of(module) is not None and not quantized_weights(module)
+        if (kind := kind_of(module)) is not None and "weight" in kind.parameters and not quantized_weights(module)
     ]
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "SwitchableBatchNorm",
     "SwitchableBatchNorm1d",
     "SwitchableBatchNorm2d",
+    "SwitchableBatchNorm3d",
     "TruncConv1d",
     "TruncConv2d",
     "TruncLinear",
@@ -91,6 +92,12 @@ class SwitchableBatchNorm2d(SwitchableBatchNorm):
     """Per-width ``nn.BatchNorm2d``."""
 
     norm_class = nn.BatchNorm2d
+
+
+class SwitchableBatchNorm3d(SwitchableBatchNorm):
+    """Per-width ``nn.BatchNorm3d``."""
+
+    norm_class = nn.BatchNorm3d
 
 
 def switchable_batch_norms(model: nn.Module) -> dict[str, SwitchableBatchNorm]:

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from tqexport.errors import UsageError
 from tqexport.integer.training import grids_for_training
-from tqexport.layer_kinds import LAYER_KINDS
-from tqexport.training.layers import SwitchableBatchNorm1d, SwitchableBatchNorm2d
-from tqexport.training.quantizers import ActivationQuantizer, Estimator, quantize_parameter, set_quantizer
+from tqexport.layer_kinds import LAYER_KINDS, LayerKind
+from tqexport.training.layers import SwitchableBatchNorm1d, SwitchableBatchNorm2d, SwitchableBatchNorm3d
+from tqexport.training.quantizers import (
+    ActivationQuantizer,
+    Estimator,
+    is_quantized,
+    quantize_parameter,
+    set_quantizer,
+    unwrapped,
+)
 from tqexport.truncation import Scheme
 
 __all__ = ["prepare"]
 
+_log = logging.getLogger(__name__)
+
 _KINDS = {getattr(nn, kind.name): kind for kind in LAYER_KINDS}
-_NORMS = {nn.BatchNorm1d: SwitchableBatchNorm1d, nn.BatchNorm2d: SwitchableBatchNorm2d}
+_KINDS[nn.modules.linear.NonDynamicallyQuantizableLinear] = _KINDS[nn.Linear]  # the out_proj of attention
+_NORMS = {
+    nn.BatchNorm1d: SwitchableBatchNorm1d,
+    nn.BatchNorm2d: SwitchableBatchNorm2d,
+    nn.BatchNorm3d: SwitchableBatchNorm3d,
+}
 
 
 def prepare(
@@ -36,7 +53,8 @@ def prepare(
     The weights of convolutions and linear layers get a quantiser in front (the kinds of layer are listed in
     :mod:`tqexport.layer_kinds`); their values are kept, so a trained float network can be fine-tuned. BatchNorms
     become one per width, ReLUs become activation quantisers. Only modules of exactly these classes are changed; a ReLU
-    called as a function is not seen.
+    called as a function is not seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what
+    weight norm or another parametrization computes becomes a plain parameter in the layers that are quantised.
 
     With ``integer`` the network trains as the integer network that it will be: every value that no activation quantiser
     rounds gets an 8-bit grid per width, which follows the values while the network is in training mode, and the layers
@@ -55,7 +73,7 @@ def prepare(
 
     Raises:
         UsageError: A name in ``float_layers`` is no such layer of the network, these names leave nothing to quantise,
-            there is no such estimator, or a width or the quantiser has no integer form.
+            a weight is no parameter, there is no such estimator, or a width or the quantiser has no integer form.
         ConversionError: An operation of the network has no integer form.
 
     Example:
@@ -70,8 +88,10 @@ def prepare(
             else "input_shape is for integer=True alone; leave it out, or add integer=True"
         )
     widths = tuple(widths)
+    model = unwrapped(model)
+    _check_parameters(model)
     model = copy.deepcopy(model)
-    layers = {name: module for name, module in model.named_modules() if type(module) in _KINDS}
+    layers = {name: module for name, module in model.named_modules() if _kind_of(module) is not None}
     if float_layers is None:
         float_layers = {*list(layers)[:1], *list(layers)[-1:]}
     if unknown := sorted(set(float_layers) - set(layers)):
@@ -80,16 +100,7 @@ def prepare(
         raise UsageError(
             f"nothing is left to quantise of the layers {list(layers)}; name fewer of them in float_layers"
         )
-    float_weights = {id(layers[name].weight): name for name in float_layers}
-    for name, layer in layers.items():
-        if name not in float_layers:
-            if (other := float_weights.get(id(layer.weight))) is not None:
-                raise UsageError(
-                    f"{other} stays in float and has the same weight as {name}, which is quantised; name both of them "
-                    "in float_layers, or neither"
-                )
-            for parameter in _KINDS[type(layer)].parameters:
-                quantize_parameter(layer, parameter)
+    _quantize(layers, float_layers)
 
     replaced: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
@@ -108,6 +119,73 @@ def prepare(
     if input_shape is not None:
         grids_for_training(model, widths, input_shape, scheme)
     return model
+
+
+def _quantize(layers: Mapping[str, nn.Module], float_layers: Collection[str]) -> None:
+    """Quantise the parameters of all layers but those that stay in float."""
+    kinds = {name: _kind_of(layer) for name, layer in layers.items()}
+    multiplying = {name: kind.parameters_of(layers[name]) for name, kind in kinds.items() if kind is not None}
+    in_float = {
+        id(layers[name]._parameters[parameter]): name
+        for name in float_layers
+        for parameter in multiplying[name]
+        if parameter in layers[name]._parameters
+    }
+    for name, layer in layers.items():
+        if name in float_layers:
+            continue
+        _compute_once(name, layer)
+        for parameter in multiplying[name]:
+            if (other := in_float.get(id(layer._parameters[parameter]))) is not None:
+                raise UsageError(
+                    f"{other} stays in float and has the same weight as {name}, which is quantised; name both of them "
+                    "in float_layers, or neither"
+                )
+            quantize_parameter(layer, parameter)
+        if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+            option = "sparse" if layer.sparse else "max_norm"
+            raise UsageError(f"{name} is an Embedding with {option}, which a quantised table cannot have; leave it out")
+
+
+def _kind_of(module: nn.Module) -> LayerKind | None:
+    """The kind of a layer that :func:`prepare` can quantise; None for any other module."""
+    return None if is_quantized(module) else _KINDS.get(parametrize.type_before_parametrizations(module))
+
+
+def _check_parameters(model: nn.Module) -> None:
+    """Refuse a weight that a hook computes, as PyTorch's older weight norm and its pruning do."""
+    for name, module in model.named_modules():
+        kind = _kind_of(module)
+        if kind is None or parametrize.is_parametrized(module):
+            continue
+        for parameter in kind.parameters:
+            if parameter not in module._parameters:
+                raise UsageError(
+                    f"{parameter} of layer {name} is no parameter but computed before every call; make it one, with "
+                    "remove_weight_norm or remove_spectral_norm of torch.nn.utils or with prune.remove"
+                )
+
+
+def _compute_once(name: str, layer: nn.Module) -> None:
+    """Make parameters of what parametrizations compute, such as weight norm; the layer is a copy."""
+    if not parametrize.is_parametrized(layer):
+        return
+    parametrizations = layer.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    parametrizations.eval()  # else spectral norm takes a step
+    with torch.no_grad():
+        values = {parameter: getattr(layer, parameter).clone() for parameter in parametrizations}
+    for parameter, parametrization in parametrizations.items():
+        computing = " and ".join(type(part).__name__.lstrip("_") for part in parametrization.children())
+        _log.warning(
+            "layer %s: its %s was computed by %s; it is a parameter of its own now, which is quantised and trained",
+            *(name, parameter, computing),
+        )
+    # Not by remove_parametrizations, which changes a class that the network shares with its copy.
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    for parameter, value in values.items():
+        layer.register_parameter(parameter, nn.Parameter(value))
 
 
 def _switchable(module: nn.Module, widths: tuple[int, ...]) -> nn.Module:

@@ -38,11 +38,13 @@ __all__ = [
     "Estimator",
     "QuantizedWeight",
     "WeightQuantizer",
+    "is_quantized",
     "plain_name",
     "quantize_parameter",
     "quantize_weight",
     "quantized_weights",
     "set_quantizer",
+    "unwrapped",
 ]
 
 Estimator = Literal["identity", "scaled"]
@@ -190,7 +192,12 @@ def quantize_parameter(
         parameter: Name of a float32 parameter of its own.
         scheme: The weight quantiser.
         estimator: The straight-through estimator.
+
+    Raises:
+        UsageError: The parameter has a parametrization already.
     """
+    if parametrize.is_parametrized(module, parameter):
+        raise UsageError(f"{parameter} of a {type(module).__name__} is computed already; quantise a plain parameter")
     # unsafe: the check would run the quantiser on weights that may have no memory yet.
     parametrize.register_parametrization(module, parameter, WeightQuantizer(scheme, estimator), unsafe=True)
     module.register_state_dict_post_hook(_with_plain_keys)  # type: ignore[no-untyped-call]
@@ -208,6 +215,26 @@ def quantized_weights(model: nn.Module) -> dict[str, QuantizedWeight]:
         if isinstance(quantizer, WeightQuantizer)
     ]
     return {weight.name: weight for weight in weights}
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module has a quantised parameter of its own."""
+    return parametrize.is_parametrized(module) and any(
+        isinstance(quantizer, WeightQuantizer)
+        for parameter in module.parametrizations  # type: ignore[union-attr]
+        for quantizer in _parametrizations(module, parameter)
+    )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network itself, without DataParallel or ``torch.compile`` around it, which put names in front of its own."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(compiled := module._modules.get("_orig_mod"), nn.Module):
+            module = compiled
+        else:
+            return module
 
 
 def set_quantizer(model: nn.Module, scheme: Scheme | None = None, estimator: Estimator | None = None) -> None:
@@ -239,10 +266,10 @@ def plain_name(name: str) -> str:
     return _PARAMETRIZED.sub(r"\1\2", name)
 
 
-def _parametrizations(module: nn.Module, parameter: str) -> parametrize.ParametrizationList:
+def _parametrizations(module: nn.Module, parameter: str) -> nn.ModuleList:
     """The parametrizations that a parameter passes through when its module reads it."""
     parametrizations = module.parametrizations[parameter]  # type: ignore[index]
-    assert isinstance(parametrizations, parametrize.ParametrizationList)
+    assert isinstance(parametrizations, nn.ModuleList)
     return parametrizations
 
 
@@ -251,7 +278,7 @@ def _own_keys(module: nn.Module, prefix: str) -> Mapping[str, str]:
     return {
         f"{prefix}parametrizations.{parameter}.original": f"{prefix}{parameter}"
         for parameter in module.parametrizations  # type: ignore[union-attr]
-        if isinstance(_parametrizations(module, parameter)[0], WeightQuantizer)
+        if any(isinstance(part, WeightQuantizer) for part in _parametrizations(module, parameter))
     }
 
 

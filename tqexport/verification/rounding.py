@@ -82,7 +82,8 @@ class RoundingErrors(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         known = [tensor for tensor in _tensors(args) if tensor in self._variances or tensor in self._whole]
-        if not known:
+        looks_up = func.overloadpacket is _aten.embedding  # rows are rounded, whatever chose them
+        if not known and not looks_up:
             return func(*args, **kwargs)
         held = None  # the variance of what is changed in place, which is a view of another where that is one
         if func._schema.is_mutable and isinstance(args[0], Tensor):
@@ -100,9 +101,9 @@ class RoundingErrors(TorchDispatchMode):
             self._layers[value] = layers
             if not value.is_floating_point():
                 self._whole[value] = True
-        if any(tensor in self._variances for tensor in known):
+        if looks_up or any(tensor in self._variances for tensor in known):
             variances = _tensors(_RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result)))
-        else:  # numbers that whole numbers chose, as an embedding does, or that were made of them
+        else:  # numbers that whole numbers chose, or that were made of them
             variances = [(UNIT * value).square() for value in results]
         for value, variance in zip(results, variances, strict=False):
             if value.is_floating_point():
@@ -244,6 +245,14 @@ def _multiplied(call: _Call) -> Any:
     return variance + call.variance(call.args[0]) if len(call.args) > 2 else variance  # of what addmm adds
 
 
+def _looked_up(call: _Call) -> Any:
+    """Rows of a table, whose weights may be de-quantised: each is off by a share of the largest."""
+    table = call.args[0]
+    if call.inexact(table):
+        return _tried(call)
+    return torch.full_like(call.result, (2 * UNIT * float(table.abs().max())) ** 2)
+
+
 def _dot_products(
     call: _Call,
     x: Tensor,
@@ -336,6 +345,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             *(_aten.split_with_sizes, _aten.alias, _aten.detach, _aten.flip),
             _aten.max_pool2d_with_indices,
         ),
+        _looked_up: (_aten.embedding,),
         _next_to_one: (
             *(_aten.gelu, _aten.mish, _aten.elu, _aten.softplus, _aten.log_sigmoid_forward, _aten._log_softmax),
         ),

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from tqexport.backends.running import RuntimeRun
 from tqexport.layer_kinds import kind_of
@@ -136,38 +137,51 @@ class Trace:
             if not _quantizes(module) and (not _is_layer(name, module) or self.tolerance):
                 continue
 
-            def hook(module: nn.Module, args: Any, output: Tensor, name: str = name) -> Tensor | None:
+            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> Any:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 if _quantizes(module):
                     value = self._levels(name, module, args[0], run.activations)
-                else:
-                    value = self._layer(name, output, candidates)
-                    if value is None:
-                        self._errors.mark(output, name)
-                # In PyTorch's order in memory, which code that calls view() counts on.
-                return None if value is None else self._errors.exact(torch.from_numpy(np.ascontiguousarray(value)))
+                    return output if value is None else self._given(value)
+                # Of several results, as attention has them, the file has at most one by the name of the layer.
+                alone = isinstance(output, Tensor)
+                return tree_map(
+                    lambda part: self._layer(name, part, candidates, alone=alone) if isinstance(part, Tensor) else part,
+                    output,
+                )
 
             hooks.enter_context(module.register_forward_hook(hook))
         return hooks
 
-    def _layer(self, name: str, output: Tensor, candidates: _Candidates) -> Array | None:
-        """The runtime's output of a layer, or None where the file does not have it: the layer is part of another."""
+    def _given(self, value: Array) -> Tensor:
+        """A value of the runtime in PyTorch's order in memory, which code that calls view() counts on."""
+        return self._errors.exact(torch.from_numpy(np.ascontiguousarray(value)))
+
+    def _layer(self, name: str, output: Tensor, candidates: _Candidates, *, alone: bool) -> Tensor:
+        """The runtime's output of a layer, or PyTorch's where the file does not have it: the layer is part of another.
+
+        Args:
+            name: Of the layer.
+            output: PyTorch's.
+            candidates: What the runtime gave.
+            alone: Whether it is all that the layer returns.
+        """
         expected: Array = output.numpy()
         bound: Array = self._errors.bound(output).numpy()
         # Of a module that is called several times, the file has one value by that name: of which call is not known.
-        once = self._calls_in_all[name] == 1
+        once = alone and self._calls_in_all[name] == 1
         value = candidates.named(name, expected.shape) if once else None
         if value is None:
             value = candidates.like(expected, bound)
             if value is None:
-                return None
+                self._errors.mark(output, name)
+                return output
         difference, largest = np.abs(value - expected), _largest(expected)
         error = LayerError(float(difference.max()) / largest, float(bound.max()) / largest)
         self.layers[name] = _worse(self.layers.get(name, error), error)
         if not (difference <= bound).all():
             where = _where(self._errors.layers(output))
             self.problems.setdefault(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
-        return value
+        return self._given(value)
 
     def _levels(self, name: str, module: nn.Module, input: Tensor, activations: Mapping[str, Array]) -> Array | None:
         """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
@@ -182,12 +196,10 @@ class Trace:
             where = "is not in the file" if levels is None else f"has shape {levels.shape}, not {value.shape}"
             self.problems.setdefault(name, f"activation {key} {where}")
             return None
-        levels = _in_shape(levels, expected)
+        levels = _in_shape(levels, expected, self._samples)
         rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
-        # Windows or steps may stand on the first axis; then any sample may be the one.
-        near_by: npt.NDArray[np.bool_] = np.asarray(near.reshape(len(near), -1).any(1))
-        self._near.append(near_by if len(near) == self._samples else np.full(self._samples, near_by.any()))
+        self._near.append(_of_samples(near, self._samples))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
 
         differs = levels != expected
@@ -209,18 +221,35 @@ class Trace:
         return quantized
 
 
-def _in_shape(levels: Array, expected: Array) -> Array:
+def _of_samples(near: npt.NDArray[np.bool_], samples: int) -> npt.NDArray[np.bool_]:
+    """For which samples any element is true, (N,).
+
+    A network may have moved the samples to another axis than the first. Where several axes are as long, each may be
+    theirs; where none is, any sample may be the one.
+    """
+    axes = [axis for axis, size in enumerate(near.shape) if size == samples]
+    if not axes:
+        return np.full(samples, near.any())
+    return np.any([np.moveaxis(near, axis, 0).reshape(samples, -1).any(1) for axis in axes], axis=0)
+
+
+def _in_shape(levels: Array, expected: Array, samples: int) -> Array:
     """The levels in PyTorch's shape.
 
     A converter may round before a reshape instead of behind it, as onnx2tf does with the groups of a GroupNorm, and
-    keeps an axis of 1 through 1-D convolutions. Of the orders in which the file may then have the levels, all of which
-    are compared one by one, that is meant which has most of them right.
+    keeps an axis of 1 through 1-D convolutions. A runtime that takes a sample at a time gives the samples in front,
+    where PyTorch may have the steps of a sequence. Of the orders in which the file may then have the levels, all of
+    which are compared one by one, that is meant which has most of them right.
     """
     if _without_ones(levels.shape) == _without_ones(expected.shape):
         return levels.reshape(expected.shape)
     in_file = np.moveaxis(levels, 1, -1) if levels.ndim > 2 else levels
     last = in_file.reshape(len(expected), *expected.shape[2:], *expected.shape[1:2])
-    orders = (levels.reshape(expected.shape), in_file.reshape(expected.shape), np.moveaxis(last, -1, 1))
+    orders = [levels.reshape(expected.shape), in_file.reshape(expected.shape), np.moveaxis(last, -1, 1)]
+    for axis, size in enumerate(expected.shape):
+        if size == samples:
+            others = (*expected.shape[:axis], *expected.shape[axis + 1 :])
+            orders += [np.moveaxis(value.reshape(size, *others), 0, axis) for value in (levels, in_file)]
     return max(orders, key=lambda order: np.count_nonzero(order == expected))
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRunner", "OnnxStretches"]
 
 _BATCH = 64
-# Operators whose results are kept: those of the layers, and what else adds, normalises or clips.
-_KEPT_OPERATORS = ONNX_OPERATORS | {"Add", "BatchNormalization", "Relu"}
+# Operators whose results are kept: those of the layers, what else adds, normalises or clips, and where attention ends.
+_KEPT_OPERATORS = ONNX_OPERATORS | {"Add", "BatchNormalization", "Relu", "Transpose"}
 
 
 class OnnxRunner(Runner):
@@ -33,7 +33,8 @@ class OnnxRunner(Runner):
         model = onnx.load_from_string(content)
         shifts = [node for node in model.graph.node if is_right_shift(node)]
         self._weights = [node.input[0].removesuffix(".codes") for node in shifts]
-        activations, values = activation_outputs(model), [] if deployed else _layer_outputs(model)
+        activations = activation_outputs(model)
+        values = [] if deployed else [name for name in _layer_outputs(model) if name not in self._weights]
         super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)
         self._untouched = OnnxSession(content, bits=bits, optimized=deployed)
         kept = (*(node.output[0] for node in shifts), *activations, *values)
@@ -86,5 +87,4 @@ def _layer_outputs(model: onnx.ModelProto) -> list[str]:
         node.output[0]
         for node in model.graph.node
         if node.op_type in _KEPT_OPERATORS and "/" not in node.output[0] and node.output[0] not in ends
-        if not node.output[0].endswith(".weight")
     ]

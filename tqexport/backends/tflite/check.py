@@ -8,7 +8,7 @@ matter. The run also shows which values of three axes or more keep PyTorch's ord
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.base import TensorInfo
+from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import LEVELS_SUFFIX, describe, read_facts
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -28,7 +29,7 @@ from tqexport.errors import ConversionError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.layer_kinds import ONNX_OPERATORS
 
-__all__ = ["channels_first_values", "refuse_operators", "with_fine_levels"]
+__all__ = ["channels_first_values", "refuse_operators", "refuse_parts_of_weights", "with_fine_levels"]
 
 _TOLERANCE = 1e-3  # of a value's largest element; a wrong axis is off by a tenth and more
 _GROWTH = 30  # times the largest error before it: rounding errors grow on their way through a deep network
@@ -36,6 +37,7 @@ _GROWTH = 30  # times the largest error before it: rounding errors grow on their
 _FINE = np.float32(2**20)
 _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
+_INTO_PARTS = {"Slice", "Split"}  # what takes a weight to pieces
 _BEYOND_TFLITE = {"Det", "Erf", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"}
 
 if TYPE_CHECKING:
@@ -64,6 +66,37 @@ def refuse_operators(model: onnx.ModelProto) -> None:
         raise ConversionError(
             f"the network has operators that TFLite does not: {places}; replace them, or deploy the network as ONNX"
         )
+
+
+def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> None:
+    """Refuse a network whose quantised weights are not whole filters, before the time is spent on converting it.
+
+    Args:
+        model: With float32 weights by the names of ``weights``.
+        weights: The quantised ones.
+
+    Raises:
+        ConversionError: An operator reads a part of a weight, or the same rows of it always; it names the layer.
+    """
+    layers = {weight.name: weight.layer for weight in weights}
+    of_sample = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type != "Shape" and of_sample.intersection(node.input):
+            of_sample.update(node.output)
+        layer = next((layers[name] for name in node.input if name in layers), None)
+        if layer is None:
+            continue
+        grouped = any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
+        if node.op_type in _INTO_PARTS or (node.op_type == "ConvTranspose" and grouped):
+            raise ConversionError(
+                f"layer {layer} multiplies with parts of its weight, by {node.op_type} ({node.name}), and a filter in "
+                "TFLite has its codes whole; keep the layer in float, or deploy the network as ONNX"
+            )
+        if node.op_type == "Gather" and node.input[1] not in of_sample:
+            raise ConversionError(
+                f"layer {layer} looks the same rows up for every sample, which the converter makes a constant of; "
+                "keep the layer in float, or deploy the network as ONNX"
+            )
 
 
 def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,7 +17,12 @@ import onnx
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
-from tqexport.backends.tflite.check import channels_first_values, refuse_operators, with_fine_levels
+from tqexport.backends.tflite.check import (
+    channels_first_values,
+    refuse_operators,
+    refuse_parts_of_weights,
+    with_fine_levels,
+)
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -108,8 +113,18 @@ def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
 
 
 def _float_graphs(models: Sequence[onnx.ModelProto]) -> list[FloatGraph]:
-    """What the converter is given for each file."""
-    return [for_one_sample(without_batch_norms(with_float_weights(model, coded_weights(model)))) for model in models]
+    """What the converter is given for each file.
+
+    Raises:
+        ConversionError: A part of a weight is used, which TFLite has no codes of.
+    """
+    graphs = []
+    for model in models:
+        weights = coded_weights(model)
+        with_weights = with_float_weights(model, weights)
+        refuse_parts_of_weights(with_weights, weights)
+        graphs.append(for_one_sample(without_batch_norms(with_weights)))
+    return graphs
 
 
 def _converted(

@@ -2,7 +2,7 @@
 
 The float filter of every quantised layer is replaced by the integers of ``integers.py``: int8 in front of a DEQUANTIZE
 that carries scale and gain, which XNNPACK unpacks once when it loads the file. Where there is a constant k, the rest of
-``conv(x, scale * (q + k))`` is added by one of three forms (``half_step.py``), each exact.
+``conv(x, scale * (q + k))`` is added by one of four forms (``half_step.py``), each exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.tflite import DYNAMIC
 from tqexport.backends.tflite.filter_storage import store, store_dequantized
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
-from tqexport.backends.tflite.half_step import add_second_filter, can_scale_results, scale_result, widen_input
+from tqexport.backends.tflite.half_step import (
+    add_second_filter,
+    add_to_result,
+    can_scale_results,
+    scale_result,
+    widen_input,
+)
 from tqexport.backends.tflite.integers import integer_filter
 from tqexport.backends.tflite.provenance import FilterOrigin
 from tqexport.errors import ConversionError
@@ -69,7 +75,10 @@ def encode_filter(flat: FlatModel, origin: FilterOrigin, weight: CodedWeight, ke
     whole = all(_channels(flat, reader) == form.integers.shape[1] for reader in readers)
     multiplied_as_integers = kernel == DYNAMIC and layout.dynamic and whole
     stored, scales = form.integers, form.scales
-    if form.constants.any():
+    if form.constants.any() and layout.looks_up:
+        for reader in readers:
+            add_to_result(flat, reader, form, weight.name)
+    elif form.constants.any():
         if not whole and (form.constants == 0.5).all() and can_scale_results(flat, readers, scales):
             odd = (2 * stored.astype(np.int16) + 1).astype(np.float16)
             store_dequantized(flat, origin.filter, layout, weight.name, odd, None)

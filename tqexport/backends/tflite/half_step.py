@@ -1,7 +1,8 @@
 """Adding a constant to the integers of a filter: ``conv(x, scale * (q + k))``, where q is stored and k is not 0.
 
-Three exact ways, each where it costs least:
+Four exact ways, each where it costs least:
 
+* **a sum**: of what is looked up, rows of ``scale * q``, by an ADD of ``scale * k``.
 * **a wider input**: ``conv(x, q + k) = conv([x, k * sum(x)], [q, 1])``, the sum over the input channels. It handles
   padding, stride and dilation, and needs a filter that runs over all channels.
 * **odd integers**, at 8 bits where it does not (depthwise, grouped): ``2 q + 1`` is exact in float16, and their scale
@@ -25,7 +26,7 @@ from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import CONSTANT_SUFFIX, IntegerFilter
 from tqexport.layer_kinds import FILTER_OPERATORS, FilterOperator
 
-__all__ = ["add_second_filter", "can_scale_results", "scale_result", "widen_input"]
+__all__ = ["add_second_filter", "add_to_result", "can_scale_results", "scale_result", "widen_input"]
 
 _LARGEST_BIAS = 1e18  # after division by its scale; a gain of all but 0 would make it overflow
 _SMALLEST_SCALE = 1e-30
@@ -74,13 +75,22 @@ def add_second_filter(
         main, part = (flat.add_like(f"{flat.name(output)}/{suffix}", output, len(ones)) for suffix in _SUMMANDS)
         second = copy.copy(reader)
         no_bias = flat.add_constant(f"{name}/no_bias", np.zeros(len(scales), np.float32))
-        inputs = _with_input(_with_input(reader.inputs, layout.data, source), 1, filter_)
+        inputs = _with_input(_with_input(reader.inputs, layout.data, source), layout.filter, filter_)
         second.inputs = _with_input(inputs[: layout.bias], layout.bias, no_bias)
         second.outputs = np.array([part], np.int32)
         addition = schema.AddOptionsT()
         _move_activation(reader, addition)
         reader.outputs = np.array([main], np.int32)
         flat.insert_after(reader, [second, flat.operator("ADD", [main, part], output, addition)])
+
+
+def add_to_result(flat: FlatModel, reader: Operator, form: IntegerFilter, name: str) -> None:
+    """Add ``scale * k`` to the rows that an operator looks up."""
+    output = int(reader.outputs[0])
+    rows = flat.add_like(f"{flat.name(output)}/rows", output, len(form.scales))
+    reader.outputs = np.array([rows], np.int32)
+    constant = flat.add_constant(f"{name}{CONSTANT_SUFFIX}", (form.scales * form.constants).astype(np.float32))
+    flat.insert_after(reader, [flat.operator("ADD", [rows, constant], output, schema.AddOptionsT())])
 
 
 def can_scale_results(flat: FlatModel, readers: Sequence[Operator], scales: npt.NDArray[np.float32]) -> bool:

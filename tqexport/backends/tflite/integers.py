@@ -101,7 +101,8 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
         layout = FILTER_OPERATORS.get(flat.operator_name(operator))
         if layout is None:
             continue
-        codes = dequantized.get(int(operator.inputs[1]), int(operator.inputs[1]))
+        filter_ = int(operator.inputs[layout.filter])
+        codes = dequantized.get(filter_, filter_)
         value = unpacked[codes] if codes in unpacked else flat.constant(codes)
         name = flat.name(codes).removesuffix(".codes")
         if value is None or value.dtype not in (np.int8, np.float16) or value.ndim != len(layout.torch_axes):

@@ -63,11 +63,14 @@ class FilterOrigin:
 
 
 def filters(flat: FlatModel) -> dict[int, str]:
-    """The filter tensors of the operators that multiply, with the operator's name."""
+    """The filter tensors of the operators that multiply or look up, with the operator's name."""
+    named = [(operator, flat.operator_name(operator)) for operator in flat.graph.operators]
     return {
-        int(operator.inputs[1]): name
-        for operator in flat.graph.operators
-        if (name := flat.operator_name(operator)) in FILTER_OPERATORS
+        filter_: name
+        for operator, name in named
+        if (layout := FILTER_OPERATORS.get(name)) is not None
+        # An operator that looks up may do so in anything.
+        if len(flat.shape(filter_ := int(operator.inputs[layout.filter]))) == len(layout.axes)
     }
 
 

@@ -143,6 +143,7 @@ def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteT
     flat = FlatModel(content)
     known = parameters(fingerprinted)
     steps = {name: value for name, value in known.items() if name.endswith(LEVELS_SUFFIX)}
+    constants = _of_operators(fingerprinted)
     kinds = filters(flat)
     places: dict[int, _Place] = {}
     for index in range(len(flat.graph.tensors)):
@@ -152,7 +153,7 @@ def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteT
         candidates = _recognise(value, kinds.get(index), known, steps)
         if len(candidates) == 1:
             places[index] = candidates[0]
-        elif candidates or not _is_plain(value):
+        elif candidates or not (_is_plain(value) or any(_is_same(value, constant) for constant in constants)):
             could_be = candidates or "nothing"
             _log.debug("constant %d of the TFLite file, shape %s, could be: %s", index, value.shape, could_be)
             return None
@@ -185,6 +186,24 @@ def _recognise(
 def _equal(a: Array, b: Array) -> bool:
     """Whether two vectors agree up to rounding; most of those that do not differ at the start."""
     return bool(np.allclose(a[:16], b[:16], rtol=1e-6, atol=0) and np.allclose(a, b, rtol=1e-6, atol=0))
+
+
+def _of_operators(model: onnx.ModelProto) -> list[Array]:
+    """What operators have of their own, alike at every width: the scale of attention, the epsilon of LayerNorm."""
+    constants = [
+        numpy_helper.to_array(tensor).ravel()
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name.startswith(CONSTANT_PREFIX)
+    ]
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    return constants + [
+        np.array([attribute.f], np.float32) for attribute in attributes if attribute.type == onnx.AttributeProto.FLOAT
+    ]
+
+
+def _is_same(value: Array, constant: Array) -> bool:
+    """Whether a constant of the file is one that an operator of the network has."""
+    return value.size == constant.size and _equal(value.ravel(), constant)
 
 
 def _is_plain(value: Array) -> bool:
