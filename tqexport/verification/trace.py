@@ -230,7 +230,8 @@ def _of_samples(near: npt.NDArray[np.bool_], samples: int) -> npt.NDArray[np.boo
     axes = [axis for axis, size in enumerate(near.shape) if size == samples]
     if not axes:
         return np.full(samples, near.any())
-    return np.any([np.moveaxis(near, axis, 0).reshape(samples, -1).any(1) for axis in axes], axis=0)
+    by_axis = [np.moveaxis(near, axis, 0).reshape(samples, -1).any(1) for axis in axes]
+    return np.asarray(np.any(by_axis, axis=0))
 
 
 def _in_shape(levels: Array, expected: Array, samples: int) -> Array:
