@@ -171,7 +171,7 @@ def test_names_with_spaces(tmp_path):
 
 def test_every_command_is_in_the_help_and_has_json(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    assert {*BACKENDS, "verify", "truncate", "split", "join", "inspect", "gap", "convert", "calibrate"} == {
+    assert {*BACKENDS, "verify", "truncate", "split", "join", "inspect", "check", "gap", "convert", "calibrate"} == {
         *cli.commands
     }
     for name in cli.commands:

@@ -127,7 +127,7 @@ def test_levels_in_another_order_are_put_in_order_and_none_is_made_right():
         np.moveaxis(channels_last.reshape(2, 36, 2), -1, 1),
     )
     for in_file in in_files:
-        assert np.array_equal(_in_shape(in_file, expected), expected)
+        assert np.array_equal(_in_shape(in_file, expected, len(expected)), expected)
         wrong = in_file.copy()
         wrong[1, 0, 5] += 1
-        assert np.count_nonzero(_in_shape(wrong, expected) != expected) == 1
+        assert np.count_nonzero(_in_shape(wrong, expected, len(expected)) != expected) == 1

@@ -90,8 +90,6 @@ def _reason(candidate: Candidate, layers: Sequence[str], name: str, module: nn.M
         return f"{own.__name__} is none of the kinds that are quantised: {kinds}"
     if not candidate.prepared_here:
         return "the factory leaves it in float"
-    if parametrize.is_parametrized(module):
-        return "it has a parametrization already, and prepare takes plain layers; remove that first"
     if own not in _PLAIN:
         return f"{own.__name__} is derived from {known.name}, and prepare takes {known.name} itself alone"
     if candidate.float_layers is not None:
