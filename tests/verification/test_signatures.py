@@ -29,6 +29,7 @@ from tqexport.errors import ConversionError, InputError, UsageError
 from tqexport.integer.calibration import calibrate
 from tqexport.runtime import SwitchableModel
 from tqexport.verification.samples import load_samples, noise
+from tqexport.verification.trace import furthest_apart
 
 WIDTHS = (2, 8)
 
@@ -127,6 +128,15 @@ def test_outputs_that_are_others_are_found(change, problem):
     for verdict in verdicts(model, change(content), 8):
         assert not verdict.passed
         assert problem in verdict.problems[0]
+
+
+def test_a_second_output_that_is_no_number_is_infinitely_far():
+    right = [np.ones((2, 3), np.float32), np.arange(2)]
+    assert furthest_apart(right, right) == 0
+    assert furthest_apart([right[0], right[1] + 1], right) == 1
+    broken = [right[0], np.array([0, np.nan])]
+    assert furthest_apart(broken, right) == furthest_apart(right, broken) == np.inf
+    assert furthest_apart(right, right[:1]) == np.inf
 
 
 def test_applications_get_every_output_by_name():

@@ -16,6 +16,7 @@ from tqexport.backends.parameters import Parameters
 from tqexport.errors import HostError, InputError
 from tqexport.reading.apart import Apart
 from tqexport.verification.samples import noise
+from tqexport.verification.trace import furthest_apart
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
@@ -98,6 +99,10 @@ class FreshExports:
             self._run_time[backend, kernel] = BACKENDS[backend].export_runtime(self, kernel)
         return self._run_time[backend, kernel]
 
+    def _expected(self, backend: str, kernel: str, bits: int, *, switched: bool) -> bytes:
+        """The fixed file of a width, or the run-time file; raises as :meth:`fixed`."""
+        return self.run_time(backend, kernel) if switched else self.fixed(backend, kernel, bits)
+
     def opener(self, backend: str, kernel: str, content: bytes, bits: int, *, switched: bool) -> Opener:
         """Who opens a file in its runtime: its back end, or that in a process of its own where it is not untouched.
 
@@ -111,7 +116,7 @@ class FreshExports:
         if not BACKENDS[backend].runtimes:
             return self.apart(backend)
         try:
-            untouched = content == (self.run_time(backend, kernel) if switched else self.fixed(backend, kernel, bits))
+            untouched = content == self._expected(backend, kernel, bits, switched=switched)
         except (HostError, InputError):  # nothing to compare with
             untouched = False
         return BACKENDS[backend] if untouched else self.apart(backend)
@@ -137,7 +142,7 @@ class FreshExports:
             InputError: The file is damaged.
         """
         try:
-            fresh = self.run_time(backend, kernel) if switched else self.fixed(backend, kernel, bits)
+            fresh = self._expected(backend, kernel, bits, switched=switched)
         except (HostError, InputError) as error:  # this machine makes no such file, which is no fault of the one here
             return Parameters(content, not_compared=f"no fresh export could be made, because {error}")
         found = BACKENDS[backend].compare_parameters(content, fresh, bits, switched=switched)
@@ -169,10 +174,4 @@ def _apart(openers: tuple[Opener, Opener], files: tuple[bytes, bytes], bits: int
     own, expected = (None if run is None else run(batch) for run in runs)
     if own is None or expected is None:
         return 0.0
-    if [value.shape for value in own] != [value.shape for value in expected]:
-        return float("inf")
-    apart = [
-        float(np.abs(one.astype(np.float64) - other).max()) / max(float(np.abs(other).max()), 1e-30)
-        for one, other in zip(own, expected, strict=True)
-    ]
-    return max(apart) if np.isfinite(apart).all() else float("inf")
+    return furthest_apart(own, expected)

@@ -31,7 +31,7 @@ from tqexport.verification.codes import aligned, first_index
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE, agreement, classes_of, wilson_interval
 from tqexport.verification.rounding import MARGIN, UNIT
 from tqexport.verification.samples import Samples, noise, read_samples
-from tqexport.verification.trace import numbers
+from tqexport.verification.trace import furthest_apart
 
 __all__ = ["ArtifactAtWidth", "PairVerdict", "compare_artifacts", "open_pair", "samples_for"]
 
@@ -206,7 +206,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
                 f"{a[index]:.6g} in {first_name}, {b[index]:.6g} in {second_name}, of {steps} levels; "
                 f"rounding explains {tolerance * steps:.1e}",
             )
-    error = _error(outputs, other_outputs)
+    error = furthest_apart(other_outputs, outputs)
     both = [[*run.outputs.values()] for run in runs]
     one_sample = tuple(values[:1] for values in samples.inputs)
     if not error <= tolerance:
@@ -269,14 +269,6 @@ def _tolerance(run: RuntimeRun) -> float:
 def _shaped(levels: dict[str, Array], run: RuntimeRun) -> dict[str, Array]:
     """Levels in the shapes that a file has them in: TFLite keeps an axis of 1 through 1-D convolutions."""
     return {name: value.reshape(run.activations[name].shape) for name, value in levels.items()}
-
-
-def _error(outputs: Sequence[Array], others: Sequence[Array]) -> float:
-    """Largest difference of an output, as a share of its largest one; infinite where their shapes differ."""
-    if [value.shape for value in outputs] != [value.shape for value in others]:
-        return float("inf")
-    pairs = [(numbers(one), numbers(other)) for one, other in zip(outputs, others, strict=True)]
-    return max(float(np.abs(one - other).max()) / max(float(np.abs(one).max()), 1e-30) for one, other in pairs)
 
 
 def _compare_codes(runs: list[RuntimeRun], bits: int, problems: dict[str, str]) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from tqexport.truncation import FLOAT_BITS, max_code
 from tqexport.verification.codes import first_index
 from tqexport.verification.rounding import RoundingErrors
 
-__all__ = ["LayerError", "Trace", "count_calls"]
+__all__ = ["LayerError", "Trace", "count_calls", "furthest_apart", "numbers"]
 
 Array = npt.NDArray[Any]
 
@@ -267,6 +267,18 @@ def _where(among: Sequence[str]) -> str:
 def numbers(values: Array) -> Array:
     """Values that can be subtracted: whole numbers and truth values as float64, which has all that occur exactly."""
     return values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
+
+
+def furthest_apart(outputs: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Largest difference of an output, as a share of the largest number of the expected one.
+
+    Infinite where shapes differ, or where a difference is no number.
+    """
+    if [value.shape for value in outputs] != [value.shape for value in expected]:
+        return math.inf
+    pairs = [(numbers(one), numbers(other)) for one, other in zip(outputs, expected, strict=True)]
+    shares = [float(np.abs(one.astype(np.float64) - other).max()) / _largest(other) for one, other in pairs]
+    return max(shares) if np.isfinite(shares).all() else math.inf
 
 
 def count_calls(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
