@@ -1,4 +1,4 @@
-"""What a network returns, as tensors by name: the same names in PyTorch, in files and in reports."""
+"""Calling a network: samples to try it on, and what it returns as tensors by name, the same in files and reports."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from tqexport.errors import ConversionError
+from tqexport.model import InputInfo
 
-__all__ = ["ONLY_OUTPUT", "outputs_of", "run_network"]
+__all__ = ["ONLY_OUTPUT", "outputs_of", "run_network", "zeros_for"]
 
 ONLY_OUTPUT = "output"  # what the tensor of a network that returns one is called
+
+
+def zeros_for(signature: Sequence[InputInfo], samples: int) -> list[Tensor]:
+    """Samples of zeros, a tensor (samples, *shape) for each input, which every network takes that takes any."""
+    return [torch.zeros((samples, *each.shape), dtype=getattr(torch, each.dtype)) for each in signature]
 
 
 def run_network(network: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from mutators import ODD_VALUES, mutated_bytes, mutated_value
 from torch import Tensor
 
 from tqexport import load_checkpoint
+from tqexport.outputs import zeros_for
 
 __all__ = ["READER", "ResearchReader", "pickled", "with_odd_entries"]
 
@@ -79,7 +80,7 @@ class ResearchReader(Reader):
     def read(self, path: Path) -> None:
         model = load_checkpoint(path)
         with torch.no_grad(), model.at_width(model.info.widths[-1]) as network:
-            network(*(torch.zeros((1, *each.shape), dtype=getattr(torch, each.dtype)) for each in model.info.signature))
+            network(*zeros_for(model.info.signature, 1))
 
 
 def with_odd_entries(content: dict[str, Any], random: Random, odd: tuple[Any, ...]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from tqexport.integer.naming import NamedCalls
 from tqexport.layer_kinds import LAYER_KINDS, kind_of
 from tqexport.model import TruncModel
 from tqexport.networks.candidate import Candidate
+from tqexport.outputs import zeros_for
+from tqexport.training.preparation import CLASSES
 from tqexport.training.quantizers import ActivationQuantizer, quantized_weights
 
 __all__ = ["Part", "parts_of"]
 
-_PLAIN = {getattr(nn, kind.name) for kind in LAYER_KINDS}
 _ACTIVATIONS = "torch.nn.modules.activation"
 
 
@@ -45,7 +46,9 @@ def parts_of(candidate: Candidate) -> tuple[Part, ...]:
     """Every parameter with two axes or more, and every activation, in the order of definition; then ReLU functions."""
     module = candidate.model.module
     quantized = {(id(weight.module), weight.parameter) for weight in quantized_weights(module).values()}
-    layers = [name for name, part in module.named_modules() if parametrize.type_before_parametrizations(part) in _PLAIN]
+    layers = [
+        name for name, part in module.named_modules() if parametrize.type_before_parametrizations(part) in CLASSES
+    ]
     parts: list[Part] = []
     for name, part in module.named_modules():
         if "parametrizations" in name.split("."):
@@ -90,7 +93,7 @@ def _reason(candidate: Candidate, layers: Sequence[str], name: str, module: nn.M
         return f"{own.__name__} is none of the kinds that are quantised: {kinds}"
     if not candidate.prepared_here:
         return "the factory leaves it in float"
-    if own not in _PLAIN:
+    if own not in CLASSES:
         return f"{own.__name__} is derived from {known.name}, and prepare takes {known.name} itself alone"
     if candidate.float_layers is not None:
         return "named in float_layers"
@@ -106,7 +109,7 @@ def _activation_reason(candidate: Candidate, module: nn.Module) -> str:
 
 def _functions(model: TruncModel) -> list[Part]:
     """ReLUs that a ``forward`` calls as functions."""
-    samples = [torch.zeros((2, *each.shape), dtype=getattr(torch, each.dtype)) for each in model.info.signature]
+    samples = zeros_for(model.info.signature, 2)
     with model.at_width(model.info.widths[-1]) as network:
         calls = _Relus(network)
         try:

@@ -43,7 +43,7 @@ class BackendApart:
     def open_continuous(self, content: bytes, bits: int | None = None) -> Callable[[Batch], list[Array]] | None:
         """See :meth:`tqexport.backends.base.Backend.open_continuous`."""
         opened = self._open("open_continuous", content, bits)
-        return None if opened is None else lambda batch: cast("list[Array]", opened.call("run", batch))
+        return None if opened is None else lambda batch: cast("list[Array]", opened.call("ask", 0, "__call__", batch))
 
     def open_integers(
         self,
@@ -76,16 +76,16 @@ class _Runner(Runner):
         self._opened = opened
 
     def run(self, batch: Batch) -> RuntimeRun:
-        return cast(RuntimeRun, self._opened.call("run_all", batch))
+        return cast(RuntimeRun, self._opened.call("ask", 0, "run", batch))
 
     def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
-        return cast("tuple[dict[str, list[Array]], list[Array]]", self._opened.call("run_traced", batch))
+        return cast("tuple[dict[str, list[Array]], list[Array]]", self._opened.call("ask", 0, "run_traced", batch))
 
     def run_untouched(self, batch: Batch) -> list[Array]:
-        return cast("list[Array]", self._opened.call("run_untouched", batch))
+        return cast("list[Array]", self._opened.call("ask", 0, "run_untouched", batch))
 
     def latency(self, sample: Batch) -> float:
-        return cast(float, self._opened.call("latency", sample))
+        return cast(float, self._opened.call("ask", 0, "latency", sample))
 
 
 class _Stretches:
@@ -95,7 +95,9 @@ class _Stretches:
         self._opened = opened
 
     def __call__(self, batch: Batch, levels: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
-        return cast("tuple[list[Array], dict[str, Array]]", self._opened.call("run", batch, dict(levels)))
+        return cast(
+            "tuple[list[Array], dict[str, Array]]", self._opened.call("ask", 0, "__call__", batch, dict(levels))
+        )
 
 
 def build(name: str, method: str, *arguments: Any, **settings: Any) -> _Served:
@@ -122,26 +124,8 @@ class _Served:
         runtime = self._results[number]
         return runtime.key, runtime.name, runtime.rounding, runtime.differing
 
-    def run(self, *arguments: Any) -> Any:
-        return self._results[0](*arguments)
-
-    def run_all(self, inputs: Any) -> Any:
-        return self._results[0].run(inputs)
-
-    def run_traced(self, inputs: Any) -> Any:
-        return self._results[0].run_traced(inputs)
-
-    def run_untouched(self, inputs: Any) -> Any:
-        return self._results[0].run_untouched(inputs)
-
-    def latency(self, sample: Any) -> float:
-        return float(self._results[0].latency(sample))
-
     def latency_of_integers(self, number: int, sample: Any) -> float:
         return median_seconds(lambda: self._results[number].run_untouched(sample))
 
-    def run_integers(self, number: int, inputs: Any) -> Any:
-        return self._results[number].run(inputs)
-
-    def run_integers_untouched(self, number: int, inputs: Any) -> Any:
-        return self._results[number].run_untouched(inputs)
+    def ask(self, number: int, method: str, *arguments: Any) -> Any:
+        return getattr(self._results[number], method)(*arguments)

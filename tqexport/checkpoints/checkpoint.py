@@ -23,6 +23,7 @@ from tqexport.integer.grids import attach_grids, grids_of
 from tqexport.integer.training import finished
 from tqexport.model import DTYPES, ONLY_INPUT, CheckpointInfo, InputInfo, TruncModel
 from tqexport.networks.registry import ARCHITECTURES, find_factory
+from tqexport.outputs import zeros_for
 from tqexport.reading import limits, records
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights, set_quantizer, unwrapped
@@ -262,7 +263,7 @@ def _check_runs(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
     """Refuse a network that takes no samples of the shape that is said."""
     try:
         with torch.no_grad():
-            module.eval()(*(torch.zeros((1, *each.shape), dtype=getattr(torch, each.dtype)) for each in info.signature))
+            module.eval()(*zeros_for(info.signature, 1))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         shapes = " and ".join(_by(each.shape) for each in info.signature)

@@ -67,10 +67,10 @@ class IntegerRuntimeApart(IntegerRuntime):
         self.key, self.name, self.rounding, self.differing = opened.call("about", number)
 
     def run(self, inputs: npt.NDArray[np.float32]) -> IntegerRun:
-        return cast(IntegerRun, self._opened.call("run_integers", self._number, inputs))
+        return cast(IntegerRun, self._opened.call("ask", self._number, "run", inputs))
 
     def run_untouched(self, inputs: npt.NDArray[np.float32]) -> Levels:
-        return cast(Levels, self._opened.call("run_integers_untouched", self._number, inputs))
+        return cast(Levels, self._opened.call("ask", self._number, "run_untouched", inputs))
 
     def latency(self, sample: npt.NDArray[np.float32]) -> float:
         """Median seconds of one sample, without the way to the other process and back."""

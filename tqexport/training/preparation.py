@@ -28,8 +28,8 @@ __all__ = ["prepare"]
 
 _log = logging.getLogger(__name__)
 
-_KINDS = {getattr(nn, kind.name): kind for kind in LAYER_KINDS}
-_KINDS[nn.modules.linear.NonDynamicallyQuantizableLinear] = _KINDS[nn.Linear]  # the out_proj of attention
+CLASSES = {getattr(nn, kind.name): kind for kind in LAYER_KINDS}
+CLASSES[nn.modules.linear.NonDynamicallyQuantizableLinear] = CLASSES[nn.Linear]  # the out_proj of attention
 _NORMS = {
     nn.BatchNorm1d: SwitchableBatchNorm1d,
     nn.BatchNorm2d: SwitchableBatchNorm2d,
@@ -149,7 +149,7 @@ def _quantize(layers: Mapping[str, nn.Module], float_layers: Collection[str]) ->
 
 def _kind_of(module: nn.Module) -> LayerKind | None:
     """The kind of a layer that :func:`prepare` can quantise; None for any other module."""
-    return None if is_quantized(module) else _KINDS.get(parametrize.type_before_parametrizations(module))
+    return None if is_quantized(module) else CLASSES.get(parametrize.type_before_parametrizations(module))
 
 
 def _check_parameters(model: nn.Module) -> None:

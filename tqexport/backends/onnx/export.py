@@ -31,7 +31,7 @@ from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.model import InputInfo, TruncModel
-from tqexport.outputs import run_network
+from tqexport.outputs import run_network, zeros_for
 from tqexport.training.quantizers import plain_name
 from tqexport.truncation import FLOAT_BITS
 
@@ -80,7 +80,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         ConversionError: torch.export cannot take the network, its batch size is not free, or it returns something else
             than tensors.
     """
-    sample = tuple(torch.zeros((2, *each.shape), dtype=getattr(torch, each.dtype)) for each in inputs)
+    sample = tuple(zeros_for(inputs, 2))
     try:
         with torch.no_grad():
             outputs = run_network(deployed, sample)

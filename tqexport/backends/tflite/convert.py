@@ -32,7 +32,6 @@ from tqexport.backends.tflite.onnx2tf import in_converters_order, run_onnx2tf
 from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.backends.tflite.template import (
-    TfliteTemplate,
     graph_key,
     locate_parameters,
     parameters,
@@ -141,6 +140,7 @@ def _converted(
     one_of = dict(zip(keys, models, strict=True))
     for model in one_of.values():
         refuse_operators(model)
+    rounds = {key: _rounds(model) for key, model in one_of.items()}
     marked = {key: with_fingerprints(model) for key, model in one_of.items()}
     converted = run_onnx2tf(list(marked.values()))
     templates = {
@@ -152,18 +152,17 @@ def _converted(
     unknown = [fine[key] for key, template in templates.items() if template is None]
     single = iter(run_onnx2tf(unknown + singly) if singly else [])
 
-    def written(template: TfliteTemplate | None, model: onnx.ModelProto) -> FlatModel:
+    def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
+        template = templates[key]
         flat = FlatModel(next(single)) if template is None else template.fill(parameters(model))
         _check_operators(flat)
-        _name_tensors(flat, model)
+        _name_tensors(flat, model.graph, rounds[key])
         return flat
 
-    channels_first = {
-        key: channels_first_values(fine[key], written(template, fine[key])) for key, template in templates.items()
-    }
+    channels_first = {key: channels_first_values(model, written(key, model)) for key, model in fine.items()}
     for graph, key in zip(graphs, keys, strict=True):
         template = templates[key]
-        flat = written(template, graph.model)
+        flat = written(key, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
         yield flat, origins, channels_first[key]
 
@@ -195,17 +194,20 @@ def _check_operators(flat: FlatModel) -> None:
             raise ConversionError(f"the network needs the operator {name}, which plain TFLite does not have")
 
 
-def _name_tensors(flat: FlatModel, model: onnx.ModelProto) -> None:
+def _rounds(model: onnx.ModelProto) -> list[str]:
+    """Names of the results of Round, in the order in which the converter meets and numbers them."""
+    rounding = {node.name: node.output[0] for node in model.graph.node if node.op_type == "Round"}
+    return [rounding[name] for name in in_converters_order(model) if name in rounding]
+
+
+def _name_tensors(flat: FlatModel, graph: onnx.GraphProto, rounds: Sequence[str]) -> None:
     """Names that depend on the network alone, where TensorFlow counts what it did before.
 
     Args:
         flat: The file; changed in place.
-        model: What was converted. onnx2tf numbers its ``tf.math.round`` operators as it meets them, and the numbers
-            survive where the order of operators in the file does not.
+        graph: What was converted.
+        rounds: See :func:`_rounds`; the numbers survive where the order of operators in the file does not.
     """
-    graph = model.graph
-    rounding = {node.name: node.output[0] for node in graph.node if node.op_type == "Round"}
-    rounds = [rounding[name] for name in in_converters_order(model) if name in rounding]
     _put_ends_in_order(flat, graph)
     for index, tensor in enumerate(flat.graph.tensors):
         tensor.name = f"constant_{index}" if flat.constant(index) is not None else f"value_{index}/{flat.name(index)}"

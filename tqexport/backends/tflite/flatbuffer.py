@@ -124,6 +124,16 @@ class FlatModel:
         """The first tensor of a name, or None."""
         return next((index for index in range(len(self.graph.tensors)) if self.name(index) == name), None)
 
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs of the graph, in its order."""
+        return [self.name(int(index)) for index in self.graph.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs of the graph, in its order."""
+        return [self.name(int(index)) for index in self.graph.outputs]
+
     def consumers(self, index: int) -> list[Operator]:
         """The operators that read a tensor."""
         return [operator for operator in self.graph.operators if index in list(operator.inputs)]

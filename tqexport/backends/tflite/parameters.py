@@ -47,7 +47,7 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int, *, switched: boo
 def without_roundings(content: bytes, bits: int | None) -> Callable[[Batch], list[Array]]:
     """A file without its roundings of activations, so that all it computes is continuous; takes channels first."""
     flat, facts = single_graph(content, bits)
-    inputs = [flat.name(int(index)) for index in flat.graph.inputs]
+    inputs = flat.input_names
     kept = facts.channels_first if facts else ()
     rounded = {
         int(operator.outputs[0]): int(operator.inputs[0])

@@ -37,9 +37,9 @@ class TfliteRunner(Runner):
         self._stored = stored_integers(flat) if bits is None else {}
         self._shifted = {} if bits is None else _shifted_codes(flat)
         activations, values = _kept_tensors(flat, layers=not deployed)
-        outputs = [flat.name(int(index)) for index in flat.graph.outputs]
+        outputs = flat.output_names
         super().__init__(outputs, list(activations.values()), list(values.values()), deployed=deployed)
-        self._inputs = [flat.name(int(index)) for index in flat.graph.inputs]
+        self._inputs = flat.input_names
         kept = [*flat.graph.outputs, *activations, *values, *self._shifted]
         flat.graph.outputs = np.array(kept, np.int32)
         flat.model.signatureDefs = None
@@ -87,8 +87,8 @@ class TfliteStretches:
             is_cut = flat.operator_name(operator) == "ROUND" and flat.name(int(operator.outputs[0])) in activations
             (cut if is_cut else kept).append(operator)
         flat.graph.operators = kept
-        self._inputs = [flat.name(int(index)) for index in flat.graph.inputs]
-        self._outputs = [flat.name(int(index)) for index in flat.graph.outputs]
+        self._inputs = flat.input_names
+        self._outputs = flat.output_names
         flat.graph.inputs = np.array([*flat.graph.inputs, *(rounding.outputs[0] for rounding in cut)], np.int32)
         flat.graph.outputs = np.array([*flat.graph.outputs, *(rounding.inputs[0] for rounding in cut)], np.int32)
         flat.model.signatureDefs = None
