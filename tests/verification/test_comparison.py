@@ -11,7 +11,8 @@ from places import artifact
 from tqexport.backends import open_runner, run_file
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.verification.comparison import compare, wilson_interval
+from tqexport.verification.classes import wilson_interval
+from tqexport.verification.comparison import compare
 
 WIDTHS = range(1, 9)
 

@@ -20,8 +20,7 @@ differ by any amount. So the logits alone prove nothing, and this module compare
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +32,14 @@ from tqexport.backends.base import EXACT, is_exact
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import RuntimeRun
 from tqexport.model import TruncModel
+from tqexport.verification.classes import agreement, classes_of, wilson_interval
 from tqexport.verification.codes import compare_codes, expected_codes
 from tqexport.verification.trace import LayerError, Trace, count_calls, numbers
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
-__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "agreement", "classes_of", "compare", "wilson_interval"]
+__all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare"]
 
 DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
 
@@ -109,20 +109,6 @@ class Verdict:
         return worst, errors[worst]
 
 
-def wilson_interval(share: float, samples: int) -> tuple[float, float]:
-    """95 % confidence interval of a share of ``samples`` (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927, 209-212).
-
-    Example:
-        >>> low, high = wilson_interval(0.9, 100)
-        >>> round(low, 3), round(high, 3)
-        (0.826, 0.945)
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * samples)) / (1 + z * z / samples)
-    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
 def compare(
     model: TruncModel,
     bits: int,
@@ -135,21 +121,6 @@ def compare(
     comparison = Comparison(model, bits, kernel)
     comparison.add(run, (inputs,), labels)
     return comparison.verdict()
-
-
-def classes_of(outputs: Array) -> Array:
-    """The class of each sample: the largest output, or the output itself where it is a whole number; (N, ...)."""
-    whole = not np.issubdtype(outputs.dtype, np.floating)
-    return outputs if whole or outputs.ndim < 2 else np.asarray(outputs.argmax(1))
-
-
-def agreement(outputs: Sequence[Array], others: Sequence[Array]) -> Array:
-    """For each sample whether the classes of all outputs are the same, bool (N,)."""
-    same = [
-        (classes_of(one) == classes_of(other)).reshape(len(one), -1).all(1)
-        for one, other in zip(outputs, others, strict=True)
-    ]
-    return np.asarray(np.all(same, axis=0))
 
 
 class Comparison:
