@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.errors import HostError, InputError, about
+from tqexport.errors import InputError, about
 from tqexport.model import InputInfo, Normalization, TruncModel
 from tqexport.reading import limits
 from tqexport.reading.archives import check_size
+from tqexport.verification.pictures import PictureReader, class_of
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
-__all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
-
-# Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
-_PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+__all__ = [
+    "Labels",
+    "Samples",
+    "checked_input",
+    "checked_labels",
+    "load_samples",
+    "noise",
+    "random_samples",
+    "read_samples",
+]
 
 Labels = npt.NDArray[np.int64]
 
@@ -125,32 +132,58 @@ def read_samples(path: Path, signature: Sequence[InputInfo], class_names: Sequen
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path} is not a readable NPZ file of numbers: {said}") from error
     inputs = tuple(
-        _checked(path, name, values, info) for (name, values), info in zip(stored.items(), signature, strict=True)
+        checked_input(path, name, values, info) for (name, values), info in zip(stored.items(), signature, strict=True)
     )
     if len({len(values) for values in inputs}) > 1:
         numbers = ", ".join(f"{len(values)} of {name}" for name, values in zip(stored, inputs, strict=True))
         raise InputError(f"{path}: there are {numbers}; give as many of each")
     if labels is not None and labels.shape != inputs[0].shape[:1]:
         raise InputError(f"{path}: labels are {labels.shape} for {len(inputs[0])} inputs")
-    classes = len(class_names)
-    if labels is not None and (labels.min() < 0 or (classes and labels.max() >= classes)):
-        known = f", and the network has {classes} classes" if classes else ""
-        raise InputError(f"{path}: labels are {labels.min()} to {labels.max()}{known}")
+    if labels is not None:
+        checked_labels(path, labels, class_names)
     return Samples(inputs, labels, f"on the {len(inputs[0])} samples of {path.name}")
 
 
-def _checked(path: Path, name: str, values: npt.NDArray[Any], info: InputInfo) -> npt.NDArray[Any]:
-    """The values of an input (N, *shape) in its dtype, if they are such values."""
+def checked_labels(source: object, labels: Labels, class_names: Sequence[str]) -> Labels:
+    """Labels (N,), if they are classes of the network.
+
+    Args:
+        source: Where they are from, for people.
+        labels: They.
+        class_names: Names of the network's outputs, if known.
+
+    Raises:
+        InputError: They are others.
+    """
+    classes = len(class_names)
+    if labels.min() < 0 or (classes and labels.max() >= classes):
+        known = f", and the network has {classes} classes" if classes else ""
+        raise InputError(f"{source}: labels are {labels.min()} to {labels.max()}{known}")
+    return labels
+
+
+def checked_input(source: object, name: str, values: npt.NDArray[Any], info: InputInfo) -> npt.NDArray[Any]:
+    """The values of an input (N, *shape) in its dtype, if they are such values.
+
+    Args:
+        source: Where they are from, for people.
+        name: What they are called there.
+        values: They.
+        info: The input.
+
+    Raises:
+        InputError: They are of another shape, or other numbers than the input takes.
+    """
     if values.shape[1:] != info.shape or not values.ndim or not len(values):
         raise InputError(
-            f"{path}: {name} are {values.shape}, the network takes {('N', *info.shape)}".replace("'N'", "N")
+            f"{source}: {name} are {values.shape}, the network takes {('N', *info.shape)}".replace("'N'", "N")
         )
     with np.errstate(all="ignore"):  # what does not fit is infinite or another number, and refused below
         converted = values.astype(info.dtype)
     if not (np.isfinite(values) & np.isfinite(converted)).all():
-        raise InputError(f"{path}: {name} hold NaN or infinite values")
+        raise InputError(f"{source}: {name} hold NaN or infinite values")
     if info.limit and not ((values == converted) & (values >= 0) & (values < info.limit)).all():
-        raise InputError(f"{path}: {name} hold other numbers than the network's, which are 0 to {info.limit - 1}")
+        raise InputError(f"{source}: {name} hold other numbers than the network's, which are 0 to {info.limit - 1}")
     return converted
 
 
@@ -181,17 +214,9 @@ def _read_folder(
     path: Path, signature: Sequence[InputInfo], class_names: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], Labels]:
     """The pictures of a folder, in the order of their names, and the classes that their subfolders stand for."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise HostError("reading pictures needs Pillow: pip install 'tqexport[report]'") from error
-    shape = signature[0].shape
-    if len(signature) > 1 or signature[0].dtype != "float32" or len(shape) != 3 or shape[0] not in (1, 3):
-        takes = ", ".join(f"{info.dtype} {info.shape}" for info in signature)
-        raise InputError(f"{path} is a folder of pictures, but the network takes {takes}; give an NPZ file")
-    channels, height, width = shape
+    reader = PictureReader(signature, f"the folder {path}")
     files = [
-        (file, _class_of(folder, class_names))
+        (file, class_of(folder.name, class_names, str(folder)))
         for folder in sorted(path.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
         for file in sorted(folder.iterdir())
@@ -199,29 +224,7 @@ def _read_folder(
     ]
     if not files:
         raise InputError(f"{path} holds no pictures; put those of each class into a subfolder named after the class")
-    inputs = np.empty((len(files), *shape), np.float32)
+    inputs = np.empty((len(files), *signature[0].shape), np.float32)
     for row, (file, _) in zip(inputs, files, strict=True):
-        try:
-            with Image.open(file, formats=_PICTURE_FORMATS) as picture:
-                if picture.width * picture.height > limits.PICTURE_PIXELS:
-                    raise ValueError("it has too many pixels")
-                fitted = picture.convert("L" if channels == 1 else "RGB").resize(
-                    (width, height), Image.Resampling.BILINEAR
-                )
-        except Exception as error:  # damage shows as whatever it leads Pillow to
-            raise InputError(
-                f"{file} is not a readable picture of at most {limits.PICTURE_PIXELS:,} pixels; remove it from the "
-                "folder or replace it"
-            ) from error
-        row[:] = np.moveaxis(np.asarray(fitted, np.float32).reshape(height, width, channels), -1, 0) / 255
+        row[:] = reader.read(file, str(file))
     return inputs, np.array([label for _, label in files], np.int64)
-
-
-def _class_of(folder: Path, class_names: Sequence[str]) -> int:
-    """The class that a folder of pictures is named after, by name or by index."""
-    if folder.name in class_names:
-        return list(class_names).index(folder.name)
-    if folder.name.isdecimal() and (not class_names or int(folder.name) < len(class_names)):
-        return int(folder.name)
-    known = f"the network's are {', '.join(class_names)}" if class_names else "name it by the index of the output"
-    raise InputError(f"{folder} is named after no class; {known}")
