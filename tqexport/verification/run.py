@@ -25,7 +25,7 @@ from tqexport.verification.samples import Labels, Samples, load_samples, random_
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
-__all__ = ["Checked", "Samples", "load_samples", "random_samples", "verify", "verify_made"]
+__all__ = ["Checked", "Job", "Samples", "jobs_of", "load_samples", "random_samples", "verify", "verify_made"]
 
 _CODES_ALONE = "codes alone"  # what stands for the runtime of a format that nothing here runs
 
@@ -99,14 +99,7 @@ def verify(
         InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
         ConversionError: A width that was not exported cannot be.
     """
-    backends = [backend for backend in BACKENDS.values() if not runtimes or {*runtimes} & backend.every_runtime()]
-    for backend in backends:
-        for runtime in {*runtimes} & backend.every_runtime():
-            backend.check_runtime(runtime)
-    jobs = sorted(_jobs(project, widths, backends), key=_Job.place)
-    jobs = [job for job in jobs if not runtimes or {*runtimes} & job.runtimes()]
-    if not jobs:
-        raise UsageError(f"none of the files to compare runs in {', '.join(runtimes)}")
+    jobs = jobs_of(project, widths, runtimes)
     fresh = FreshExports(project, _compared_with_fresh(jobs, project.model.info.widths))
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
@@ -141,15 +134,25 @@ def verify_made(
     fresh = FreshExports(project, {})
     for bits, content in files:
         file = project.file_name(backend.name, project.widths if run_time else (bits,), kernel)
-        job = _Job(bits, backend, kernel, file, content, temporary=True, run_time=run_time)
+        job = Job(bits, backend, kernel, file, content, temporary=True, run_time=run_time)
         with project.step(f"Comparing {file} at {bits} bits with PyTorch"), about(f"{file}:"):
             checked = list(_check(project, job, samples, (), fresh))
         yield from checked
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One artifact at one of its widths."""
+class Job:
+    """One artifact at one of its widths.
+
+    Attributes:
+        bits: The width.
+        backend: Its format.
+        kernel: How it multiplies.
+        file: Its name.
+        content: The file.
+        temporary: It was exported for this job alone.
+        run_time: Whether it is a run-time file.
+    """
 
     bits: int
     backend: Backend
@@ -190,7 +193,20 @@ class _Job:
         return fresh.compare(self.backend.name, self.kernel, self.content, self.bits, switched=self.run_time)
 
 
-def _compared_with_fresh(jobs: Sequence[_Job], every_width: Sequence[int]) -> dict[tuple[str, str], set[int]]:
+def jobs_of(project: Project, widths: Sequence[int], runtimes: Collection[str] = ()) -> list[Job]:
+    """The artifacts of some widths, each at each of them, in the order of results; see :func:`verify`."""
+    backends = [backend for backend in BACKENDS.values() if not runtimes or {*runtimes} & backend.every_runtime()]
+    for backend in backends:
+        for runtime in {*runtimes} & backend.every_runtime():
+            backend.check_runtime(runtime)
+    jobs = sorted(_found(project, widths, backends), key=Job.place)
+    jobs = [job for job in jobs if not runtimes or {*runtimes} & job.runtimes()]
+    if not jobs:
+        raise UsageError(f"none of the files to compare runs in {', '.join(runtimes)}")
+    return jobs
+
+
+def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dict[tuple[str, str], set[int]]:
     """By back end and kernel, the widths of the fixed files that are needed to compare exported files with."""
     needed: dict[tuple[str, str], set[int]] = {}
     for job in jobs:
@@ -205,7 +221,7 @@ def _compared_with_fresh(jobs: Sequence[_Job], every_width: Sequence[int]) -> di
 
 
 def _check(
-    project: Project, job: _Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
+    project: Project, job: Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
 ) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
     if is_integer(job.kernel):
@@ -215,7 +231,7 @@ def _check(
 
 
 def _check_integers(
-    project: Project, job: _Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
+    project: Project, job: Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
 ) -> Iterator[Checked]:
     """Compare an integer file with the integer model, and that with PyTorch."""
     from tqexport.integer.build import integer_model
@@ -241,7 +257,7 @@ def _check_integers(
         yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
 
 
-def _false_facts(project: Project, job: _Job) -> list[str]:
+def _false_facts(project: Project, job: Job) -> list[str]:
     """What an integer file says of itself at its width that is not so, by name."""
     facts = job.backend.facts(job.content)
     said = facts.by_width.get(job.bits) if isinstance(facts, MultiWidthFacts) else facts
@@ -252,7 +268,7 @@ def _false_facts(project: Project, job: _Job) -> list[str]:
     return [field.name for field in fields(said) if getattr(said, field.name) != getattr(true, field.name)]
 
 
-def _check_floats(project: Project, job: _Job, samples: Samples, parameters: Parameters, opener: Opener) -> Checked:
+def _check_floats(project: Project, job: Job, samples: Samples, parameters: Parameters, opener: Opener) -> Checked:
     """Compare a file as deployed, and layer by layer."""
     width = job.bits if job.run_time else None
     runner, latency = opener.open_runner(parameters.content, width, deployed=True), None
@@ -295,7 +311,7 @@ def samples_at_once(numbers: int) -> int:
     return max(2, min(64, 400_000 // numbers))
 
 
-def _jobs(project: Project, widths: Sequence[int], backends: Sequence[Backend]) -> Iterator[_Job]:
+def _found(project: Project, widths: Sequence[int], backends: Sequence[Backend]) -> Iterator[Job]:
     """The artifacts of each width; those that were exported come first, because one may turn out to be damaged."""
     exported: set[tuple[str, int]] = set()  # back ends and widths of which there is an exact file
     for artifact, path in project.artifacts(widths):
@@ -305,7 +321,7 @@ def _jobs(project: Project, widths: Sequence[int], backends: Sequence[Backend]) 
         for bits in sorted({*widths} & {*artifact.widths}):
             if artifact.kernel == project.default_kernel or (run_time and not is_integer(artifact.kernel)):
                 exported.add((artifact.kind, bits))
-            yield _Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
+            yield Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
     for bits in widths:
         project.model.check_width(bits)
     kernel = project.default_kernel
@@ -316,4 +332,4 @@ def _jobs(project: Project, widths: Sequence[int], backends: Sequence[Backend]) 
         BACKENDS[name].check_environment(kernel)
     for name in chosen:
         for bits, content in project.make(name, missing[name], kernel):
-            yield _Job(bits, BACKENDS[name], kernel, project.file_name(name, (bits,), kernel), content, temporary=True)
+            yield Job(bits, BACKENDS[name], kernel, project.file_name(name, (bits,), kernel), content, temporary=True)
