@@ -83,7 +83,8 @@ def command(
         from tqexport.verification.run import load_samples, random_samples, verify
 
         if report:
-            from tqexport.verification.report import check_report, render_report
+            from tqexport.html.page import check_report
+            from tqexport.verification.report import render_report
 
             check_report(report)
         if statement:

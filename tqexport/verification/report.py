@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tqexport.errors import HostError
-from tqexport.files import ensure_folder
+from tqexport.html.page import COLORS, TEXT, Plot, plot, render_page
 from tqexport.model import TruncModel
 from tqexport.truncation import max_code
 from tqexport.verification.codes import expected_codes
 from tqexport.verification.run import Checked
-from tqexport.versions import COMPARING, versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_report", "render_report"]
+__all__ = ["render_report"]
 
 TEMPLATE = "report.html.j2"
-_TEXT = "#010203"  # what the plots draw text and axes in, and the page replaces by its own colour
 _TEXT_COLUMNS = {"runtime", "verdict", "file", "worst layer"}  # all others hold numbers
-_COLORS = ("#2f7ed8", "#e07b39", "#2ca58d", "#b05cc6")
-
-
-@dataclass(frozen=True)
-class _Plot:
-    title: str
-    note: str
-    svg: str
-    wide: bool = False
-
-
-def check_report(path: Path) -> None:
-    """Make sure that a report can be made and written, before any slow work.
-
-    Raises:
-        HostError: Jinja or matplotlib is missing, or the folder cannot be written.
-    """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise HostError(f"--report needs {error.name}: pip install 'tqexport[report]'") from error
-    ensure_folder(path.parent)
 
 
 def render_report(model: TruncModel, title: str, checked: Sequence[Checked], conclusion: str) -> bytes:
@@ -62,14 +31,11 @@ def render_report(model: TruncModel, title: str, checked: Sequence[Checked], con
         checked: The results.
         conclusion: The verdict, one line.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tqexport.verification", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     rows = [_row(check) for check in checked]
     layer_columns, layer_rows = _layers(checked)
-    page = environment.get_template(TEMPLATE).render(
+    return render_page(
+        __package__,
+        TEMPLATE,
         title=title,
         passed=all(check.passed for check in checked),
         conclusion=conclusion,
@@ -79,9 +45,7 @@ def render_report(model: TruncModel, title: str, checked: Sequence[Checked], con
         plots=list(_plots(model, checked)),
         layer_columns=layer_columns,
         layer_rows=layer_rows,
-        versions=_versions(),
     )
-    return page.encode()
 
 
 def _row(check: Checked) -> dict[str, str]:
@@ -108,7 +72,7 @@ def _row(check: Checked) -> dict[str, str]:
     }
 
 
-def _layers(checked: Sequence[Checked]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def _layers(checked: Sequence[Checked]) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """The error of each layer, a column per artifact and width."""
     names = list(dict.fromkeys(name for check in checked for name in check.unoptimized.layers))
 
@@ -116,29 +80,29 @@ def _layers(checked: Sequence[Checked]) -> tuple[list[str], list[tuple[str, list
         layer = check.unoptimized.layers.get(name)
         return "-" if layer is None else f"{layer.error:.1e}"
 
-    columns = [f"{check.bits} bits, {check.runtime}" for check in checked]
-    return columns, [(name, [cell(check, name) for check in checked]) for name in names]
+    columns = [("layer", "text"), *((f"{check.bits} bits, {check.runtime}", "") for check in checked)]
+    return columns, [[name, *(cell(check, name) for check in checked)] for name in names]
 
 
-def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
+def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[Plot]:
     """Everything drawn; what was not run has no latency, flips or agreement."""
     run = [check for check in checked if check.latency is not None]
-    yield _plot("Size by width", "kB of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes / 1000))
+    yield plot("Size by width", "kB of the file", lambda axes: _bars(axes, checked, lambda check: check.bytes / 1000))
     if any(check.deployed.accuracy is not None for check in run):
-        yield _plot("Accuracy by width", "with 95 % confidence intervals, %", lambda axes: _accuracy(axes, run))
+        yield plot("Accuracy by width", "with 95 % confidence intervals, %", lambda axes: _accuracy(axes, run))
     elif run:
-        yield _plot(
+        yield plot(
             "Top-1 agreement by width",
             "share of samples with PyTorch's largest output, %",
             lambda axes: _by_width(axes, run, lambda check: 100 * check.deployed.top1_agreement),
         )
     if run:
-        yield _plot(
+        yield plot(
             "Latency by width",
             "ms for one sample on one thread",
             lambda axes: _bars(axes, run, lambda check: 1000 * (check.latency or 0)),
         )
-        yield _plot(
+        yield plot(
             "Flips by width",
             "activations per million on the other side of their boundary",
             lambda axes: _bars(
@@ -146,7 +110,7 @@ def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
             ),
         )
     if any(check.unoptimized.layers for check in checked):
-        yield _plot(
+        yield plot(
             "Error by layer",
             "largest difference given the same input, as a share of the layer's largest output; "
             "the line is what rounding explains",
@@ -159,7 +123,7 @@ def _plots(model: TruncModel, checked: Sequence[Checked]) -> Iterator[_Plot]:
 def _accuracy(axes: Axes, checked: Sequence[Checked]) -> None:
     """Accuracy with its interval, and a line for that of PyTorch."""
     reference = {check.bits: check.deployed.reference_accuracy or 0.0 for check in checked}
-    axes.plot(list(reference), [100 * value for value in reference.values()], color=_TEXT, linewidth=1, label="PyTorch")
+    axes.plot(list(reference), [100 * value for value in reference.values()], color=TEXT, linewidth=1, label="PyTorch")
     for place, chosen, style in _series(checked):
         shares = np.array([100 * (check.deployed.accuracy or 0) for check in chosen])
         ends = np.array([check.deployed.accuracy_interval or (0, 0) for check in chosen]) * 100
@@ -198,14 +162,14 @@ def _errors(axes: Axes, checked: Sequence[Checked]) -> None:
             errors[name] = max(errors.get(name, 0.0), layer.error, 1e-9)  # a logarithmic axis has no 0
             bounds[name] = max(bounds.get(name, 0.0), layer.bound, 1e-9)
         axes.plot([names.index(name) for name in errors], list(errors.values()), "o", markersize=4, **style)
-    axes.step(range(len(names)), [bounds[name] for name in names], where="mid", color=_TEXT, linewidth=0.8)
+    axes.step(range(len(names)), [bounds[name] for name in names], where="mid", color=TEXT, linewidth=0.8)
     axes.set_yscale("log")
     step = max(1, -(-len(names) // 24))
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", rotation_mode="anchor")
-    axes.legend(frameon=False, ncols=3, labelcolor=_TEXT)
+    axes.legend(frameon=False, ncols=3, labelcolor=TEXT)
 
 
-def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[_Plot]:
+def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[Plot]:
     """How the weights of all quantised layers spread over the levels of each width."""
     for bits in widths:
         codes = np.concatenate([weight.codes.ravel() for weight in expected_codes(model, bits).values()])
@@ -213,18 +177,18 @@ def _histograms(model: TruncModel, widths: Sequence[int]) -> Iterator[_Plot]:
 
         def draw(axes: Axes, counts: Any = counts, bits: int = bits) -> None:
             levels = 2 * np.arange(len(counts)) / max_code(bits) - 1
-            axes.bar(levels, 100 * counts, 1.8 / len(counts), color=_COLORS[0])
+            axes.bar(levels, 100 * counts, 1.8 / len(counts), color=COLORS[0])
             axes.set_xlim(-1.1 - 1 / len(counts), 1.1 + 1 / len(counts))
             axes.set_xlabel("weight, in units of the layer's E")
 
-        yield _plot(f"Weights at {bits} bit{'s' * (bits > 1)}", f"% of weights on each of {1 << bits} levels", draw)
+        yield plot(f"Weights at {bits} bit{'s' * (bits > 1)}", f"% of weights on each of {1 << bits} levels", draw)
 
 
 def _series(checked: Sequence[Checked]) -> Iterator[tuple[float, list[Checked], dict[str, Any]]]:
     """For each runtime: its place among them, centred on 0; its results; and the settings of what is drawn."""
     runtimes = _runtimes(checked)
     for number, runtime in enumerate(runtimes):
-        style = {"color": _COLORS[number % len(_COLORS)], "label": runtime}
+        style = {"color": COLORS[number % len(COLORS)], "label": runtime}
         yield number - (len(runtimes) - 1) / 2, [check for check in checked if check.runtime == runtime], style
 
 
@@ -238,51 +202,8 @@ def _finish(axes: Axes, checked: Sequence[Checked]) -> None:
     axes.set_xticks(widths)
     axes.set_xlim(widths[0] - 0.7, widths[-1] + 0.7)
     axes.set_xlabel("bits")
-    axes.legend(frameon=False, ncols=2, labelcolor=_TEXT)
-
-
-def _plot(title: str, note: str, draw: Callable[[Axes], None], *, wide: bool = False) -> _Plot:
-    """Draw a plot as SVG in the colours of the page."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with _style():
-        figure = Figure(figsize=(9.5, 3.6) if wide else (4.6, 2.9), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return _Plot(title, note, svg.replace(_TEXT, "currentColor"), wide)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """The settings of matplotlib that the page wants."""
-    import matplotlib as mpl
-
-    settings: dict[str, Any] = {
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "tqexport",  # the same page for the same results
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.alpha": 0.2,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _TEXT),
-        "grid.color": _TEXT,
-    }
-    with mpl.rc_context(settings):  # type: ignore[arg-type]
-        yield
+    axes.legend(frameon=False, ncols=2, labelcolor=TEXT)
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _versions() -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions(COMPARING).items())
