@@ -8,7 +8,7 @@ import click
 
 from tqexport.backends import BACKENDS
 
-from . import calibrate, check, convert, gap, inspect, parts, truncate, verify
+from . import calibrate, check, convert, evaluate, gap, inspect, parts, truncate, verify
 from .common import run_and_exit
 from .export import export_command
 
@@ -35,6 +35,7 @@ def cli() -> None:
 for command in (
     *map(export_command, BACKENDS.values()),
     verify.command,
+    evaluate.command,
     truncate.command,
     parts.split,
     parts.join,
