@@ -36,7 +36,7 @@ __all__ = ["ATTEMPTS", "Failed", "Work", "evaluate_shards", "workers"]
 ATTEMPTS = 3  # of a shard, each on another worker while there are others
 _AT_ONCE = 64  # samples that a runtime gets
 _NUMBERS = 4_000_000  # of them all, so that large samples go through in smaller numbers
-_WAIT = 60  # seconds for the first worker of a scheduler
+_CONNECT, _WAIT = 15, 60  # seconds for a scheduler to answer, and for its first worker
 _AHEAD = 2  # shards that wait for each thread of the workers
 
 
@@ -187,7 +187,7 @@ def workers(scheduler: str | None, count: int | None) -> Iterator[Client]:
             yield client
         return
     try:
-        client = Client(scheduler, timeout=_WAIT, set_as_default=False)
+        client = Client(scheduler, timeout=_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise HostError(f"no Dask scheduler answers at {scheduler}: {error}") from error
     with client:
