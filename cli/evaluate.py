@@ -93,7 +93,7 @@ def command(
             project, asked, patterns, runtimes, count=workers, scheduler=scheduler, journal=journal, advance=advance
         )
     output.say(
-        f"{evaluation.checkpoint} on {evaluation.counts.samples:,} samples in {evaluation.shards:,} shards"
+        f"{evaluation.checkpoint} on {evaluation.counts.samples:,} samples in {evaluation.shards:,} shard{'s' * (evaluation.shards != 1)}"
         f"{'' if evaluation.counts.labelled else ', without labels of their classes'}"
     )
     _say_tables(output, evaluation)
@@ -143,7 +143,7 @@ def _say_tables(output: Output, evaluation: Evaluation) -> None:
             low, high = evaluation.interval(index) or (0.0, 0.0)
             cells += [f"{100 * (evaluation.accuracy(index) or 0):.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"]
             confused = evaluation.confused(index)
-            cells.append("" if confused is None else f"{confused[0]} as {confused[1]}, {confused[2]:,} times")
+            cells.append("" if confused is None else f"{confused[0]} as {confused[1]} ({confused[2]:,})")
         widest = evaluation.widest(index)
         cells.append("" if widest == index else f"{100 * evaluation.agreement(index, widest):.2f} %")
         rows.append(cells)

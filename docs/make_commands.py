@@ -27,6 +27,7 @@ EXAMPLES = {
     "onnx": "onnx ckpt.pt --bits 2,8",
     "tflite": "tflite",
     "verify": "verify --bits 2,8",
+    "evaluate": "evaluate --data samples.npz --bits 2,8",
     "truncate": "truncate tqexport-out/ckpt.onnx --bits 4 -o cut",
     "inspect": "inspect ckpt.pt",
     "gap": "gap ckpt.pt --bits 1,2,4 --data samples.npz",

@@ -21,6 +21,7 @@ CALLS = {  # by command: its calls, and the schema of what each prints
         ("verify out --bits 2 --runtime onnxruntime --data few.npz", "verify"),
         ("verify out/ckpt-w2.onnx out/ckpt-w2.tflite --samples 2", "verify-artifacts"),
     ],
+    "evaluate": [("evaluate out --bits 2,8 --data few.npz --workers 1 --resume journal", "evaluate")],
     "truncate": [(f"truncate {DATA}/v0.1/svhnq.onnx --bits 2 -o new", "truncate")],
     "split": [(f"split {DATA}/v0.1/svhnq.onnx --first 2 -o new-parts", "split")],
     "join": [("join parts/svhnq-w2-exact-packed.onnx parts/svhnq-w2-rest.zip -o whole", "join")],

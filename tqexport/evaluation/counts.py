@@ -44,8 +44,11 @@ class Counts:
         """
         self.samples += len(classes[0][0])
         for row, own in enumerate(classes):
-            for column, others in enumerate(classes):
-                self.agreeing[row, column] += int(same_classes(own, others).sum())
+            for column, others in enumerate(classes[: row + 1]):
+                agreeing = int(same_classes(own, others).sum())
+                self.agreeing[row, column] += agreeing
+                if column != row:
+                    self.agreeing[column, row] += agreeing
         if labels is None or any(own[0].shape != labels.shape for own in classes):
             return
         self.labelled += len(labels)
