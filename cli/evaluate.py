@@ -92,10 +92,9 @@ def command(
         evaluation = evaluate(
             project, asked, patterns, runtimes, count=workers, scheduler=scheduler, journal=journal, advance=advance
         )
-    output.say(
-        f"{evaluation.checkpoint} on {evaluation.counts.samples:,} samples in {evaluation.shards:,} shard{'s' * (evaluation.shards != 1)}"
-        f"{'' if evaluation.counts.labelled else ', without labels of their classes'}"
-    )
+    counts, parts = evaluation.counts, f"{evaluation.shards:,} shard{'s' * (evaluation.shards != 1)}"
+    without = "" if counts.labelled else ", without labels of their classes"
+    output.say(f"{evaluation.checkpoint} on {counts.samples:,} samples in {parts}{without}")
     _say_tables(output, evaluation)
     if report:
         with output.step(f"Writing {report}"):
