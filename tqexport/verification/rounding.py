@@ -301,7 +301,7 @@ def _recurrent(call: _Call) -> list[Any]:
         steps = value.unbind()
         for step in reversed(steps) if reverse else steps:
             gates = torch.addmm(biases[0], step, into.t()) + torch.addmm(biases[1], hidden, back.t())
-            enter, keep, new, show = gates.split(len(into) // 4, 1)
+            enter, keep, new, show = gates.split(len(into) // 4, 1)  # type: ignore[no-untyped-call]
             cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
             hidden = show.sigmoid() * cell.tanh()
             outputs.append(hidden)

@@ -1,12 +1,12 @@
 """Recurrent layers written out step by step, as TFLite can have them.
 
-TFLite has an LSTM operator, whose weights cannot be codes, and no GRU. So each LSTM and GRU of an ONNX graph becomes the
-products, sums and gates that it stands for, once for every step (the formulas of ``torch.nn.LSTM`` and
+TFLite has an LSTM operator, whose weights cannot be codes, and no GRU. So each LSTM and GRU of an ONNX graph becomes
+the products, sums and gates that it stands for, once for every step (the formulas of ``torch.nn.LSTM`` and
 ``torch.nn.GRU``). All steps read the same weights; the product with the input weights is one, of all steps together.
 
 The operators of ONNX want the rows of the weights in another order than PyTorch's. The exporter puts them in that order
-as the file runs; here the parameters are taken from before that, as PyTorch has them: i, f, g, o of an LSTM, and r, z, n
-of a GRU.
+as the file runs; here the parameters are taken from before that, as PyTorch has them: i, f, g, o of an LSTM, and r, z,
+n of a GRU.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def _layer_of(
         return None
     if shape[0] > MOST_STEPS:
         raise ConversionError(
-            f"{node.name} goes through {shape[0]} steps, and a TFLite file has each of them written out, {MOST_STEPS} at "
-            "most; take shorter sequences, or deploy the network as ONNX"
+            f"{node.name} goes through {shape[0]} steps, and a TFLite file has each of them written out, {MOST_STEPS} "
+            "at most; take shorter sequences, or deploy the network as ONNX"
         )
     into, back, biases = weights
     parameters = tuple((into[i], back[i], *biases[2 * i : 2 * i + 2]) for i in range(count))
@@ -226,9 +226,7 @@ def _first_state(writer: _Writer, name: str, values: Values, number: int, shape:
     return writer.reshape(writer.add("Slice", name, start, end, axis), shape)
 
 
-def _lstm_step(
-    writer: _Writer, entered: str, states: Sequence[str], parameters: Sequence[str], size: int
-) -> list[str]:
+def _lstm_step(writer: _Writer, entered: str, states: Sequence[str], parameters: Sequence[str], size: int) -> list[str]:
     """One step of an LSTM; an empty state is zeros, whose product no converter has to make a constant of."""
     state, cell = states
     back, *bias = parameters
@@ -242,9 +240,7 @@ def _lstm_step(
     return [writer.add("Mul", writer.add("Sigmoid", show), writer.add("Tanh", cell)), cell]
 
 
-def _gru_step(
-    writer: _Writer, entered: Sequence[str], state: str, parameters: Sequence[str], values: Values
-) -> str:
+def _gru_step(writer: _Writer, entered: Sequence[str], state: str, parameters: Sequence[str], values: Values) -> str:
     """One step of a GRU; an empty state is zeros, as in :func:`_lstm_step`."""
     back, *bias = parameters
     size = values[back].shape[1]
