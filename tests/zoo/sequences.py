@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tqexport import InputInfo
 
-SEQUENCE = (InputInfo("input", (12, 16)),)
+SEQUENCE, SHORT = (InputInfo("input", (12, 16)),), (InputInfo("input", (4, 16)),)
 TOKENS = InputInfo("tokens", (12,), "int64", below=50)
 MASK = InputInfo("mask", (12,), "bool")
 
@@ -172,7 +172,7 @@ ENTRIES = [
     Entry("tokens in front of convolutions", Embedded, (TOKENS,)),
     Entry("LSTM", lambda: Recurrent(nn.LSTM), SEQUENCE),
     Entry("GRU", lambda: Recurrent(nn.GRU), SEQUENCE),
-    Entry("GRU, two layers in both directions", lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), SEQUENCE),
+    Entry("GRU, two layers in both directions", lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), SHORT),
     Entry("two pictures", Pair, (InputInfo("left", (3, 16, 16)), InputInfo("right", (3, 16, 16)))),
     Entry("a tuple of outputs", Several),
     Entry("whole numbers among the outputs", Classes),

@@ -149,7 +149,7 @@ def _layer_of(
     if node.op_type not in _USUAL:
         return None
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    backwards = _DIRECTIONS[attributes.pop("direction", b"forward")]
+    backwards = _DIRECTIONS.get(attributes.pop("direction", b"forward"), ())
     attributes.pop("hidden_size", None)
     inputs = [*node.input, *[""] * _PEEPHOLES][: _PEEPHOLES + 1]
     weights = [_parameters_of(name, values, producers) for name in inputs[_WEIGHTS]]
@@ -157,6 +157,7 @@ def _layer_of(
     if (
         not all(_USUAL[node.op_type].get(name) == value for name, value in attributes.items())
         or (node.op_type == "GRU" and "linear_before_reset" not in attributes)
+        or not backwards
         or not all(shape)
         or [len(part) for part in weights] not in ([count, count, 0], [count, count, 2 * count])
         or inputs[_LENGTHS]
