@@ -158,7 +158,7 @@ def _layer_of(
         not all(_USUAL[node.op_type].get(name) == value for name, value in attributes.items())
         or (node.op_type == "GRU" and "linear_before_reset" not in attributes)
         or not backwards
-        or not all(shape)
+        or not (shape and all(shape))
         or [len(part) for part in weights] not in ([count, count, 0], [count, count, 2 * count])
         or inputs[_LENGTHS]
         or inputs[_PEEPHOLES]
