@@ -26,7 +26,9 @@ def test_a_row_names_the_parameters_and_their_output_channels(kind):
     layer = a_layer(kind)
     for parameter in kind.parameters_of(layer):
         shape = getattr(layer, parameter).shape
-        sizes = (12, 4) if kind.name == "MultiheadAttention" else (4, 2)
+        sizes = {"MultiheadAttention": (12, 4), "LSTM": (16, 2), "GRU": (12, 2)}.get(kind.name, (4, 2))
+        if parameter.startswith("weight_hh"):  # for the state
+            sizes = (sizes[0], 4)
         assert (shape[kind.output_axis], shape[1 - kind.output_axis]) == sizes
 
 
@@ -36,6 +38,14 @@ def test_a_layer_may_lack_some_of_the_parameters():
     others = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     assert kind.parameters_of(nn.MultiheadAttention(4, 2, kdim=3)) == others
     assert kind.parameters_of(prepare(nn.MultiheadAttention(4, 2, kdim=3), (8,), float_layers=[])) == others
+
+
+def test_a_recurrent_layer_has_them_of_every_layer_and_direction():
+    kind = kind_of(nn.GRU(2, 4))
+    names = ("weight_ih_l0", "weight_hh_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse", "weight_ih_l1")
+    layer = nn.GRU(2, 4, 2, bidirectional=True)
+    assert kind.parameters_of(layer)[:5] == names
+    assert kind.parameters_of(prepare(layer, (8,), float_layers=[])) == kind.parameters_of(layer)
 
 
 def test_the_page_says_which_kinds_are_quantised():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class LayerKind:
 
     Attributes:
         name: The class in ``torch.nn``.
-        parameters: Names of the parameters that multiply, each of which is quantised as a whole. A layer may lack some.
+        parameters: Names of the parameters that multiply, each of which is quantised as a whole. A layer may lack some,
+            and a recurrent one has them once for every layer and direction inside it, which ``*`` stands for.
         onnx: The ONNX operators that multiply with it, or look its rows up.
         output_axis: The axis of such a parameter that counts output channels, 0 or 1; the other counts input channels.
     """
@@ -34,9 +36,14 @@ class LayerKind:
     output_axis: int = 0
 
     def parameters_of(self, module: nn.Module) -> tuple[str, ...]:
-        """Those of ``parameters`` that a layer of the kind has, quantised or not."""
+        """Those of ``parameters`` that a layer of the kind has, quantised or not, or computed before every call."""
+        if "_flat_weights_names" in module.__dict__:  # of torch.nn.RNNBase
+            own: list[str] = module.__dict__["_flat_weights_names"]
+            return tuple(name for name in own if any(fnmatchcase(name, pattern) for pattern in self.parameters))
         return tuple(name for name in self.parameters if module._parameters.get(name, "quantised") is not None)
 
+
+_RECURRENT = ("weight_ih_l*", "weight_hh_l*", "weight_hr_l*")
 
 LAYER_KINDS = (
     LayerKind("Conv1d", ("weight",), ("Conv",)),
@@ -51,6 +58,9 @@ LAYER_KINDS = (
         ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
         ("Gemm", "MatMul"),
     ),
+    LayerKind("LSTM", _RECURRENT, ("LSTM",)),
+    LayerKind("GRU", _RECURRENT, ("GRU",)),
+    LayerKind("RNN", _RECURRENT, ("Gemm", "MatMul")),  # which is exported step by step
 )
 
 ONNX_OPERATORS = frozenset(operator for kind in LAYER_KINDS for operator in kind.onnx)

@@ -30,7 +30,7 @@ class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
         self.table, self.first, self.last = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-        self.middle = nn.GRU(4, 4, batch_first=True)
+        self.middle, self.idle = nn.GRU(4, 4, batch_first=True), nn.Bilinear(2, 2, 2)
 
     def forward(self, tokens, mask):
         return self.last(self.middle(self.first(self.table(tokens)) * mask[:, :, None])[0][:, -1])
@@ -113,7 +113,8 @@ def test_inputs_are_named_by_options_or_by_the_factory(folder):
     assert said["inputs"][0] == {"name": "tokens", "shape": [6], "dtype": "int64", "below": 9}
     parts = {part["name"]: part for part in said["parts"]}
     assert parts["last"]["reason"] == "named in float_layers"
-    assert "GRU is none of the kinds" in parts["middle.weight_ih_l0"]["reason"]
+    assert "Bilinear is none of the kinds" in parts["idle"]["reason"]
+    assert parts["middle.weight_ih_l0"]["quantized"]
     refused = {answer["format"]: answer["why"] for answer in said["formats"] if not answer["taken"]}
     assert "float32 input" in refused["c"]
     code, said, _ = check(folder, "nets_to_check:attention", "--format", "c", shape=None)

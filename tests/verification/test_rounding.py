@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import Phase, Verbosity, given, settings
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tqexport.backends.onnx.session import OnnxSession
 from tqexport.verification.rounding import _RULES, MARGIN, UNIT, RoundingErrors
 
 aten = torch.ops.aten
@@ -138,6 +140,23 @@ def no_training(*args: Any) -> Any:
     return aten._native_batch_norm_legit_no_training(*args, 0.1, 1e-5)
 
 
+def squashed(compute: Callable[..., Tensor]) -> Case:
+    return Case(compute, loose=SUMS, wild=False, passes=0)
+
+
+def recurrence(call: Callable[..., Any], gates: int, inexact: str = "9m4", biases: bool = True, **how: Any) -> Case:
+    """Sequences of four numbers through a recurrent layer with two, in both directions."""
+
+    def compute(x: Tensor, *weights: Tensor) -> Tensor:
+        state = x.new_zeros(2, x.shape[1], 2)
+        states = (state, state) if call is torch.lstm else state
+        result: Tensor = call(x, states, [w / 2 for w in weights], biases, 1, 0.0, False, True, False)[0]
+        return result
+
+    shapes = [f"{2 * gates}4", f"{2 * gates}2", *[f"{2 * gates}"] * 2 * biases]
+    return Case(compute, [inexact], [*shapes, *shapes], SUMS, wild=False, passes=0, tried=True, **how)
+
+
 # By the operator that has a rule, what is computed with it.
 RULES: dict[Any, dict[str, Case]] = {
     aten.add: {
@@ -248,6 +267,24 @@ RULES: dict[Any, dict[str, Case]] = {
         "two": Case(lambda x, y: x / (y * y + 0.5), ["ij", "ij"], wild=False, passes=0.25),
         "rounded": Case(lambda x: torch.div(x, 0.25, rounding_mode="floor"), loose=80, jumps=True),
     },
+    aten.mul_: {
+        "two": Case(lambda x, y: x.clone().mul_(y), ["ij", "ij"], passes=0.25, loose=50),
+        "of a constant": Case(lambda x, y: y.clone().mul_(x), ["ij"], ["ij"]),
+    },
+    aten.mkldnn_rnn_layer: {
+        "an LSTM": recurrence(torch.lstm, 4),
+        "without biases": recurrence(torch.lstm, 4, biases=False),
+    },
+    aten.sigmoid: {"": squashed(torch.sigmoid), "far out": squashed(lambda x: torch.sigmoid(16 * x))},
+    aten.sigmoid_: {"": squashed(lambda x: x.clone().sigmoid_())},
+    aten.tanh: {"": squashed(torch.tanh), "far out": squashed(lambda x: torch.tanh(4 * x))},
+    aten.tanh_: {"": squashed(lambda x: x.clone().tanh_())},
+    aten.unsafe_split: {
+        "a GRU": recurrence(torch.gru, 3),
+        "a GRU without biases": recurrence(torch.gru, 3, biases=False),
+    },
+    aten.unbind: {"a recurrent layer without gates": recurrence(torch.rnn_tanh, 1)},
+    aten.transpose_: {"": Case(lambda x: x.clone().transpose_(0, 1))},
     aten.copy_: {
         "circular padding": Case(lambda x: F.pad(x, (2, 2), mode="circular"), ["b39"]),
         "circular padding of a sum": Case(lambda x: F.pad(x + 0.75, (1, 2), mode="circular"), ["b39"]),
@@ -296,10 +333,9 @@ def fallback(compute: Callable[..., Tensor], inexact: str = "ij", fixed: Sequenc
 
 # Operators that have no rule, or none for what they are given here.
 FALLBACK = {
-    "sigmoid": fallback(torch.sigmoid),
-    "tanh": fallback(torch.tanh),
     "exp": fallback(torch.exp),
     "silu": fallback(F.silu),
+    "silu in place": fallback(lambda x: F.silu(x.clone(), inplace=True)),
     "hardswish": fallback(F.hardswish),
     "gelu": fallback(lambda x: F.gelu(4 * x)),
     "gelu near zero": fallback(lambda x: F.gelu(x / 64)),
@@ -313,7 +349,6 @@ FALLBACK = {
     "one minus": fallback(lambda x: 1 - x),
     "the larger": fallback(torch.maximum, "ij", ["ij"]),
     "where": fallback(lambda x: torch.where(x > 0, x, 0.125 * x)),
-    "multiplied in place": fallback(lambda x, y: y.clone().mul_(x), "ij", ["ij"]),
     "sum": fallback(lambda x: x.sum(1), "ik"),
     "sum and product": fallback(torch.baddbmm, "bim", ["bi9", "b9m"], passes=0.5),
     "matrix by vector": fallback(lambda x, y: torch.mv(y, x), "9", ["i9"]),
@@ -492,6 +527,18 @@ def test_a_softmax_that_is_nearly_zero_has_a_bound() -> None:
     error, bound = in_both(lambda x: F.softmax(x, 1), [normal((20, 30), 0) * 40])
     assert_within(error, bound)
     assert bound.min() < 1e-15
+
+
+@pytest.mark.parametrize("operator", ["Sigmoid", "Tanh"])
+def test_gates_by_onnxruntime_stay_within_the_bound_however_far_out_they_are(operator: str) -> None:
+    x = torch.linspace(-40, 40, 4001)
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4001]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["x"], ["y"])], "gate", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    content = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    (computed,) = OnnxSession(content).run((x.numpy(),))
+    expected, bound = in_float32(getattr(torch, operator.lower()), [x])
+    assert_within((torch.from_numpy(computed) - expected).abs(), bound)
 
 
 # The promise: the bound is no wider than it must be.
@@ -758,9 +805,11 @@ def test_integers_and_truth_values_have_no_bound_and_what_is_made_of_them_has_th
         (lambda x, y: x.sub_(y), torch.sub),
         (lambda x, y: x.add_(y).relu_(), lambda x, y: (x + y).relu()),
         (lambda x, y: x.sub_(y).clamp_(-1, 1), lambda x, y: (x - y).clamp(-1, 1)),
+        (lambda x, y: x.mul_(y), torch.mul),
         (lambda x, y: x.add_(y).sigmoid_(), lambda x, y: (x + y).sigmoid()),
+        (lambda x, y: x.add_(y).exp_(), lambda x, y: (x + y).exp()),
     ],
-    ids=["add_", "sub_", "relu_", "clamp_", "without a rule"],
+    ids=["add_", "sub_", "relu_", "clamp_", "mul_", "sigmoid_", "without a rule"],
 )
 @pytest.mark.parametrize("depends", [True, False])
 def test_in_place_operators_have_the_error_of_the_others(in_place: Any, out_of_place: Any, depends: bool) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tqexport import InputInfo
 
-SEQUENCE = (InputInfo("input", (12, 16)),)
+SEQUENCE, SHORT = (InputInfo("input", (12, 16)),), (InputInfo("input", (4, 16)),)
 TOKENS = InputInfo("tokens", (12,), "int64", below=50)
 MASK = InputInfo("mask", (12,), "bool")
 
@@ -116,12 +116,13 @@ class Embedded(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer, which stays in float, between linear ones."""
+    """A recurrent layer between linear ones."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.RNNBase], **options: int) -> None:
         super().__init__()
         self.first, self.middle, self.act = nn.Linear(16, 16), nn.Linear(16, 16), nn.ReLU()
-        self.recurrent, self.last = kind(16, 16, batch_first=True), nn.Linear(16, 4)
+        self.recurrent = kind(16, 16, batch_first=True, **options)
+        self.last = nn.Linear(32 if self.recurrent.bidirectional else 16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.recurrent(self.act(self.middle(self.first(x))))[0][:, -1])
@@ -169,8 +170,9 @@ ENTRIES = [
     Entry("mixer", Mixer, SEQUENCE),
     Entry("tokens and a mask", Tokens, (TOKENS, MASK)),
     Entry("tokens in front of convolutions", Embedded, (TOKENS,)),
-    Entry("LSTM", lambda: Recurrent(nn.LSTM), SEQUENCE, tflite="LSTM (recurrent/LSTM)"),
-    Entry("GRU", lambda: Recurrent(nn.GRU), SEQUENCE, tflite="GRU (recurrent/GRU)"),
+    Entry("LSTM", lambda: Recurrent(nn.LSTM), SEQUENCE),
+    Entry("GRU", lambda: Recurrent(nn.GRU), SEQUENCE),
+    Entry("GRU, two layers in both directions", lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), SHORT),
     Entry("two pictures", Pair, (InputInfo("left", (3, 16, 16)), InputInfo("right", (3, 16, 16)))),
     Entry("a tuple of outputs", Several),
     Entry("whole numbers among the outputs", Classes),

@@ -158,7 +158,7 @@ def _check_parameters(model: nn.Module) -> None:
         kind = _kind_of(module)
         if kind is None or parametrize.is_parametrized(module):
             continue
-        for parameter in kind.parameters:
+        for parameter in kind.parameters_of(module):
             if parameter not in module._parameters:
                 raise UsageError(
                     f"{parameter} of layer {name} is no parameter but computed before every call; make it one, with "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tqexport.errors import UsageError
+from tqexport.training.recurrent import read_weights_in_calls
 from tqexport.training.widths import FollowsWidth
 from tqexport.truncation import (
     FLOAT_BITS,
@@ -200,6 +201,8 @@ def quantize_parameter(
         raise UsageError(f"{parameter} of a {type(module).__name__} is computed already; quantise a plain parameter")
     # unsafe: the check would run the quantiser on weights that may have no memory yet.
     parametrize.register_parametrization(module, parameter, WeightQuantizer(scheme, estimator), unsafe=True)
+    if isinstance(module, nn.RNNBase):
+        read_weights_in_calls(module)
     module.register_state_dict_post_hook(_with_plain_keys)  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(_with_parametrized_keys)  # type: ignore[no-untyped-call]
 

@@ -32,6 +32,7 @@ __all__ = ["MARGIN", "RoundingErrors"]
 MARGIN = 8.0  # standard deviations that a difference may have: two computations, and a tail that nothing right reaches
 UNIT = 2.0**-24  # of float32
 _TRIALS = 8
+_BEND_OF_SIGMOID, _BEND_OF_TANH = 3**0.5 / 18, 4 / 3**1.5  # the largest second derivatives
 _SMALLEST = torch.finfo(torch.float32).tiny  # variance of what is too small for its variance to be a float32
 _ENLARGED = 256.0  # a trial moves inputs by this many standard deviations, so that rounding does not hide the effect
 
@@ -191,7 +192,7 @@ def _scaled(call: _Call) -> Any:
     left, right = call.args
     spread = call.func(call.variance(left).sqrt(), right).abs() if call.inexact(left) else 0.0
     if call.inexact(right):
-        slope = left if call.func.overloadpacket is _aten.mul else call.result / right
+        slope = left if call.func.overloadpacket in (_aten.mul, _aten.mul_) else call.result / right
         spread = spread + (slope * call.variance(right).sqrt()).abs()
     return spread**2 + (UNIT * call.result).square()
 
@@ -290,6 +291,24 @@ def _tried(call: _Call) -> list[Tensor]:
     return [effect.square() + (4 * UNIT * value).square() for effect, value in zip(effects, results, strict=True)]
 
 
+def _recurrent(call: _Call) -> list[Any]:
+    """An LSTM in one kernel of oneDNN, (T, N, C): its error is that of the gates written out, step by step."""
+    value, into, back, *biases, hidden, cell, reverse = call.args[:8]
+    if not call.args[12]:  # where there are no biases, the weights stand in their place again
+        biases = [into.new_zeros(len(into))] * 2
+    outputs = []
+    with call.errors:
+        steps = value.unbind()
+        for step in reversed(steps) if reverse else steps:
+            gates = torch.addmm(biases[0], step, into.t()) + torch.addmm(biases[1], hidden, back.t())
+            enter, keep, new, show = gates.split(len(into) // 4, 1)  # type: ignore[no-untyped-call]
+            cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+            hidden = show.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        output = torch.stack(outputs[::-1] if reverse else outputs)
+    return [call.variance(result) for result in (output, hidden, cell)]
+
+
 def _interpolated(call: _Call) -> list[Tensor]:
     """Values between others: where they lie is rounded too, which moves them by a share of what those differ.
 
@@ -316,10 +335,28 @@ def _sampled(call: _Call) -> list[Tensor]:
     return [first + places * difference.square(), *others]
 
 
+def _squashed(call: _Call) -> Tensor:
+    """Sigmoid and tanh, by their slope; where an error is large, by how much the slope changes within the margin.
+
+    No error is larger than all that lies between their ends. A sigmoid may be computed as a quotient next to a half, so
+    that it is off by a share of 1 however small it is.
+    """
+    spread = torch.as_tensor(call.variance(call.args[0])).sqrt()
+    if call.func.overloadpacket in (_aten.sigmoid, _aten.sigmoid_):
+        slope, bend, ends = call.result * (1 - call.result), _BEND_OF_SIGMOID, 1.0
+        own = torch.ones_like(call.result)
+    else:
+        slope, bend, ends = 1 - call.result.square(), _BEND_OF_TANH, 2.0
+        own = call.result
+    passed_on: Tensor = (slope * spread + (MARGIN / 2) * bend * spread.square()).clamp_max(ends / MARGIN)
+    return passed_on.square() + (2 * UNIT * own).square()
+
+
 def _next_to_one(call: _Call) -> list[Tensor]:
     """An operator that adds 1 to what may be small or nearly -1: what is lost is a share of 1, not of the result."""
     value = call.args[0]
-    factor = value if call.func.overloadpacket in (_aten.gelu, _aten.mish) else torch.ones_like(value)
+    scaled = call.func.overloadpacket in (_aten.gelu, _aten.mish, _aten.silu, _aten.silu_)
+    factor = value if scaled else torch.ones_like(value)
     first, *others = _tried(call)
     return [first + (2 * UNIT * factor).square(), *others]
 
@@ -343,16 +380,20 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             *(_aten.view, _aten._unsafe_view, _aten.permute, _aten.transpose, _aten.t, _aten.slice, _aten.select),
             *(_aten.squeeze, _aten.unsqueeze, _aten.expand, _aten.cat, _aten.stack, _aten.split, _aten.clone),
             *(_aten.split_with_sizes, _aten.alias, _aten.detach, _aten.flip),
+            *(_aten.unbind, _aten.unsafe_split, _aten.transpose_),
             _aten.max_pool2d_with_indices,
         ),
         _looked_up: (_aten.embedding,),
         _next_to_one: (
             *(_aten.gelu, _aten.mish, _aten.elu, _aten.softplus, _aten.log_sigmoid_forward, _aten._log_softmax),
+            *(_aten.silu, _aten.silu_),
         ),
         _padded: (_aten.constant_pad_nd,),
         _multiplied: (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm),
         _sampled: (_aten.grid_sampler_2d,),
-        _scaled: (_aten.mul, _aten.div),
+        _recurrent: (_aten.mkldnn_rnn_layer,),
+        _squashed: (_aten.sigmoid, _aten.sigmoid_, _aten.tanh, _aten.tanh_),
+        _scaled: (_aten.mul, _aten.mul_, _aten.div),
         _normalised: (_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
     }.items()
     for operator in operators

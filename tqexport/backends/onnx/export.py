@@ -77,10 +77,16 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         The graph; its initializers carry the names of the deployed network's state dict.
 
     Raises:
-        ConversionError: torch.export cannot take the network, its batch size is not free, or it returns something else
-            than tensors.
+        ConversionError: torch.export cannot take the network, its batch size is not free, it returns something else
+            than tensors, or ONNX has no such layer.
     """
     sample = tuple(zeros_for(inputs, 2))
+    for name, module in deployed.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise ConversionError(
+                f"layer {name} is an LSTM with proj_size, and the LSTM of ONNX has no projection; leave proj_size out, "
+                "with an nn.Linear behind the layer in its place"
+            )
     try:
         with torch.no_grad():
             outputs = run_network(deployed, sample)

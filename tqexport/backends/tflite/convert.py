@@ -37,6 +37,7 @@ from tqexport.backends.tflite.template import (
     parameters,
     with_fingerprints,
 )
+from tqexport.backends.tflite.unrolled import unrolled
 from tqexport.errors import ConversionError, InputError, about
 from tqexport.facts import ArtifactFacts
 
@@ -115,14 +116,16 @@ def _float_graphs(models: Sequence[onnx.ModelProto]) -> list[FloatGraph]:
     """What the converter is given for each file.
 
     Raises:
-        ConversionError: A part of a weight is used, which TFLite has no codes of.
+        ConversionError: A part of a weight is used, which TFLite has no codes of, or a recurrent layer has too many
+            steps.
     """
     graphs = []
     for model in models:
         weights = coded_weights(model)
-        with_weights = with_float_weights(model, weights)
-        refuse_parts_of_weights(with_weights, weights)
-        graphs.append(for_one_sample(without_batch_norms(with_weights)))
+        graph = for_one_sample(without_batch_norms(with_float_weights(model, weights)))
+        graph = replace(graph, model=unrolled(graph.model))
+        refuse_parts_of_weights(graph.model, weights)
+        graphs.append(graph)
     return graphs
 
 
