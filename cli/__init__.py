@@ -8,7 +8,7 @@ import click
 
 from tqexport.backends import BACKENDS
 
-from . import calibrate, check, convert, gap, inspect, parts, truncate, verify
+from . import calibrate, check, convert, gap, inspect, page, parts, truncate, verify
 from .common import run_and_exit
 from .export import export_command
 
@@ -43,6 +43,7 @@ for command in (
     calibrate.command,
     convert.command,
     check.command,
+    page.command,
 ):
     cli.add_command(command)
 

@@ -20,7 +20,7 @@ from tqexport.reading.archives import check_size
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
-__all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples"]
+__all__ = ["Samples", "load_samples", "noise", "random_samples", "read_samples", "takes_pictures"]
 
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -86,6 +86,12 @@ def noise(count: int, signature: Sequence[InputInfo]) -> Samples:
 def load_samples(path: Path, model: TruncModel) -> Samples:
     """Read samples for a network, and normalise them as it wants; see :func:`read_samples`."""
     return read_samples(path, model.info.signature, model.info.class_names).normalized(model.info.normalization)
+
+
+def takes_pictures(signature: Sequence[InputInfo]) -> bool:
+    """Whether a network takes pictures and nothing else: grey or RGB, float32 (1 or 3, H, W)."""
+    (first, *others), channels = signature, (1, 3)
+    return not others and first.dtype == "float32" and len(first.shape) == 3 and first.shape[0] in channels
 
 
 def read_samples(path: Path, signature: Sequence[InputInfo], class_names: Sequence[str] = ()) -> Samples:
@@ -185,11 +191,10 @@ def _read_folder(
         from PIL import Image
     except ImportError as error:
         raise HostError("reading pictures needs Pillow: pip install 'tqexport[report]'") from error
-    shape = signature[0].shape
-    if len(signature) > 1 or signature[0].dtype != "float32" or len(shape) != 3 or shape[0] not in (1, 3):
+    if not takes_pictures(signature):
         takes = ", ".join(f"{info.dtype} {info.shape}" for info in signature)
         raise InputError(f"{path} is a folder of pictures, but the network takes {takes}; give an NPZ file")
-    channels, height, width = shape
+    shape = channels, height, width = signature[0].shape
     files = [
         (file, _class_of(folder, class_names))
         for folder in sorted(path.iterdir())
