@@ -12,6 +12,7 @@ from tqexport.extras import needs
 
 from .common import Output, checkpoint_options, output_options
 
+
 @click.command("page")
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -76,7 +77,9 @@ def command(
         write_page(folder, page)
     total = sum(map(len, page.files.values()))
     count = (page.facts["samples"] or {"count": 0})["count"]
-    output.say(f"{folder}  {len(page.files)} files, {total:,} bytes, of which onnxruntime-web {package.version} is most")
+    output.say(
+        f"{folder}  {len(page.files)} files, {total:,} bytes, of which onnxruntime-web {package.version} is most"
+    )
     for model in page.facts["models"]:
         held = ", ".join(map(str, model["widths"]))
         output.say(f"{folder / model['file']}  {model['bytes']:,} bytes, {held} bits")

@@ -171,9 +171,19 @@ def test_names_with_spaces(tmp_path):
 
 def test_every_command_is_in_the_help_and_has_json(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    assert {*BACKENDS, "verify", "truncate", "split", "join", "inspect", "check", "gap", "convert", "calibrate"} == {
-        *cli.commands
-    }
+    assert {
+        *BACKENDS,
+        "verify",
+        "truncate",
+        "split",
+        "join",
+        "inspect",
+        "check",
+        "gap",
+        "convert",
+        "calibrate",
+        "page",
+    } == {*cli.commands}
     for name in cli.commands:
         assert f"\n  {name} " in text
         assert "--json" in run(name, "--help", cwd=tmp_path).stdout

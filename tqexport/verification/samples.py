@@ -210,9 +210,10 @@ def _read_folder(
             with Image.open(file, formats=_PICTURE_FORMATS) as picture:
                 if picture.width * picture.height > limits.PICTURE_PIXELS:
                     raise ValueError("it has too many pixels")
-                fitted = picture.convert("L" if channels == 1 else "RGB").resize(
-                    (width, height), Image.Resampling.BILINEAR
-                )
+                plain = picture.convert("L" if channels == 1 else "RGB")
+                # One axis after the other: which Pillow takes first depends on its version, and so do the last bits.
+                narrow = plain.resize((width, plain.height), Image.Resampling.BILINEAR)
+                fitted = narrow.resize((width, height), Image.Resampling.BILINEAR)
         except Exception as error:  # damage shows as whatever it leads Pillow to
             raise InputError(
                 f"{file} is not a readable picture of at most {limits.PICTURE_PIXELS:,} pixels; remove it from the "

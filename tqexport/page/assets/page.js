@@ -142,8 +142,7 @@ class Page {
       return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
     };
     canvas.addEventListener("pointerdown", (event) => {
-      if (this.untouched && this.truth === null) this.clear();
-      this.untouched = false;
+      $("invert-tool").hidden = true; // it is of a picture alone
       canvas.setPointerCapture(event.pointerId);
       last = place(event);
       this.stroke(last, last);
@@ -180,7 +179,6 @@ class Page {
     this.pen.fillStyle = "#000";
     this.pen.fillRect(0, 0, this.pen.canvas.width, this.pen.canvas.height);
     this.picture = null;
-    this.untouched = true;
     $("invert-tool").hidden = true;
   }
 
@@ -220,7 +218,6 @@ class Page {
     const { canvas } = this.pen;
     this.pen.imageSmoothingEnabled = false;
     this.pen.drawImage(drawn(raw[0], this.facts.inputs[0].shape), 0, 0, canvas.width, canvas.height);
-    this.untouched = false;
   }
 
   makeSamples() {
@@ -280,7 +277,7 @@ class Page {
   // What the network says
 
   async predict({ alone = false } = {}) {
-    if (this.blank) return;
+    if (this.blank) return this.showFacts();
     const { asked, bits } = this;
     const show = async (width) => {
       const result = this.results.get(width);
@@ -311,6 +308,7 @@ class Page {
     const name = this.name(own.label);
     say("class", name);
     $("class").classList.toggle("long", name.length > 6);
+    // For programs that look at the page, such as the tests: which width this is of, and every output.
     $("class").dataset.bits = this.bits;
     $("class").dataset.outputs = JSON.stringify(Array.from(own.outputs));
     say("share", percent(own.shares[own.label]));
