@@ -72,7 +72,7 @@ class IntegerOnnxRuntime(IntegerRuntime):
 class IntegerWebRuntime(IntegerOnnxRuntime):
     """The same in onnxruntime-web."""
 
-    key, name = "web", WEB_RUNTIME
+    key, name, rounding = "web", WEB_RUNTIME, "web"
     _open = WebSession
 
     def latency(self, sample: Inputs) -> float:
