@@ -191,6 +191,9 @@ def test_what_is_absent_is_one_sentence(tmp_path, monkeypatch):
         # What lies in the cache and is not the package is not taken for it.
         kept = tmp_path / "cache" / "tqexport" / "onnxruntime-web-1.30.0"
         shutil.copytree(web_copy(tmp_path / f"web{number}") / "dist", kept, dirs_exist_ok=True)
+    verified = run("verify", DIGITS, "--runtime", "web", cwd=tmp_path)
+    assert (verified.returncode, verified.stdout, verified.stderr.count("\n")) == (4, "", 1)
+    assert verified.stderr.startswith("tqexport: Node, which runs onnxruntime-web, is not installed (node); install")
     empty = run("page", DIGITS, "--onnxruntime-web", "cache", cwd=tmp_path)
     assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
     assert "cache holds no onnxruntime-web" in empty.stderr

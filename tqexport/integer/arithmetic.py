@@ -3,8 +3,8 @@
 * ``real``: the product with a float32 factor, rounded half to even. onnxruntime.
 * ``web``: the same, but sums of two values are those of the floats that they stand for. onnxruntime-web, whose build
   lacks the kernel that adds levels.
-* ``xnnpack``: the same as ``real`` in convolutions; sums in whole numbers with factors of 21 bits, halves up; moves to another grid
-  with factors that are whole 256ths.
+* ``xnnpack``: the same as ``real`` in convolutions; sums in whole numbers with factors of 21 bits, halves up; moves to
+  another grid with factors that are whole 256ths.
 * ``litert``: LiteRT's own kernels: a factor of 31 bits with rounding, then a rounding shift, halves up (TFLite's
   ``MultiplyByQuantizedMultiplier``).
 * ``tflm``: TFLite Micro: the same, but halves of the shift are rounded away from zero.

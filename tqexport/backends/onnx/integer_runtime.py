@@ -17,7 +17,7 @@ from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
 from tqexport.errors import InputError
 from tqexport.facts import ArtifactFacts
-from tqexport.integer.arithmetic import to_grid
+from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.model import IntegerModel
 from tqexport.integer.names import SYMMETRIC
 from tqexport.integer.naming import INPUT
@@ -31,7 +31,8 @@ Inputs = npt.NDArray[np.float32]
 class IntegerOnnxRuntime(IntegerRuntime):
     """An integer ONNX file in onnxruntime with its default optimisations."""
 
-    key, name, rounding = "onnxruntime", "onnxruntime", "real"
+    key, name = "onnxruntime", "onnxruntime"
+    rounding: Rounding = "real"
     _open: ClassVar[Callable[..., OnnxSession | WebSession]] = OnnxSession
 
     def __init__(self, content: bytes, network: IntegerModel, *, switched: bool) -> None:
@@ -72,7 +73,8 @@ class IntegerOnnxRuntime(IntegerRuntime):
 class IntegerWebRuntime(IntegerOnnxRuntime):
     """The same in onnxruntime-web."""
 
-    key, name, rounding = "web", WEB_RUNTIME, "web"
+    key, name = "web", WEB_RUNTIME
+    rounding = "web"
     _open = WebSession
 
     def latency(self, sample: Inputs) -> float:
