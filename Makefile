@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit coverage package-test docs commands device-test torture fuzz interruption repeatability zoo install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit coverage package-test page-test docs commands device-test torture fuzz interruption repeatability zoo install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -38,6 +38,11 @@ coverage: install
 # Wheel and sdist, installed into empty environments, and the program for browsers in Node. Needs a network.
 package-test: install
 	$(BIN)/pytest tests/installation tests/test_docs.py -m package
+
+# The page of tqexport page in Chromium, and verify in Node. Needs a network, npm and Chromium; says what is absent.
+page-test: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[page-test]'
+	$(BIN)/pytest tests/page -m package -rs
 
 # The documentation, into build/site; a warning is an error. The links have the pages under their paths in the repository.
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport

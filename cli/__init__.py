@@ -8,7 +8,7 @@ import click
 
 from tqexport.backends import BACKENDS
 
-from . import calibrate, check, convert, evaluate, gap, inspect, parts, truncate, verify
+from . import calibrate, check, convert, evaluate, gap, inspect, page, parts, truncate, verify
 from .common import run_and_exit
 from .export import export_command
 
@@ -44,6 +44,7 @@ for command in (
     calibrate.command,
     convert.command,
     check.command,
+    page.command,
 ):
     cli.add_command(command)
 

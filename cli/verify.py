@@ -47,7 +47,8 @@ _WIDE = 125  # columns that the whole table takes
     type=click.Choice(
         [name for backend in BACKENDS.values() for name in (*backend.runtimes, *backend.integer_runtimes)]
     ),
-    help="Compare in this runtime alone; may be given several times. Default: in all that are installed.",
+    help="Compare in this runtime alone; may be given several times. web is onnxruntime-web, which browsers have, in "
+    "Node. Default: in all that are installed, but web.",
 )
 @checkpoint_options
 @output_options

@@ -36,6 +36,7 @@ EXAMPLES = {
     "convert": "convert ckpt.pt native.pt",
     "split": "split tqexport-out/ckpt.onnx --first 2 -o parts",
     "check": "check resnet8 --input-shape 3,32,32 --bits 2,8",
+    "page": "page ckpt.pt --data samples.npz",
     "join": "join parts/ckpt-w2-exact-packed.onnx parts/ckpt-w2-rest.zip -o whole",
 }
 BEFORE = {"truncate": "onnx ckpt.pt --bits runtime"}  # what an example needs besides, and does not show

@@ -34,7 +34,11 @@ from random import Random
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
 from tqexport.cli import main as tqexport
+from web_copy import web_copy
 
 from tqexport import load_checkpoint, save_checkpoint
 from tqexport.artifacts.manifest import FILE_NAME, check_artifact, read_manifest
@@ -43,7 +47,7 @@ from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WRITES = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given")  # inputs, which no command may touch
+WRITES = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given", "web")  # inputs, which no command may touch
 OTHERS = (".ses",)  # what onnxruntime leaves among temporary files
 VARIES = ("report.html",)  # with the clock, so that only its end is looked at
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp", "fcntl.flock")
@@ -77,6 +81,10 @@ COMMANDS = {
     "calibrate": Command("calibrate ckpt.pt --data data.npz -o new/int.pt"),
     "gap": Command("gap ckpt.pt --plot gap.png"),
     "verify": Command("verify given --bits 4 --runtime onnxruntime --attest new/statement.json"),
+    "page": Command("page ckpt.pt --data data.npz --onnxruntime-web web -o page"),
+    "page again": Command(
+        "page ckpt.pt --data data.npz --onnxruntime-web web -o page", ("page other.pt --onnxruntime-web web -o page",)
+    ),
     "tflite": Command("tflite given --bits 4 -o out", slow=True),
 }
 EVERYTHING = (*COMMANDS, "two at once", "checkpoint replaced")
@@ -110,6 +118,7 @@ def prepare(root: Path, names: list[str]) -> Workplace:
     shutil.copy(FIXTURES / "digits-resnet8.pt", start / "ckpt.pt")
     shutil.copy(FIXTURES / "digits-resnet8-int.pt", start / "int.pt")
     shutil.copy(FIXTURES / "digits-test.npz", start / "data.npz")
+    web_copy(start / "web")
     model = load_checkpoint(start / "ckpt.pt")
     with torch.no_grad():
         model.module.state_dict()["fc.bias"].add_(1)
@@ -128,7 +137,7 @@ def prepare(root: Path, names: list[str]) -> Workplace:
         folder = fresh(place, None)
         for line in command.before:
             require(run(folder, line) == 0, f"{line} fails: {said(folder)}")
-        if command.before:  # as the exports of an earlier state of the same checkpoint
+        if (folder / "out").is_dir():  # as the exports of an earlier state of the same checkpoint
             as_of_earlier(folder)
         shutil.copytree(folder, root / name)
         place.previous[name] = hashes(folder)

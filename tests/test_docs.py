@@ -17,6 +17,7 @@ from places import DIGITS, DIGITS_DATA, ROOT, artifact
 from tqexport.cli import cli
 
 import tqexport
+from tqexport.backends.onnx.web_package import VERSION
 from tqexport.runtime import SwitchableModel
 
 DOCS = ROOT / "docs"
@@ -120,7 +121,7 @@ def test_the_program_with_tqexport_switches(device, digits_samples, file):
 @pytest.mark.package  # installs onnxruntime-web
 @pytest.mark.skipif(shutil.which("npm") is None, reason="node and npm are not installed")
 def test_the_javascript_program_gives_the_answer_of_onnxruntime(device):
-    subprocess.run(["npm", "install", "--silent", "onnxruntime-web@1.30.0"], cwd=device, check=True)
+    subprocess.run(["npm", "install", "--silent", f"onnxruntime-web@{VERSION}"], cwd=device, check=True)
     (device / "run.mjs").write_text(program("js", "run.mjs"))
     sample = np.full((1, 1, 8, 8), 0.5, np.float32)
     for file, feeds in (("all.onnx", {"bits": np.array(3, np.uint8)}), ("fixed.onnx", {})):

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_path", "ensure_folder", "exclusive", "sha256_of", "temporary_folder", "write_bytes"]
+__all__ = ["atomic_path", "ensure_folder", "exclusive", "sha256_of", "temporary_folder", "write_bytes", "write_folder"]
 
 _SUFFIX = ".tqexport.tmp"
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
@@ -51,6 +51,30 @@ def write_bytes(target: Path, content: bytes) -> None:
     """Write ``content`` to ``target`` whole or not at all (see :func:`atomic_path`)."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder with these files and nothing else, whole or not at all, in the place of an earlier one.
+
+    Args:
+        target: The folder. What an earlier one holds is removed.
+        files: Content by path in it.
+
+    Raises:
+        HostError: The folder beside it cannot be written, or the disk is full.
+    """
+    target = target.resolve()
+    ensure_folder(target.parent)
+    try:
+        with _temporary_directory(target.parent) as made, _temporary_directory(target.parent) as earlier:
+            for name, content in files.items():
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                (made / name).write_bytes(content)
+            if target.exists():
+                target.rename(earlier)
+            made.rename(target)
+    except OSError as error:
+        raise HostError(f"cannot write the folder {target}: {error.strerror or error}") from error
 
 
 def ensure_folder(folder: Path) -> None:
@@ -139,6 +163,21 @@ def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
+
+
+@contextmanager
+def _temporary_directory(folder: Path) -> Iterator[Path]:
+    """A new folder that is locked; whatever has its name at the end is removed."""
+    while True:
+        path = folder / f".{secrets.token_hex(4)}{_SUFFIX}"
+        try:
+            path.mkdir()
+            with _locked(path):
+                if path.is_dir():  # another run may have taken it for a dead one's before it was locked
+                    yield path
+                    return
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -183,6 +183,7 @@ def test_every_command_is_in_the_help_and_has_json(tmp_path):
         "gap",
         "convert",
         "calibrate",
+        "page",
     } == {*cli.commands}
     for name in cli.commands:
         assert f"\n  {name} " in text

@@ -10,6 +10,7 @@ import pytest
 from commands import run
 from places import DATA, DIGITS_DATA, ROOT
 from tqexport.cli import cli
+from web_copy import web_copy
 
 SCHEMAS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "docs" / "schemas").iterdir()}
 SAMPLES = 32
@@ -29,6 +30,7 @@ CALLS = {  # by command: its calls, and the schema of what each prints
     "gap": [("gap ckpt.pt --bits 2", "gap"), ("gap ckpt.pt --bits 2 --data few.npz", "gap")],
     "convert": [("convert ckpt.pt new.pt", "convert")],
     "check": [("check resnet8 --input-shape 3,8,8 --bits 2,8", "check")],
+    "page": [("page ckpt-int.pt --data few.npz --onnxruntime-web web -o new-page", "page")],
     "calibrate": [("calibrate ckpt.pt --data few.npz", "calibrate")],
 }
 
@@ -42,6 +44,7 @@ def folder(exported_once, tmp_path_factory, calibrated):
     workplace = copytree(exported_once, tmp_path_factory.mktemp("schemas") / "work")
     with np.load(DIGITS_DATA) as data:
         np.savez(workplace / "few.npz", inputs=data["inputs"][:SAMPLES], labels=data["labels"][:SAMPLES])
+    web_copy(workplace / "web")
     save_checkpoint(workplace / "ckpt-int.pt", calibrated.module, calibrated.info)
     assert run("split", str(DATA / "v0.1" / "svhnq.onnx"), "-o", "parts", cwd=workplace).returncode == 0
     return workplace

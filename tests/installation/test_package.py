@@ -28,6 +28,9 @@ def call(*arguments, **options):
     return subprocess.run([*map(str, arguments)], capture_output=True, text=True, **options)
 
 
+SUFFIXES = (".py", ".c", ".j2", ".html", ".css", ".js", ".mjs")  # of all that the package consists of
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
     """The wheel and the sdist that ``python -m build`` makes."""
@@ -57,7 +60,7 @@ def environment(tmp_path):
 def test_the_wheel_has_every_module_and_the_sdist_what_makes_it(distributions):
     wheel, sdist = distributions
     held = {*zipfile.ZipFile(wheel).namelist()}
-    wanted = {path.relative_to(ROOT) for path in (ROOT / "tqexport").rglob("*") if path.suffix in (".py", ".c", ".j2")}
+    wanted = {path.relative_to(ROOT) for path in (ROOT / "tqexport").rglob("*") if path.suffix in SUFFIXES}
     wanted |= {f"tqexport/{path.relative_to(ROOT)}" for path in (ROOT / "cli").glob("*.py")}
     assert {*map(str, wanted), "tqexport/py.typed"} - held == set()
     with tarfile.open(sdist) as archive:
@@ -103,6 +106,7 @@ def test_the_base_installation_has_no_framework_and_says_what_each_command_lacks
         (["tflite", DIGITS], "tflite"),
         (["c", DIGITS], "torch"),
         (["verify", DIGITS], "onnx"),
+        (["page", DIGITS], "onnx"),
         (["inspect", DIGITS], "torch"),
         (["inspect", DATA / "v0.1" / "svhnq.onnx"], "onnxruntime"),
         (["inspect", DATA / "v0.1" / "svhnq.tflite"], "litert"),

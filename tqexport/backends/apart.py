@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from tqexport.backends.running import Runner, RuntimeRun, Stretches, median_seconds
+from tqexport.backends.running import Runner, RuntimeRun, Stretches
 from tqexport.reading.apart import Apart, Opened
 
 if TYPE_CHECKING:
@@ -123,9 +123,6 @@ class _Served:
     def about(self, number: int) -> tuple[Any, ...]:
         runtime = self._results[number]
         return runtime.key, runtime.name, runtime.rounding, runtime.differing
-
-    def latency_of_integers(self, number: int, sample: Any) -> float:
-        return median_seconds(lambda: self._results[number].run_untouched(sample))
 
     def ask(self, number: int, method: str, *arguments: Any) -> Any:
         return getattr(self._results[number], method)(*arguments)

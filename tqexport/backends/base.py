@@ -105,6 +105,8 @@ class Backend(ABC):
         verified_by_default: Whether ``verify`` makes a file for the check where there is none.
         runtimes: What runs its files here, by the name that ``verify --runtime`` takes, with what people call it.
         integer_runtimes: What runs its integer files besides.
+        programs: Those of its runtimes that are programs of their own. Files are compared in them where they are named
+            alone, and no process of ours is put around them.
         converts: The back end whose files it makes its own from; None where it starts from the network.
         packing: What a file of a packed kernel holds in the place of plain weights, by kernel, for ``inspect``.
         packed_widths: The widths that a file which is cut from another can be packed at.
@@ -122,6 +124,7 @@ class Backend(ABC):
     verified_by_default: ClassVar[bool] = False
     runtimes: ClassVar[Mapping[str, str]] = {}
     integer_runtimes: ClassVar[Mapping[str, str]] = {}
+    programs: ClassVar[Collection[str]] = ()
     converts: ClassVar[str | None] = None
     packing: ClassVar[Mapping[str, str]] = {}
     packed_widths: ClassVar[Collection[int]] = ()
@@ -376,6 +379,15 @@ class Backend(ABC):
             InputError: The runtime does not take the file, or the file lacks the width.
         """
         return None
+
+    def open_program(self, program: str, content: bytes, bits: int | None = None, *, deployed: bool = True) -> Runner:
+        """A file ready to be verified in one of :attr:`programs`; the other arguments are those of :meth:`open_runner`.
+
+        Raises:
+            InputError: The program does not take the file, or the file lacks the width.
+            HostError: The program is not installed.
+        """
+        raise NotImplementedError  # of a back end with programs
 
     def open_stretches(self, content: bytes, bits: int | None, activations: Collection[str]) -> Stretches | None:  # noqa: ARG002
         """A file cut at its activation quantisers, or None where nothing here runs the format.

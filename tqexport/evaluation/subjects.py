@@ -128,9 +128,11 @@ def subjects_of(project: Project, widths: Sequence[int], runtimes: Collection[st
 def _runtimes_of(job: Job, chosen: Collection[str]) -> dict[str, str]:
     """The runtimes that an artifact is evaluated in, with what people call them."""
     known = {**job.backend.runtimes, **job.backend.integer_runtimes}
-    names = [name for name in known if name in job.runtimes() and (not chosen or name in chosen)]
-    if not is_integer(job.kernel):
-        return {name: known[name] for name in names[:1]}  # as deployed; the others are how verify looks inside
+    usual = [name for name in known if name not in job.backend.programs]
+    names = [name for name in known if name in job.runtimes() and name in (chosen or usual)]
+    if not is_integer(job.kernel):  # as deployed; others that are no programs are how verify looks inside
+        ways = [name for name in names if name in usual][:1] + [name for name in names if name not in usual]
+        return {name: known[name] for name in ways}
     present = {}
     for name in names:
         try:
@@ -163,8 +165,9 @@ def open_subject(subject: Subject, delivery: Delivery, apart: Apart) -> Callable
         return _open_network(subject, content, delivery.options)
     backend = BACKENDS[subject.backend]
     backend.check_runtime(subject.runtime)
-    # A C file runs only if it is, letter by letter, what the checkpoint gives.
-    opener = BackendApart(apart, subject.backend) if backend.runtimes else backend
+    # Programs are processes of their own. A C file runs only if it is, letter by letter, what the checkpoint gives.
+    program = subject.runtime in backend.programs
+    opener = BackendApart(apart, subject.backend) if backend.runtimes and not program else backend
     with about(f"{subject.file}:"):
         if is_integer(subject.kernel):
             opened = opener.open_integers(
@@ -179,7 +182,12 @@ def open_subject(subject: Subject, delivery: Delivery, apart: Apart) -> Callable
                 raise InputError(f"was changed since its export, first in {runtime.differing[0]}; export it again")
             # Levels are numbers in whose order classes are, not classes.
             return lambda batch: [runtime.run_untouched(batch[0]).astype(np.float32)]
-        runner = opener.open_runner(content, subject.bits if subject.run_time else None, deployed=True)
+        width = subject.bits if subject.run_time else None
+        runner = (
+            backend.open_program(subject.runtime, content, width)
+            if program
+            else opener.open_runner(content, width, deployed=True)
+        )
         if runner is None:
             raise InputError("nothing here runs the format")
         return runner.run_untouched

@@ -1,8 +1,10 @@
 """How integers are multiplied back to 8 bits: the roundings of the runtimes, exact to the last bit.
 
 * ``real``: the product with a float32 factor, rounded half to even. onnxruntime.
-* ``xnnpack``: the same in convolutions; sums in whole numbers with factors of 21 bits, halves up; moves to another grid
-  with factors that are whole 256ths.
+* ``web``: the same, but sums of two values are those of the floats that they stand for. onnxruntime-web, whose build
+  lacks the kernel that adds levels.
+* ``xnnpack``: the same as ``real`` in convolutions; sums in whole numbers with factors of 21 bits, halves up; moves to
+  another grid with factors that are whole 256ths.
 * ``litert``: LiteRT's own kernels: a factor of 31 bits with rounding, then a rounding shift, halves up (TFLite's
   ``MultiplyByQuantizedMultiplier``).
 * ``tflm``: TFLite Micro: the same, but halves of the shift are rounded away from zero.
@@ -37,8 +39,8 @@ __all__ = [
     "to_grid",
 ]
 
-Rounding = Literal["real", "xnnpack", "litert", "tflm"]
-ROUNDINGS: tuple[Rounding, ...] = ("real", "xnnpack", "litert", "tflm")
+Rounding = Literal["real", "web", "xnnpack", "litert", "tflm"]
+ROUNDINGS: tuple[Rounding, ...] = ("real", "web", "xnnpack", "litert", "tflm")
 
 HEADROOM = 20  # bits of the terms of a sum
 _MOST_LEFT = 14  # a shift further to the left leaves every grid as well
@@ -116,7 +118,7 @@ def requantize(
         target: The grid of the result.
         rounding: Whose.
     """
-    if rounding in ("real", "xnnpack"):
+    if rounding in ("real", "web", "xnnpack"):
         factor = np.float32(source_scale) * np.asarray(weight_scale, np.float32) / np.float32(target.scale)
         product = sums.astype(np.float32) * factor
         return _clip(np.rint(product).astype(np.int64) + target.zero_point, target)
@@ -147,6 +149,9 @@ def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, targ
     a, b = (x.astype(np.int64) - grid.zero_point for x, grid in ((first, first_grid), (second, second_grid)))
     if rounding == "real":
         return _add_in_floats(first, first_grid, second, second_grid, target)
+    if rounding == "web":
+        terms = [x.astype(np.float32) * np.float32(grid.scale) for x, grid in ((a, first_grid), (b, second_grid))]
+        return to_grid(terms[0] + terms[1], target)
     within = all(2**-10 <= grid.scale / target.scale < 2**8 for grid in (first_grid, second_grid))
     if rounding == "xnnpack" and within:  # XNNPACK leaves other sums to LiteRT
         ratios = [np.float32(grid.scale) / np.float32(target.scale) for grid in (first_grid, second_grid)]
@@ -162,7 +167,7 @@ def add(first: Levels, first_grid: Grid, second: Levels, second_grid: Grid, targ
 
 def average(sums: Integers, count: int, source: Grid, target: Grid, rounding: Rounding) -> Levels:
     """The mean of ``count`` values from their sum, zero points taken off; uint8, the shape of ``sums``."""
-    if rounding == "real":
+    if rounding in ("real", "web"):
         factor = np.float32(source.scale) / (np.float32(target.scale) * np.float32(count))
         product = sums.astype(np.float32) * factor
         return _clip(np.rint(product).astype(np.int64) + target.zero_point, target)

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from tqexport.backends.running import median_seconds
 from tqexport.integer.arithmetic import Rounding
 from tqexport.reading.apart import Opened
 
@@ -58,6 +59,10 @@ class IntegerRuntime(ABC):
     def run_untouched(self, inputs: npt.NDArray[np.float32]) -> Levels:
         """Levels of the outputs of the file as it is, (N, ...)."""
 
+    def latency(self, sample: npt.NDArray[np.float32]) -> float:
+        """Median seconds that one sample (1, ...) takes, after one run to warm up."""
+        return median_seconds(lambda: self.run_untouched(sample))
+
 
 class IntegerRuntimeApart(IntegerRuntime):
     """One integer file in one of the runtimes that :class:`tqexport.backends.apart.BackendApart` opened it in."""
@@ -74,4 +79,4 @@ class IntegerRuntimeApart(IntegerRuntime):
 
     def latency(self, sample: npt.NDArray[np.float32]) -> float:
         """Median seconds of one sample, without the way to the other process and back."""
-        return cast(float, self._opened.call("latency_of_integers", self._number, sample))
+        return cast(float, self._opened.call("ask", self._number, "latency", sample))

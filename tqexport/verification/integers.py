@@ -218,7 +218,7 @@ def _lost_in_move(ratio: float, rounding: Rounding) -> float:
     """What a move to another grid loses beside its last rounding, in levels."""
     if (factor := move_factor(ratio, rounding)) is not None:
         return HIGHEST * abs(factor - ratio)
-    return 0.0 if rounding == "real" else float(_first_rounding(ratio))
+    return 0.0 if rounding in ("real", "web") else float(_first_rounding(ratio))
 
 
 def _first_rounding(factor: Any) -> Array:

@@ -13,10 +13,16 @@ from tqexport.errors import HostError, InputError
 from tqexport.model import InputInfo
 from tqexport.reading import limits
 
-__all__ = ["PictureReader", "class_of"]
+__all__ = ["PictureReader", "class_of", "takes_pictures"]
 
 # Formats that Pillow decodes by itself: for PostScript it would start a program on the file.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def takes_pictures(signature: Sequence[InputInfo]) -> bool:
+    """Whether a network takes pictures and nothing else: grey or RGB, float32 (1 or 3, H, W)."""
+    (first, *others), channels = signature, (1, 3)
+    return not others and first.dtype == "float32" and len(first.shape) == 3 and first.shape[0] in channels
 
 
 class PictureReader:
@@ -38,11 +44,10 @@ class PictureReader:
         except ImportError as error:
             raise HostError("reading pictures needs Pillow: pip install 'tqexport[report]'") from error
         self._image = Image
-        shape = signature[0].shape
-        if len(signature) > 1 or signature[0].dtype != "float32" or len(shape) != 3 or shape[0] not in (1, 3):
+        if not takes_pictures(signature):
             takes = ", ".join(f"{info.dtype} {info.shape}" for info in signature)
             raise InputError(f"{source} holds pictures, but the network takes {takes}; give an NPZ file")
-        self._shape = shape
+        self._shape = signature[0].shape
 
     def read(self, file: Path | IO[bytes], name: str) -> npt.NDArray[np.float32]:
         """One picture, scaled to the input of the network: float32 (C, H, W) in [0, 1], not normalised.
@@ -59,9 +64,10 @@ class PictureReader:
             with self._image.open(file, formats=_FORMATS) as picture:
                 if picture.width * picture.height > limits.PICTURE_PIXELS:
                     raise ValueError("it has too many pixels")
-                fitted = picture.convert("L" if channels == 1 else "RGB").resize(
-                    (width, height), self._image.Resampling.BILINEAR
-                )
+                plain = picture.convert("L" if channels == 1 else "RGB")
+                # One axis after the other: which Pillow takes first depends on its version, and so do the last bits.
+                narrow = plain.resize((width, plain.height), self._image.Resampling.BILINEAR)
+                fitted = narrow.resize((width, height), self._image.Resampling.BILINEAR)
         except Exception as error:  # damage shows as whatever it leads Pillow to
             raise InputError(
                 f"{name} is not a readable picture of at most {limits.PICTURE_PIXELS:,} pixels; remove it from the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -13,11 +13,10 @@ from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend
 from tqexport.backends.parameters import Parameters
-from tqexport.backends.running import Runner, median_seconds
+from tqexport.backends.running import Runner
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import DAMAGED, MultiWidthFacts, facts_of_model
 from tqexport.integer.names import is_integer
-from tqexport.integer.runtime import IntegerRuntimeApart
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports, Opener
 from tqexport.verification.samples import Labels, Samples, load_samples, random_samples
@@ -224,14 +223,24 @@ def _check(
     project: Project, job: Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
 ) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
+    programs = [runtime for runtime in runtimes if runtime in job.backend.programs]
+    others = [runtime for runtime in runtimes if runtime in job.runtimes() and runtime not in programs]
     if is_integer(job.kernel):
-        yield from _check_integers(project, job, samples, runtimes, fresh)
-    else:
-        yield _check_floats(project, job, samples, job.parameters(fresh), job.opener(fresh))
+        if others or not runtimes:
+            yield from _check_integers(project, job, samples, others, job.opener(fresh))
+        if programs:
+            yield from _check_integers(project, job, samples, programs, job.backend)
+        return
+    parameters = job.parameters(fresh)
+    if others or not runtimes:
+        yield _check_floats(project, job, samples, parameters, job.opener(fresh).open_runner)
+    for program in programs:
+        open_program = functools.partial(job.backend.open_program, program)
+        yield _check_floats(project, job, samples, parameters, open_program)
 
 
 def _check_integers(
-    project: Project, job: Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
+    project: Project, job: Job, samples: Samples, runtimes: Collection[str], opener: Opener
 ) -> Iterator[Checked]:
     """Compare an integer file with the integer model, and that with PyTorch."""
     from tqexport.integer.build import integer_model
@@ -240,18 +249,12 @@ def _check_integers(
     network_at = functools.lru_cache(functools.partial(integer_model, project.model))
     network = network_at(job.bits)
     false = _false_facts(project, job)
-    opened = job.opener(fresh).open_integers(
-        job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes
-    )
+    opened = opener.open_integers(job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
     for runtime in opened:
         comparison = IntegerComparison(project.model, network, runtime, false)
         for inputs, labels in _batches(samples):
             comparison.add(inputs[0], labels)
-        sample = samples.inputs[0][:1]
-        if isinstance(runtime, IntegerRuntimeApart):
-            latency = runtime.latency(sample)
-        else:
-            latency = median_seconds(functools.partial(runtime.run_untouched, sample))
+        latency = runtime.latency(samples.inputs[0][:1])
         verdict = comparison.verdict()
         name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
         yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
@@ -268,10 +271,12 @@ def _false_facts(project: Project, job: Job) -> list[str]:
     return [field.name for field in fields(said) if getattr(said, field.name) != getattr(true, field.name)]
 
 
-def _check_floats(project: Project, job: Job, samples: Samples, parameters: Parameters, opener: Opener) -> Checked:
+def _check_floats(
+    project: Project, job: Job, samples: Samples, parameters: Parameters, open_runner: Callable[..., Runner | None]
+) -> Checked:
     """Compare a file as deployed, and layer by layer."""
     width = job.bits if job.run_time else None
-    runner, latency = opener.open_runner(parameters.content, width, deployed=True), None
+    runner, latency = open_runner(parameters.content, width, deployed=True), None
     if runner is None:
         comparison, runtime = job.comparison(project, parameters), _CODES_ALONE
         comparison.add_codes(job.backend.codes(job.content, job.bits))
@@ -279,7 +284,7 @@ def _check_floats(project: Project, job: Job, samples: Samples, parameters: Para
     else:
         deployed = _compare(job.comparison(project, parameters), runner, samples)
         latency = runner.latency(tuple(values[:1] for values in samples.inputs))
-        layer_by_layer = opener.open_runner(parameters.content, width, deployed=False)
+        layer_by_layer = open_runner(parameters.content, width, deployed=False)
         unoptimized = (
             deployed
             if layer_by_layer is None

@@ -81,7 +81,7 @@ def render_statement(
             DETAILS: {
                 "checkpoint": _checkpoint(project, project.model),
                 "samples": {"description": samples.description, "count": len(samples), "sha256": samples.sha256},
-                "runtimes": list(runtimes) or "all that are installed",
+                "runtimes": list(runtimes) or "all that are installed, but programs of their own",
                 "versions": versions(COMPARING),
                 "machine": _machine(),
                 "results": [_result(check) for check in checked],

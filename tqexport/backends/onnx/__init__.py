@@ -32,7 +32,8 @@ class OnnxBackend(Backend):
     packages = ("torch", "onnx", "onnx-ir", "onnxscript")
     extra = "onnx"
     verified_by_default = True
-    runtimes = {"onnxruntime": "onnxruntime"}  # noqa: RUF012 - annotated in the protocol
+    runtimes = {"onnxruntime": "onnxruntime", "web": "onnxruntime-web"}  # noqa: RUF012 - annotated in the protocol
+    programs = ("web",)
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
         EXACT_PACKED: "the same file with several codes of 1 to 4 bits in a byte",
@@ -50,6 +51,12 @@ class OnnxBackend(Backend):
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
         "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs."
     )
+
+    def check_runtime(self, runtime: str) -> None:
+        from tqexport.backends.onnx.web_session import check_web
+
+        if runtime == "web":
+            check_web()
 
     def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.export import export_onnx
@@ -152,10 +159,11 @@ class OnnxBackend(Backend):
         switched: bool,
         runtimes: Collection[str] = (),
     ) -> Iterator[IntegerRuntime]:
-        from tqexport.backends.onnx.integer_runtime import IntegerOnnxRuntime
+        from tqexport.backends.onnx.integer_runtime import IntegerOnnxRuntime, IntegerWebRuntime
 
-        if not runtimes or IntegerOnnxRuntime.key in runtimes:
-            yield IntegerOnnxRuntime(content, network_at(bits), switched=switched)
+        for runtime in (IntegerOnnxRuntime, IntegerWebRuntime):
+            if runtime.key in (runtimes or (IntegerOnnxRuntime.key,)):
+                yield runtime(content, network_at(bits), switched=switched)
 
     def open_session(self, content: bytes, *, threads: int = 1) -> Session:
         from tqexport.backends.onnx.session import OnnxSession
@@ -166,6 +174,11 @@ class OnnxBackend(Backend):
         from tqexport.backends.onnx.runner import OnnxRunner
 
         return OnnxRunner(content, bits, deployed=deployed)
+
+    def open_program(self, program: str, content: bytes, bits: int | None = None, *, deployed: bool = True) -> Runner:  # noqa: ARG002 - of one
+        from tqexport.backends.onnx.runner import WebRunner
+
+        return WebRunner(content, bits, deployed=deployed)
 
     def open_stretches(self, content: bytes, bits: int | None, activations: Collection[str]) -> Stretches:
         from tqexport.backends.onnx.runner import OnnxStretches

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,16 @@ from tqexport.backends.onnx.cutting import cut_onnx
 from tqexport.backends.onnx.file import parse, read_facts
 from tqexport.backends.onnx.integer_form import LEVELS, render_onnx
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
 from tqexport.errors import InputError
 from tqexport.facts import ArtifactFacts
-from tqexport.integer.arithmetic import to_grid
+from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.model import IntegerModel
 from tqexport.integer.names import SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
-__all__ = ["IntegerOnnxRuntime"]
+__all__ = ["IntegerOnnxRuntime", "IntegerWebRuntime"]
 
 Inputs = npt.NDArray[np.float32]
 
@@ -29,7 +31,9 @@ Inputs = npt.NDArray[np.float32]
 class IntegerOnnxRuntime(IntegerRuntime):
     """An integer ONNX file in onnxruntime with its default optimisations."""
 
-    key, rounding = "onnxruntime", "real"
+    key, name = "onnxruntime", "onnxruntime"
+    rounding: Rounding = "real"
+    _open: ClassVar[Callable[..., OnnxSession | WebSession]] = OnnxSession
 
     def __init__(self, content: bytes, network: IntegerModel, *, switched: bool) -> None:
         """Open a file.
@@ -42,7 +46,6 @@ class IntegerOnnxRuntime(IntegerRuntime):
         Raises:
             InputError: onnxruntime does not take it.
         """
-        self.name = "onnxruntime"
         self._network = network
         bits = network.bits if switched else None
         self._names = [operation.output for operation in network.operations]
@@ -50,8 +53,8 @@ class IntegerOnnxRuntime(IntegerRuntime):
         self._symmetric = _kernel_of(file) == SYMMETRIC
         kind = TensorProto.INT8 if self._symmetric else TensorProto.UINT8
         file.graph.output.extend(helper.make_tensor_value_info(name + LEVELS, kind, None) for name in self._names)
-        self._traced = OnnxSession(file.SerializeToString(), bits=bits)
-        self._untouched = OnnxSession(content, bits=bits)
+        self._traced = self._open(file.SerializeToString(), bits=bits)
+        self._untouched = self._open(content, bits=bits)
         fixed = parse(cut_onnx(content, network.bits)) if switched else file
         self.differing = tuple(_differing(network, fixed))
 
@@ -65,6 +68,18 @@ class IntegerOnnxRuntime(IntegerRuntime):
 
     def run_untouched(self, inputs: Inputs) -> Levels:
         return to_grid(self._untouched.run((inputs,))[0], self._network.grids[self._network.output])
+
+
+class IntegerWebRuntime(IntegerOnnxRuntime):
+    """The same in onnxruntime-web."""
+
+    key, name = "web", WEB_RUNTIME
+    rounding = "web"
+    _open = WebSession
+
+    def latency(self, sample: Inputs) -> float:
+        assert isinstance(self._untouched, WebSession)
+        return self._untouched.latency((sample,))
 
 
 def _kernel_of(file: onnx.ModelProto) -> str | None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx
 
 from tqexport.backends.onnx.file import activation_outputs, is_right_shift
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
 from tqexport.backends.running import Runner
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch
 
-__all__ = ["OnnxRunner", "OnnxStretches"]
+__all__ = ["OnnxRunner", "OnnxStretches", "WebRunner"]
 
 _BATCH = 64
 # Operators whose results are kept: those of the layers, what else adds, normalises or clips, and where attention ends.
@@ -27,6 +28,7 @@ class OnnxRunner(Runner):
     """An ONNX file in onnxruntime, and a copy of it whose codes, activations and layer outputs are outputs."""
 
     runtime = "onnxruntime"
+    _open: ClassVar[Callable[..., OnnxSession | WebSession]] = OnnxSession
 
     def __init__(self, content: bytes, bits: int | None = None, *, deployed: bool = True) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_runner`."""
@@ -36,10 +38,10 @@ class OnnxRunner(Runner):
         activations = activation_outputs(model)
         values = [] if deployed else [name for name in _layer_outputs(model) if name not in self._weights]
         super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)
-        self._untouched = OnnxSession(content, bits=bits, optimized=deployed)
+        self._untouched = self._open(content, bits=bits, optimized=deployed)
         kept = (*(node.output[0] for node in shifts), *activations, *values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
-        self._traced = OnnxSession(model.SerializeToString(), bits=bits, optimized=deployed)
+        self._traced = self._open(model.SerializeToString(), bits=bits, optimized=deployed)
 
     def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
         traced = [self._traced.run(part) for part in _parts(batch)]
@@ -53,6 +55,17 @@ class OnnxRunner(Runner):
     def run_untouched(self, batch: Batch) -> list[Array]:
         of_parts = zip(*map(self._untouched.run, _parts(batch)), strict=True)
         return [np.concatenate(values) for values in of_parts]
+
+
+class WebRunner(OnnxRunner):
+    """The same in onnxruntime-web."""
+
+    runtime = WEB_RUNTIME
+    _open = WebSession
+
+    def latency(self, sample: Batch) -> float:
+        assert isinstance(self._untouched, WebSession)
+        return self._untouched.latency(sample)
 
 
 class OnnxStretches:
