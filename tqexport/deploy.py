@@ -191,10 +191,11 @@ def _is_quantized(module: nn.Module) -> bool:
 
 def _stored_activation(quantizer: ActivationQuantizer) -> nn.Module:
     """What stands in the place of an activation quantiser at its width."""
-    learned = isinstance(quantizer, RangeQuantizer)
-    if quantizer.bits == FLOAT_BITS:
-        return nn.Identity() if learned and quantizer.signed else nn.ReLU()
-    return StoredRange(quantizer) if learned else StoredActivation(quantizer.bits)
+    if isinstance(quantizer, RangeQuantizer):
+        if quantizer.bits != FLOAT_BITS:
+            return StoredRange(quantizer)
+        return nn.Identity() if quantizer.signed else nn.ReLU()
+    return nn.ReLU() if quantizer.bits == FLOAT_BITS else StoredActivation(quantizer.bits)
 
 
 def _check_padding(weight: QuantizedWeight) -> None:

@@ -12,15 +12,19 @@ from tqexport.errors import InputError
 from tqexport.training.quantizers import ActivationQuantizer
 from tqexport.truncation import FLOAT_BITS, range_levels
 
-__all__ = ["INPUT_QUANTIZER", "RangeQuantizer", "behind_relu", "check_ranges", "quantize_input"]
+__all__ = ["INPUT_QUANTIZER", "RangeQuantizer", "behind_relu", "check_ranges", "quantize_input", "ranges_of"]
 
 INPUT_QUANTIZER = "input_quantizer"  # what a layer calls the quantiser of its input
+_INPUTS = ("input", "query", "key", "value")  # what is rounded of what a layer is called with by name
 _UNTRAINED = 4.0  # what a range is before training finds one
 _DEVIATIONS = 3.0  # how far the first range reaches
+_SMALLEST, _LARGEST = 1e-30, 1e30  # of a range; its reciprocal is a float32 too
 
 # What lets the values of an activation quantiser through as they are.
-_PASSING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten, nn.Identity)
-_PASSING = (*_PASSING, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_PASSING: tuple[type[nn.Module], ...] = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten, nn.Identity),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+)
 
 
 class _Round(torch.autograd.Function):
@@ -79,7 +83,8 @@ class RangeQuantizer(ActivationQuantizer):
         if self.training and not self.found:
             self._find(input.detach())
         low, high, levels = self.grid(input.numel())
-        return _Round.apply(input.clamp(low, high) * levels) / levels  # type: ignore[no-any-return,no-untyped-call]
+        rounded: Tensor = _Round.apply(input.clamp(low, high) * levels)  # type: ignore[no-untyped-call]
+        return rounded / levels
 
     def grid(self, numbers: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """The lowest and the highest number that it rounds to, and how many levels are 1 apart; float32 scalars.
@@ -100,7 +105,7 @@ class RangeQuantizer(ActivationQuantizer):
             self.range.data.fill_(_DEVIATIONS * size)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self.found = self.found or f"{prefix}range" in state_dict
 
 
@@ -127,7 +132,7 @@ def _with_rounded_inputs(layer: nn.Module, args: Any, kwargs: Mapping[str, Any])
         return rounded[id(value)]
 
     inputs = 3 if isinstance(layer, nn.MultiheadAttention) else 1  # queries, keys and values; what follows are masks
-    named = {name: once(value) if name in ("input", "query", "key", "value") else value for name, value in kwargs.items()}
+    named = {name: once(value) if name in _INPUTS else value for name, value in kwargs.items()}
     return (*map(once, args[:inputs]), *args[inputs:]), named
 
 
@@ -151,15 +156,21 @@ def behind_relu(model: nn.Module) -> set[nn.Module]:
     return found
 
 
+def ranges_of(model: nn.Module) -> dict[str, RangeQuantizer]:
+    """The activation quantisers of a network whose range is learned, by name, in definition order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RangeQuantizer)}
+
+
 def check_ranges(model: nn.Module) -> None:
     """Refuse ranges that nothing can be rounded to.
 
     Raises:
-        InputError: A range is zero, NaN or infinite; its quantiser is named.
+        InputError: A range is so small or so large that its levels are no numbers; its quantiser is named.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, RangeQuantizer) and not (module.range.isfinite() and module.range != 0):
+    for name, quantizer in ranges_of(model).items():
+        size = float(quantizer.range.detach().abs())
+        if not _SMALLEST <= size <= _LARGEST:
             raise InputError(
-                f"the range of {name} is {float(module.range.detach()):g}, so that it has no levels; train it again "
-                "with a lower learning rate"
+                f"the range of {name} is {size:g}, of which no levels can be made; train it again, at a lower learning "
+                "rate"
             )

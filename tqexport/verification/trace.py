@@ -183,9 +183,7 @@ class Trace:
             self.problems.setdefault(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
         return self._given(value)
 
-    def _merged(
-        self, activations: Mapping[str, Array], expected: Array, near: npt.NDArray[np.bool_]
-    ) -> Array | None:
+    def _merged(self, activations: Mapping[str, Array], expected: Array, near: npt.NDArray[np.bool_]) -> Array | None:
         """The levels of another activation that are also these: a converter rounds once what is rounded alike."""
         for levels in activations.values():
             if levels.size == expected.size:
@@ -206,6 +204,8 @@ class Trace:
         rounding = self._errors.bound(input).numpy() * per_one + 2 * np.finfo(np.float32).eps * np.abs(scaled)
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         levels = activations.get(key)
+        if levels is None and (value == value[:1]).all():
+            return None  # a converter computes what is the same for every sample, such as the first state of a sequence
         if levels is None:
             levels = self._merged(activations, expected, near)
         if levels is None or levels.size != value.size:
@@ -257,9 +257,10 @@ def _in_shape(levels: Array, expected: Array, samples: int) -> Array:
     """The levels in PyTorch's shape.
 
     A converter may round before a reshape instead of behind it, as onnx2tf does with the groups of a GroupNorm, or
-    before the heads of attention are put together, and keeps an axis of 1 through 1-D convolutions. A runtime that takes a sample at a time gives the samples in front,
-    where PyTorch may have the steps of a sequence. Of the orders in which the file may then have the levels, all of
-    which are compared one by one, that is meant which has most of them right.
+    before the heads of attention are put together, and keeps an axis of 1 through 1-D convolutions. A runtime that
+    takes a sample at a time gives the samples in front, where PyTorch may have the steps of a sequence. Of the orders
+    in which the file may then have the levels, all of which are compared one by one, that is meant which has most of
+    them right.
     """
     if _without_ones(levels.shape) == _without_ones(expected.shape):
         return levels.reshape(expected.shape)
