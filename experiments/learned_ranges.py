@@ -3,10 +3,10 @@
 python -m experiments.learned_ranges    writes learned_ranges.json and learned_ranges.png
 
 Each network is trained in float first, and then as long again: in float, or jointly at 1, 2, 4 and 8 bits from its
-float weights. Activations are left in float, rounded to levels of 0 to 1 behind ReLUs (what ``prepare`` does), or
-rounded to levels of learned ranges in front of every quantised layer (``learned_ranges=True``). Weights are scaled by
-their mean magnitude, as TruncQuant has it, or with bias correction. Accuracies are PyTorch's at every width from 8 to
-1, trained for or not; files are exported and verified.
+float weights. Activations are rounded to levels of 0 to 1 behind ReLUs, which is what ``prepare`` does (of the GRU,
+which has none, the weights alone are quantised), or to levels of learned ranges in front of every quantised layer
+(``learned_ranges=True``). Accuracies are PyTorch's at every width from 8 to 1, trained for or not; files are exported
+and verified.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import nn
 from experiments.data import digits, shifted
 from experiments.networks import recurrent, transformer
 from experiments.results import in_parallel, options, spread, write_json
-from experiments.training import Recipe, accuracy, train
-from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
+from experiments.training import accuracy, train
+from tqexport import CheckpointInfo, TruncModel, prepare
 from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.runtime_file import merge_onnx
@@ -37,29 +37,11 @@ from tqexport.verification.comparison import compare
 
 TRAINED = (1, 2, 4, 8)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"transformer": transformer, "GRU": recurrent}
-PLAIN, CORRECTED = Scheme(), Scheme(bias_correction=True)
-LEFT_OUT = {("transformer", "weights alone"), ("GRU", "0 to 1"), ("GRU", "0 to 1, bias correction")}
 
 
-@dataclass(frozen=True)
-class Way:
-    """How weights and activations are quantised."""
-
-    scheme: Scheme = PLAIN
-    activations: bool = True
-    learned: bool = False
-
-
-WAYS: dict[str, Way | None] = {
-    "float": None,
-    "weights alone": Way(activations=False),
-    "0 to 1": Way(),
-    "learned ranges": Way(learned=True),
-    "weights alone, bias correction": Way(CORRECTED, activations=False),
-    "0 to 1, bias correction": Way(CORRECTED),
-    "learned ranges, bias correction": Way(CORRECTED, learned=True),
-}
-EXPORTED = "learned ranges, bias correction"
+WAYS = ("float", "weights alone", "0 to 1", "learned ranges")
+LEARNED = WAYS[-1]
+LEFT_OUT = {("transformer", "weights alone"), ("GRU", "0 to 1")}  # a GRU has no ReLU to round behind
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class Outcome:
 
 
 def jobs(seeds: int, epochs: int) -> list[Job]:
-    """Every run, seed by seed. A GRU has no ReLU to round behind."""
+    """Every run, seed by seed."""
     every = [(network, way) for network in NETWORKS for way in WAYS if (network, way) not in LEFT_OUT]
     return [Job(*each, seed, epochs) for seed in range(seeds) for each in every]
 
@@ -90,20 +72,19 @@ def jobs(seeds: int, epochs: int) -> list[Job]:
 def run(job: Job) -> Outcome:
     """Train and measure."""
     torch.manual_seed(job.seed)
-    data, way = digits(job.seed), WAYS[job.way]
+    data = digits(job.seed)
     network = train(NETWORKS[job.network](), data, (FLOAT_BITS,), job.epochs, job.seed, augment=shifted)
-    if way is None:
+    if job.way == "float":
         train(network, data, (FLOAT_BITS,), job.epochs, job.seed + 1, augment=shifted)
         return Outcome({FLOAT_BITS: accuracy(network, data, FLOAT_BITS)}, {}, {})
-    network = prepare(
-        network, WIDTHS, scheme=way.scheme, quantize_activations=way.activations, learned_ranges=way.learned
-    )
-    train(network, data, TRAINED, job.epochs, job.seed + 1, Recipe(way.scheme), shifted)
+    network = prepare(network, WIDTHS, learned_ranges=job.way == LEARNED)
+    train(network, data, TRAINED, job.epochs, job.seed + 1, augment=shifted)
     shares = {bits: accuracy(network, data, bits) for bits in reversed(WIDTHS)}
     ranges = {name: float(quantizer.range.detach().abs()) for name, quantizer in ranges_of(network).items()}
-    exported = job.seed == 0 and job.way == EXPORTED
-    model = TruncModel(network.eval(), CheckpointInfo("experiment", {}, (1, 8, 8), WIDTHS, way.scheme))
-    return Outcome(shares, ranges, _verified(model, data.test_x[:64]) if exported else {})
+    if job.seed or job.way != LEARNED:
+        return Outcome(shares, ranges, {})
+    model = TruncModel(network.eval(), CheckpointInfo("experiment", {}, (1, 8, 8), WIDTHS))
+    return Outcome(shares, ranges, _verified(model, data.test_x[:64]))
 
 
 def _verified(model: TruncModel, samples: torch.Tensor) -> dict[str, str]:
@@ -131,14 +112,14 @@ def _verified(model: TruncModel, samples: torch.Tensor) -> dict[str, str]:
 
 
 def collect(runs: Sequence[tuple[Job, Outcome]]) -> dict[str, Any]:
-    """By network and way: accuracy over seeds at every width, and the learned ranges of the first seed."""
+    """By network: accuracy over seeds by way and width; of the first seed, the ranges learned and what files were."""
     table: dict[str, Any] = {"accuracy_percent": {}, "ranges": {}, "files": {}}
     for network, way in dict.fromkeys((job.network, job.way) for job, _ in runs):
         outcomes = [outcome for job, outcome in runs if (job.network, job.way) == (network, way)]
         cells = {str(bits): spread(outcome.shares[bits] for outcome in outcomes) for bits in outcomes[0].shares}
         table["accuracy_percent"].setdefault(network, {})[way] = cells
         if outcomes[0].ranges:
-            table["ranges"].setdefault(network, {})[way] = outcomes[0].ranges
+            table["ranges"][network] = {name: round(size, 4) for name, size in outcomes[0].ranges.items()}
         if outcomes[0].files:
             table["files"][network] = outcomes[0].files
     return table

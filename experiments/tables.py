@@ -95,6 +95,25 @@ def _question(name: str) -> Callable[[Content], str]:
     return make
 
 
+def _learned(network: str) -> Callable[[Content], str]:
+    def make(content: Content) -> str:
+        ways = dict(content["accuracy_percent"][network])
+        alone = ways.pop("float")[str(FLOAT_BITS)]
+        first = next(iter(ways.values()))
+        rows = [["float", _cell(alone), *[""] * (len(first) - 1)]]
+        rows += [[way, *map(_cell, cells.values())] for way, cells in ways.items()]
+        return markdown([f"{network}, accuracy, %, {content['seeds']} seeds", *_widths(first)], rows)
+
+    return make
+
+
+def _ranges(content: Content) -> str:
+    rows = [
+        [network, name, f"{size:.2f}"] for network, ranges in content["ranges"].items() for name, size in ranges.items()
+    ]
+    return markdown(["network", "activation", "range, seed 0"], rows)
+
+
 def _files(content: Content) -> str:
     files = content["accuracy_percent"]["files"]
     return markdown(
@@ -130,6 +149,9 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {
     "activations": ("open_questions", _question("activations")),
     "networks": ("open_questions", _question("networks")),
     "files": ("open_questions", _files),
+    "learned_transformer": ("learned_ranges", _learned("transformer")),
+    "learned_gru": ("learned_ranges", _learned("GRU")),
+    "ranges": ("learned_ranges", _ranges),
     "storage": ("storage", _storage),
     "packed": ("storage", _packed),
 }

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tqexport import at_width, joint_backward, load_float_weights, prepare
+from tqexport import RangeQuantizer, at_width, joint_backward, load_float_weights, prepare
 from tqexport.analysis.readiness import parts_of
 from tqexport.errors import UsageError
 from tqexport.model import CheckpointInfo, TruncModel
 from tqexport.networks.candidate import Candidate
-from tqexport.training.ranges import RangeQuantizer, ranges_of
+from tqexport.training.ranges import ranges_of
 from tqexport.truncation import WIDTHS, range_levels
 
 
@@ -40,7 +40,9 @@ def test_there_are_as_many_levels_as_codes_and_zero_is_one_of_them(bits, signed,
     torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
     inside = (x >= low) & (x <= high)
     assert ((rounded - x)[inside].abs() * per_one <= 0.5001).all()
-    assert ((x[~inside] < low) == (rounded[~inside] <= low)).all()
+    lowest, highest, _ = range_levels(bits, signed=signed)
+    assert (levels.round()[x < low] == lowest).all()
+    assert (levels.round()[x > high] == highest).all()
 
 
 def test_a_step_of_a_width_is_what_a_shift_leaves():
@@ -150,6 +152,7 @@ def test_an_encoder_layer_of_pytorch_is_rounded_in_evaluation_too():
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     prepared = prepare(layer, float_layers=[], learned_ranges=True).eval()
     calls = []
+    assert "self_attn.out_proj.input_quantizer" not in ranges_of(prepared)  # attention never calls it
     for name, quantizer in ranges_of(prepared).items():
         quantizer.register_forward_hook(lambda _module, _args, _output, name=name: calls.append(name))
     with torch.no_grad(), at_width(prepared, 2):

@@ -166,7 +166,9 @@ def _quantize_inputs(model: nn.Module, names: bool | Collection[str]) -> None:
     quantized = {
         name: module
         for name, module in model.named_modules()
-        if is_quantized(module) and not isinstance(module, nn.Embedding)
+        # The one takes indices, the other is never called: attention computes with its weight.
+        if is_quantized(module)
+        and not isinstance(module, (nn.Embedding, nn.modules.linear.NonDynamicallyQuantizableLinear))
     }
     if isinstance(names, bool):
         already = behind_relu(model)
