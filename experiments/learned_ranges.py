@@ -21,11 +21,11 @@ import onnx
 import torch
 from torch import nn
 
-from experiments.data import digits, shifted
+from experiments.data import Data, digits, shifted
 from experiments.networks import recurrent, transformer
 from experiments.results import in_parallel, options, spread, write_json
 from experiments.training import accuracy, train
-from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport import CheckpointInfo, TruncModel, at_width, prepare
 from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.runtime_file import merge_onnx
@@ -56,10 +56,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracies on held-out samples by width, what was learned, and what came of exported files."""
+    """What came of a run.
+
+    Attributes:
+        shares: Accuracy on held-out samples by width.
+        ranges: What was learned, by activation.
+        gains: Accuracy that is won at 2 bits where one activation is not rounded, by activation.
+        files: What came of exported files, by format.
+    """
 
     shares: Mapping[int, float]
     ranges: Mapping[str, float]
+    gains: Mapping[str, float]
     files: Mapping[str, str]
 
 
@@ -76,15 +84,26 @@ def run(job: Job) -> Outcome:
     network = train(NETWORKS[job.network](), data, (FLOAT_BITS,), job.epochs, job.seed, augment=shifted)
     if job.way == "float":
         train(network, data, (FLOAT_BITS,), job.epochs, job.seed + 1, augment=shifted)
-        return Outcome({FLOAT_BITS: accuracy(network, data, FLOAT_BITS)}, {}, {})
+        return Outcome({FLOAT_BITS: accuracy(network, data, FLOAT_BITS)}, {}, {}, {})
     network = prepare(network, WIDTHS, learned_ranges=job.way == LEARNED)
     train(network, data, TRAINED, job.epochs, job.seed + 1, augment=shifted)
     shares = {bits: accuracy(network, data, bits) for bits in reversed(WIDTHS)}
     ranges = {name: float(quantizer.range.detach().abs()) for name, quantizer in ranges_of(network).items()}
+    gains = _gains(network, data, 2)
     if job.seed or job.way != LEARNED:
-        return Outcome(shares, ranges, {})
+        return Outcome(shares, ranges, gains, {})
     model = TruncModel(network.eval(), CheckpointInfo("experiment", {}, (1, 8, 8), WIDTHS))
-    return Outcome(shares, ranges, _verified(model, data.test_x[:64]))
+    return Outcome(shares, ranges, gains, _verified(model, data.test_x[:64]))
+
+
+def _gains(network: nn.Module, data: Data, bits: int) -> dict[str, float]:
+    """Accuracy that is won at a width where one activation is not rounded."""
+    before, gains = accuracy(network, data, bits), {}
+    for name, quantizer in ranges_of(network).items():
+        with torch.no_grad(), at_width(network, bits):
+            quantizer.bits = FLOAT_BITS
+            gains[name] = float((network(data.test_x).argmax(1) == data.test_y).float().mean()) - before
+    return gains
 
 
 def _verified(model: TruncModel, samples: torch.Tensor) -> dict[str, str]:
@@ -113,13 +132,15 @@ def _verified(model: TruncModel, samples: torch.Tensor) -> dict[str, str]:
 
 def collect(runs: Sequence[tuple[Job, Outcome]]) -> dict[str, Any]:
     """By network: accuracy over seeds by way and width; of the first seed, the ranges learned and what files were."""
-    table: dict[str, Any] = {"accuracy_percent": {}, "ranges": {}, "files": {}}
+    table: dict[str, Any] = {"accuracy_percent": {}, "ranges": {}, "gains_percent": {}, "files": {}}
     for network, way in dict.fromkeys((job.network, job.way) for job, _ in runs):
         outcomes = [outcome for job, outcome in runs if (job.network, job.way) == (network, way)]
         cells = {str(bits): spread(outcome.shares[bits] for outcome in outcomes) for bits in outcomes[0].shares}
         table["accuracy_percent"].setdefault(network, {})[way] = cells
         if outcomes[0].ranges:
             table["ranges"][network] = {name: round(size, 4) for name, size in outcomes[0].ranges.items()}
+            gains = {name: spread(outcome.gains[name] for outcome in outcomes) for name in outcomes[0].gains}
+            table["gains_percent"][network] = gains
         if outcomes[0].files:
             table["files"][network] = outcomes[0].files
     return table

@@ -231,7 +231,7 @@ def test_a_run_with_learned_ranges_measures_every_width_and_says_what_was_learne
     assert not {4.0} & {*outcome.ranges.values()}  # which is what they are before training
     table = learned_ranges.collect([(job, outcome), (learned_ranges.Job(network, job.way, 2, 1), outcome)])
     assert list(table["accuracy_percent"][network][job.way]) == list("87654321")
-    assert [*table["ranges"][network]] == [*outcome.ranges]
+    assert [*table["ranges"][network]] == [*table["gains_percent"][network]] == [*outcome.ranges]
 
 
 def test_every_network_of_learned_ranges_is_compared_with_float_and_with_what_prepare_does_otherwise():

@@ -14,6 +14,7 @@ from tqexport import CheckpointInfo, TruncModel, load_checkpoint, prepare, save_
 from tqexport.analysis.inspection import inspect_model
 from tqexport.backends import open_runner
 from tqexport.backends.onnx.export import export_onnx
+from tqexport.backends.tflite.convert import _rounds
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import ConversionError, InputError
@@ -123,6 +124,37 @@ def test_two_roundings_that_a_converter_made_one_are_compared_all_the_same():
         ranges_of(network)["key.input_quantizer"].range.mul_(0.9)
     (problem, *_) = verdicts(model, merged.SerializeToString(), 4)[0].problems
     assert problem == "activation key.input_quantizer/Round is not in the file"
+
+
+class Stateful(nn.Module):
+    """Two steps of a recurrence that starts at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.of_state, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        state = x.new_zeros(x.shape[0], 8)
+        for row in self.first(x)[:, :2].unbind(1):
+            state = (row + self.of_state(state)).tanh()
+        return self.last(state)
+
+
+def test_a_rounding_of_what_is_the_same_for_every_sample_may_be_a_constant():
+    torch.manual_seed(5)
+    network = prepare(Stateful(), (4,), learned_ranges=True)
+    network.train()(torch.randn(8, *SHAPE))
+    model = model_of(network.eval(), (4,))
+    ((_, content),) = export_onnx(model, (4,))
+    computed = onnx.load_from_string(content)
+    first, second = [node for node in computed.graph.node if node.op_type == "Round"]
+    assert _rounds(computed) == [second.output[0]]
+    computed.graph.node.remove(first)
+    computed.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 8), np.float32), first.output[0]))
+    assert all(verdict.passed for verdict in verdicts(model, computed.SerializeToString(), 4))
+    wrong = onnx.ModelProto.FromString(computed.SerializeToString())
+    wrong.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.ones((1, 8), np.float32), first.output[0]))
+    assert not any(verdict.passed for verdict in verdicts(model, wrong.SerializeToString(), 4))
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])

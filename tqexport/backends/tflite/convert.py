@@ -202,7 +202,7 @@ def _rounds(model: onnx.ModelProto) -> list[str]:
     of_sample = {value.name for value in model.graph.input}
     rounding = {}
     for node in model.graph.node:
-        if of_sample.intersection(node.input):
+        if node.op_type != "Shape" and of_sample.intersection(node.input):
             of_sample.update(node.output)
             if node.op_type == "Round":
                 rounding[node.name] = node.output[0]
