@@ -117,7 +117,7 @@ def _ranges(content: Content) -> str:
 
 
 def _files(content: Content) -> str:
-    files = content["accuracy_percent"]["files"]
+    files = content["files"] if "files" in content else content["accuracy_percent"]["files"]
     return markdown(
         ["exported", "ONNX", "TFLite"], ([name, said["ONNX"], said.get("TFLite", "")] for name, said in files.items())
     )
@@ -154,6 +154,7 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {
     "learned_transformer": ("learned_ranges", _learned("transformer")),
     "learned_gru": ("learned_ranges", _learned("GRU")),
     "ranges": ("learned_ranges", _ranges),
+    "learned_files": ("learned_ranges", _files),
     "storage": ("storage", _storage),
     "packed": ("storage", _packed),
 }

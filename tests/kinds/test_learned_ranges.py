@@ -12,7 +12,7 @@ from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, load_checkpoint, prepare, save_checkpoint
 from tqexport.analysis.inspection import inspect_model
-from tqexport.backends import open_runner
+from tqexport.backends import BACKENDS, open_runner
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.convert import _rounds
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -102,7 +102,8 @@ def test_a_wrong_grid_is_found_in_both_formats(files, part, factor):
     for index in same:
         flat.set_constant(index, value * np.float32(factor))
     model, batch = model_of(network), noise(16, model_of(network).info.signature).inputs
-    for content in (wrong.SerializeToString(), flat.pack()):
+    for name, content, right in (("onnx", wrong.SerializeToString(), in_onnx), ("tflite", flat.pack(), in_tflite)):
+        assert BACKENDS[name].compare_parameters(content, right, 3, switched=False).differences
         comparison = Comparison(model, 3)
         comparison.add(open_runner(content, None, deployed=True).run(batch), batch)
         assert not comparison.verdict().passed
