@@ -102,6 +102,7 @@ experiments: install
 open-questions: install
 	$(BIN)/python -m experiments.integers
 	$(BIN)/python -m experiments.open_questions
+	$(BIN)/python -m experiments.learned_ranges
 	$(BIN)/python -m experiments.tables
 
 clean:

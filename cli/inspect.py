@@ -42,6 +42,8 @@ def command(checkpoint: Path, options: ReadOptions, output: Output) -> None:
         inspection = inspect_model(model)
     output.say(*_description(model.info, model.assumed))
     _say_layers(output, inspection)
+    if inspection.ranges:
+        _say_ranges(output, inspection)
     _say_widths(output, inspection)
     output.say(_storage_line(inspection), _truncation_line(inspection, model.info))
     output.document(
@@ -91,6 +93,12 @@ def _say_layers(output: Output, inspection: Inspection) -> None:
     ]
     columns = ("layer", "kind", "shape", "stored as", "weights", "E")
     output.table(columns, rows, left=columns[:4])
+
+
+def _say_ranges(output: Output, inspection: Inspection) -> None:
+    """Print what is known of each activation whose range was learned."""
+    rows = [(each.name, f"{-each.range if each.signed else 0:.4g}", f"{each.range:.4g}") for each in inspection.ranges]
+    output.table(("activation", "from", "to"), rows)
 
 
 def _say_widths(output: Output, inspection: Inspection) -> None:

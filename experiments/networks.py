@@ -1,4 +1,4 @@
-"""Networks beyond the library's own: a 1-D convolutional one, a small transformer, and truncatable activations."""
+"""Networks beyond the library's own: convolutional, recurrent, a small transformer, and truncatable activations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqexport import ActivationQuantizer
 from tqexport.truncation import STORED_BITS, Quantizer, direct_codes, max_code, truncate
 
-__all__ = ["CodedActivation", "conv1d", "transformer", "with_coded_activations"]
+__all__ = ["CodedActivation", "conv1d", "recurrent", "transformer", "with_coded_activations"]
 
 
 def conv1d(channels: int = 16, classes: int = 4) -> nn.Module:
@@ -61,6 +61,34 @@ def transformer(size: int = 32, heads: int = 2, blocks: int = 2, classes: int = 
     perceptrons.
     """
     return _Transformer(size, heads, blocks, classes)
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, size: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(8, size)
+        self.of_input, self.of_state = nn.Linear(size, 3 * size), nn.Linear(size, 3 * size)
+        self.classifier = nn.Linear(size, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.of_input(self.embedding(x[:, 0])).unbind(1)
+        state = torch.zeros_like(rows[0].chunk(3, -1)[0])
+        for row in rows:
+            (reset, update, new), (reset_of, update_of, new_of) = row.chunk(3, -1), self.of_state(state).chunk(3, -1)
+            candidate = (new + (reset + reset_of).sigmoid() * new_of).tanh()
+            share = (update + update_of).sigmoid()
+            state = share * state + (1 - share) * candidate
+        out: Tensor = self.classifier(state)
+        return out
+
+
+def recurrent(size: int = 48, classes: int = 10) -> nn.Module:
+    """A GRU, written with linear layers, that reads an image row by row. Input (N, 1, 8, 8), output (N, classes).
+
+    The formulas are those of ``torch.nn.GRU``. It has no ReLU, so nothing of it but its weights is quantised where no
+    ranges are learned.
+    """
+    return _Recurrent(size, classes)
 
 
 class CodedActivation(ActivationQuantizer):

@@ -95,8 +95,29 @@ def _question(name: str) -> Callable[[Content], str]:
     return make
 
 
+def _learned(network: str) -> Callable[[Content], str]:
+    def make(content: Content) -> str:
+        ways = dict(content["accuracy_percent"][network])
+        alone = ways.pop("float")[str(FLOAT_BITS)]
+        first = next(iter(ways.values()))
+        rows = [["float", _cell(alone), *[""] * (len(first) - 1)]]
+        rows += [[way, *map(_cell, cells.values())] for way, cells in ways.items()]
+        return markdown([f"{network}, accuracy, %, {content['seeds']} seeds", *_widths(first)], rows)
+
+    return make
+
+
+def _ranges(content: Content) -> str:
+    rows = [
+        [network, name, f"{size:.2f}", _cell(content["gains_percent"][network][name])]
+        for network, ranges in content["ranges"].items()
+        for name, size in ranges.items()
+    ]
+    return markdown(["network", "activation", "range, seed 0", "points won at 2 bits without rounding it"], rows)
+
+
 def _files(content: Content) -> str:
-    files = content["accuracy_percent"]["files"]
+    files = content["files"] if "files" in content else content["accuracy_percent"]["files"]
     return markdown(
         ["exported", "ONNX", "TFLite"], ([name, said["ONNX"], said.get("TFLite", "")] for name, said in files.items())
     )
@@ -130,6 +151,10 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {
     "activations": ("open_questions", _question("activations")),
     "networks": ("open_questions", _question("networks")),
     "files": ("open_questions", _files),
+    "learned_transformer": ("learned_ranges", _learned("transformer")),
+    "learned_gru": ("learned_ranges", _learned("GRU")),
+    "ranges": ("learned_ranges", _ranges),
+    "learned_files": ("learned_ranges", _files),
     "storage": ("storage", _storage),
     "packed": ("storage", _packed),
 }

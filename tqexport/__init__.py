@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tqexport.training.preparation import prepare
     from tqexport.training.qat import calibrate_batch_norms, joint_backward, load_float_weights
     from tqexport.training.quantizers import ActivationQuantizer, set_quantizer
+    from tqexport.training.ranges import RangeQuantizer
     from tqexport.training.widths import at_width
     from tqexport.truncation import Scheme
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointInfo",
     "InputInfo",
     "Normalization",
+    "RangeQuantizer",
     "ReadOptions",
     "Scheme",
     "SwitchableBatchNorm1d",
@@ -54,6 +56,7 @@ _HOMES = {
     "training.preparation": ("prepare",),
     "training.qat": ("calibrate_batch_norms", "joint_backward", "load_float_weights"),
     "training.quantizers": ("ActivationQuantizer", "set_quantizer"),
+    "training.ranges": ("RangeQuantizer",),
     "training.widths": ("at_width",),
     "truncation": ("Scheme",),
 }

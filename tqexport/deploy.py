@@ -18,6 +18,7 @@ from tqexport.integer.grids import grids_of
 from tqexport.model import TruncModel
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
+from tqexport.training.ranges import RangeQuantizer, check_ranges
 from tqexport.truncation import FLOAT_BITS, StoredWeight, max_code, store
 
 __all__ = ["StoredParameter", "buffers_in_file_order", "deploy", "deployed_values", "stored_weights"]
@@ -38,9 +39,16 @@ def quantize_activation_op(input: Tensor, levels: Tensor) -> Tensor:
     return (input.clamp(0, 1) * levels).round() / levels
 
 
+@torch.library.custom_op("tqexport::quantize_range", mutates_args=())
+def quantize_range_op(input: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    """``round_half_even(clamp(input, low, high) * levels) / levels``; float32 of any shape, float32 scalars."""
+    return (input.clamp(low, high) * levels).round() / levels
+
+
 @truncate_op.register_fake
 @quantize_activation_op.register_fake
-def _like_first(first: Tensor, second: Tensor) -> Tensor:  # noqa: ARG001 - the shape of the second plays no part
+@quantize_range_op.register_fake
+def _like_first(first: Tensor, *_scalars: Tensor) -> Tensor:
     return torch.empty_like(first)
 
 
@@ -75,6 +83,24 @@ class StoredActivation(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         result: Tensor = quantize_activation_op(input, self.levels)
+        return result
+
+
+class StoredRange(nn.Module):
+    """Activation quantiser of a learned range, whose grid at a width is buffers."""
+
+    low: Tensor
+    high: Tensor
+    levels: Tensor
+
+    def __init__(self, quantizer: RangeQuantizer) -> None:
+        super().__init__()
+        with torch.no_grad():
+            for name, value in zip(("low", "high", "levels"), quantizer.grid(), strict=True):
+                self.register_buffer(name, value.clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = quantize_range_op(input, self.low, self.high, self.levels)
         return result
 
 
@@ -118,6 +144,7 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
         InputError: The checkpoint lacks the width, or a layer cannot be deployed.
     """
     model.check_width(bits)
+    check_ranges(model.module)
     with model.at_width(bits) as reference:
         replaced: dict[int, object] = {}
         stored = stored_weights(model, bits)
@@ -129,7 +156,7 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
             replaced[id(norm)] = copy.deepcopy(norm.current)
         for module in reference.modules():
             if isinstance(module, ActivationQuantizer):
-                replaced[id(module)] = nn.ReLU() if module.bits == FLOAT_BITS else StoredActivation(module.bits)
+                replaced[id(module)] = _stored_activation(module)
             elif isinstance(module, parametrize.ParametrizationList) and not {*map(id, module)} & {*replaced}:
                 with torch.no_grad():
                     replaced[id(module)] = ComputedParameter(module())
@@ -159,7 +186,16 @@ def _buffers(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return isinstance(module, StoredActivation) or parametrize.is_parametrized(module)
+    return isinstance(module, (StoredActivation, StoredRange)) or parametrize.is_parametrized(module)
+
+
+def _stored_activation(quantizer: ActivationQuantizer) -> nn.Module:
+    """What stands in the place of an activation quantiser at its width."""
+    if isinstance(quantizer, RangeQuantizer):
+        if quantizer.bits != FLOAT_BITS:
+            return StoredRange(quantizer)
+        return nn.Identity() if quantizer.signed else nn.ReLU()
+    return nn.ReLU() if quantizer.bits == FLOAT_BITS else StoredActivation(quantizer.bits)
 
 
 def _check_padding(weight: QuantizedWeight) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "max_code",
     "normalize",
     "quantize_activation",
+    "range_levels",
     "settle",
     "store",
     "truncate",
@@ -263,6 +264,29 @@ def quantize_activation(x: Tensor, bits: int) -> Tensor:
     if bits == FLOAT_BITS:
         return x.relu()
     return (x.clamp(0, 1) * max_code(bits)).round() / max_code(bits)
+
+
+def range_levels(bits: int, *, signed: bool) -> tuple[int, int, int]:
+    """The levels ``k`` of an activation whose range ``r`` is learned; a level stands for ``k r / n``.
+
+    An unsigned one has the levels of :func:`quantize_activation`, ``0 … M_a``, and ``n = M_a``. A signed one has
+    ``-2^(a - 1) … 2^(a - 1) - 1`` and ``n = 2^(a - 1)``: 0 is a level of every width, and a step at ``a`` bits is
+    ``2^(8 - a)`` steps at 8 bits, which is what a right shift of its codes leaves. At 1 bit, where that would leave no
+    positive number, it has the two levels of 2 bits that are not negative, ``0 … 1`` with ``n = 2``.
+
+    Args:
+        bits: 1 to 8.
+        signed: Whether there are negative levels.
+
+    Returns:
+        The lowest and the highest level, and ``n``.
+    """
+    if not signed:
+        return 0, max_code(bits), max_code(bits)
+    if bits == 1:
+        return 0, 1, 2
+    half = 1 << (bits - 1)
+    return -half, half - 1, half
 
 
 def check_shiftable(widths: Sequence[int], quantizer: str) -> None:

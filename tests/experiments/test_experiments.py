@@ -12,7 +12,7 @@ import torch
 from networks import randomize_
 from onnx import numpy_helper
 
-from experiments import convergence, dummy_tensor, open_questions, robustness, storage, tables
+from experiments import convergence, dummy_tensor, learned_ranges, open_questions, robustness, storage, tables
 from experiments.data import Data, digits, shifted, waves
 from experiments.networks import CodedActivation, conv1d, transformer, with_coded_activations
 from experiments.results import RESULTS, in_parallel, spread
@@ -218,3 +218,24 @@ def test_the_documents_show_the_committed_results(document):
     assert tables.filled(text) == text
     for name in tables.TABLES if document.parent.name == "experiments" else ():
         assert f"<!-- table: {name} -->" in text
+
+
+@pytest.mark.parametrize("network", learned_ranges.NETWORKS)
+def test_a_run_with_learned_ranges_measures_every_width_and_says_what_was_learned(network, monkeypatch):
+    few = Data(*(part[:128] for part in vars(digits(1)).values()))
+    monkeypatch.setattr(learned_ranges, "digits", lambda seed: few)  # noqa: ARG005
+    job = learned_ranges.Job(network, learned_ranges.LEARNED, seed=1, epochs=1)
+    outcome = learned_ranges.run(job)
+    assert list(outcome.shares) == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert len(outcome.ranges) == {"transformer": 12, "GRU": 2}[network]
+    assert not {4.0} & {*outcome.ranges.values()}  # which is what they are before training
+    table = learned_ranges.collect([(job, outcome), (learned_ranges.Job(network, job.way, 2, 1), outcome)])
+    assert list(table["accuracy_percent"][network][job.way]) == list("87654321")
+    assert [*table["ranges"][network]] == [*table["gains_percent"][network]] == [*outcome.ranges]
+
+
+def test_every_network_of_learned_ranges_is_compared_with_float_and_with_what_prepare_does_otherwise():
+    every = learned_ranges.jobs(seeds=3, epochs=1)
+    ways = {network: [job.way for job in every if job.network == network] for network in learned_ranges.NETWORKS}
+    assert ways["transformer"] == 3 * ["float", "0 to 1", "learned ranges"]
+    assert ways["GRU"] == 3 * ["float", "weights alone", "learned ranges"]

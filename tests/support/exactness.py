@@ -29,13 +29,18 @@ def verdicts(model: TruncModel, content: bytes, bits: int, *, switched: bool = F
     return [comparison.verdict() for comparison in comparisons]
 
 
-def assert_exact(network: nn.Module, inputs: Sequence[int] | Sequence[InputInfo], widths: Sequence[int]) -> None:
+def assert_exact(
+    network: nn.Module, inputs: Sequence[int] | Sequence[InputInfo], widths: Sequence[int]
+) -> dict[int, list[bytes]]:
     """Export a network to ONNX and TFLite, fixed and run-time, verify every file at every width, and cut them back.
 
     Args:
         network: Prepared, with weights.
         inputs: Shape of one sample, or every input.
         widths: The widths that its BatchNorms have.
+
+    Returns:
+        By width, the fixed files of both formats.
     """
     model = TruncModel(network.eval(), CheckpointInfo("test", {}, tuple(inputs), tuple(widths)))
     onnx_files = dict(export_onnx(model, tuple(widths)))
@@ -47,3 +52,4 @@ def assert_exact(network: nn.Module, inputs: Sequence[int] | Sequence[InputInfo]
                 assert verdict.passed, (verdict.runtime, bits, verdict.problems)
                 assert verdict.codes > 0
             assert truncate_file(runtime, bits) == content
+    return {bits: [onnx_files[bits], tflite_files[bits]] for bits in widths}

@@ -26,6 +26,7 @@ class Entry:
         inputs: What it takes.
         onnx: ``exact``, or words of the sentence that refuses it.
         tflite: The same.
+        learned_ranges: Whether the ranges of its activations are learned.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry:
     inputs: tuple[InputInfo, ...] = PICTURE
     onnx: str = EXACT
     tflite: str = EXACT
+    learned_ranges: bool = False
 
 
 class Framed(nn.Module):

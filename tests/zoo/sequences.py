@@ -128,6 +128,22 @@ class Recurrent(nn.Module):
         return self.last(self.recurrent(self.act(self.middle(self.first(x))))[0][:, -1])
 
 
+class Gated(nn.Module):
+    """A recurrent layer of linear ones, whose state is zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.of_input, self.of_state = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(16, 32)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], 16)
+        for row in self.of_input(self.first(x)).unbind(1):
+            new, share = (row + self.of_state(state)).chunk(2, 1)
+            state = state + share.sigmoid() * (new.tanh() - state)
+        return self.last(state)
+
+
 class Pair(nn.Module):
     """Two pictures through the same layers, and how alike they are."""
 
@@ -173,6 +189,14 @@ ENTRIES = [
     Entry("LSTM", lambda: Recurrent(nn.LSTM), SEQUENCE),
     Entry("GRU", lambda: Recurrent(nn.GRU), SEQUENCE),
     Entry("GRU, two layers in both directions", lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), SHORT),
+    Entry(
+        *("attention block, learned ranges", lambda: nn.Sequential(nn.Linear(16, 16), Block(), nn.Linear(16, 4))),
+        *(SEQUENCE,),
+        learned_ranges=True,
+    ),
+    Entry("TransformerEncoder, learned ranges", Encoder, SEQUENCE, learned_ranges=True),
+    Entry("vision transformer, learned ranges", Vision, learned_ranges=True),
+    Entry("recurrence of linear layers, learned ranges", Gated, SEQUENCE, learned_ranges=True),
     Entry("two pictures", Pair, (InputInfo("left", (3, 16, 16)), InputInfo("right", (3, 16, 16)))),
     Entry("a tuple of outputs", Several),
     Entry("whole numbers among the outputs", Classes),

@@ -11,9 +11,10 @@ from torch import nn
 from tqexport.layer_kinds import kind_of
 from tqexport.model import TruncModel
 from tqexport.training.quantizers import QuantizedWeight, quantized_weights
+from tqexport.training.ranges import ranges_of
 from tqexport.truncation import STORED_BITS, Scheme, direct_codes, magnitude, normalize, truncate
 
-__all__ = ["Inspection", "LayerReport", "StorageReport", "inspect_model"]
+__all__ = ["Inspection", "LayerReport", "RangeReport", "StorageReport", "inspect_model"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,21 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class RangeReport:
+    """An activation quantiser whose range was learned.
+
+    Attributes:
+        name: Its name.
+        signed: Whether it goes from ``-range`` to ``range``, or from 0 to ``range``.
+        range: What was learned.
+    """
+
+    name: str
+    signed: bool
+    range: float
+
+
+@dataclass(frozen=True)
 class StorageReport:
     """Bytes of the parameters, at one width where not said otherwise.
 
@@ -63,12 +79,14 @@ class Inspection:
 
     Attributes:
         layers: The weights of every layer of a kind that can be quantised, in definition order.
+        ranges: The activation quantisers whose range was learned, in definition order.
         storage: What it costs to store.
         changed: By width: the share of codes that differ between quantising the float weights directly to that width
             and shifting the 8-bit codes, over all layers. 0 means that the codes can be truncated.
     """
 
     layers: tuple[LayerReport, ...]
+    ranges: tuple[RangeReport, ...]
     storage: StorageReport
     changed: Mapping[int, float]
 
@@ -91,7 +109,11 @@ def inspect_model(model: TruncModel) -> Inspection:
         if (kind := kind_of(module))
         for parameter in kind.parameters_of(module)
     )
-    return Inspection(layers, _storage(model, layers), _changed_codes(model))
+    ranges = tuple(
+        RangeReport(name, quantizer.signed, float(quantizer.range.detach().abs()))
+        for name, quantizer in ranges_of(model.module).items()
+    )
+    return Inspection(layers, ranges, _storage(model, layers), _changed_codes(model))
 
 
 def _report(

@@ -17,6 +17,7 @@ from tqexport.networks.candidate import Candidate
 from tqexport.outputs import zeros_for
 from tqexport.training.preparation import CLASSES
 from tqexport.training.quantizers import ActivationQuantizer, quantized_weights
+from tqexport.training.ranges import RangeQuantizer
 
 __all__ = ["Part", "parts_of"]
 
@@ -29,7 +30,7 @@ class Part:
 
     Attributes:
         name: Of the layer, with the parameter where that is not ``weight``; of a function, where it is called.
-        kind: The class in ``torch.nn``, or the function.
+        kind: The class in ``torch.nn``, or the function; ``input`` for what a layer rounds before it multiplies.
         shape: Of the weight; empty for an activation.
         quantized: Whether the weight becomes codes, or the activation levels.
         reason: Why it is not; empty where it is.
@@ -60,7 +61,8 @@ def parts_of(candidate: Candidate) -> tuple[Part, ...]:
             full = name if parameter == "weight" else f"{name}.{parameter}".removeprefix(".")
             parts.append(Part(full, kind, shape, is_quantized, reason))
         if isinstance(part, ActivationQuantizer):
-            parts.append(Part(name, "ReLU", (), quantized=True))
+            of_input = isinstance(part, RangeQuantizer) and part.signed
+            parts.append(Part(name, "input" if of_input else "ReLU", (), quantized=True))
         elif type(part).__module__ == _ACTIVATIONS and not isinstance(part, nn.MultiheadAttention):
             parts.append(Part(name, kind, (), quantized=False, reason=_activation_reason(candidate, part)))
     return (*parts, *_functions(candidate.model))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Batch = tuple[Array, ...]  # samples: an array (N, ...) for each input of a network, in its order
 
-__all__ = ["Batch", "Runner", "RuntimeRun", "Session", "Stretches", "median_seconds"]
+__all__ = ["Batch", "Runner", "RuntimeRun", "Session", "Stretches", "median_seconds", "other_orders"]
 
 _LATENCY_RUNS, _LATENCY_SECONDS = 30, 1.0
 
@@ -132,6 +133,17 @@ def median_seconds(run: Callable[[], object]) -> float:
         run()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
+
+
+def other_orders(value: Array, shape: Sequence[int]) -> Iterator[Array]:
+    """A value in a shape of fewer axes, by every order in which a file may have had its axes before they were joined.
+
+    A converter may move a rounding in front of a transposition and a reshape, as the heads of attention are put
+    together by. The first axis, of the samples, stays where it is.
+    """
+    if value.ndim > len(shape):
+        for axes in itertools.permutations(range(1, value.ndim)):
+            yield value.transpose(0, *axes).reshape(shape)
 
 
 class Stretches(Protocol):

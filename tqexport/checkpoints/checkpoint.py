@@ -27,6 +27,7 @@ from tqexport.outputs import zeros_for
 from tqexport.reading import limits, records
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights, set_quantizer, unwrapped
+from tqexport.training.ranges import check_ranges
 from tqexport.truncation import FLOAT_BITS, STORED_BITS, WIDTHS, Scheme, check_weight, settle, store
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -51,8 +52,8 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
     Raises:
         UsageError: A layer was trained with another quantiser than ``info`` says, or grids at other widths; or the
             description holds what safetensors cannot.
-        InputError: A grid was not found yet, or the description holds values of other types than it is to have; or
-            safetensors is to hold the codes of a layer that has none.
+        InputError: A grid was not found yet, a learned range came to nothing, or the description holds values of other
+            types than it is to have; or safetensors is to hold the codes of a layer that has none.
         ConversionError: The network has grids, and an operation that has no integer form.
     """
     module = unwrapped(module)  # whose keys the architecture's network has
@@ -61,6 +62,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, info: CheckpointInfo) -
             raise UsageError(
                 f"layer {weight.layer} was trained with {weight.scheme}, the description says {info.scheme}"
             )
+    check_ranges(module)
     module, info = finished(module, info)
     content = {
         "format": FORMAT,
@@ -330,6 +332,8 @@ def _check(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(f"{path}: {key} holds NaN or infinite values; the training diverged")
+    with about(f"{path}:"):
+        check_ranges(module)
     for name, norm in switchable_batch_norms(module).items():
         if missing := sorted({info.batch_norm_width(bits) for bits in info.widths} - set(norm.widths)):
             raise InputError(f"{path}: {name} has no BatchNorm for {missing} bits, which its widths need")

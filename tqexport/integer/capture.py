@@ -19,6 +19,7 @@ from tqexport.integer.naming import INPUT, NamedCalls
 from tqexport.layer_kinds import kind_of
 from tqexport.training.layers import SwitchableBatchNorm, SwitchableBatchNorm1d, SwitchableBatchNorm2d
 from tqexport.training.quantizers import ActivationQuantizer, Clamp
+from tqexport.training.ranges import RangeQuantizer
 from tqexport.truncation import FLOAT_BITS
 
 __all__ = ["Call", "Capture", "capture_calls", "norm_of"]
@@ -196,6 +197,8 @@ def _kind_of(module: nn.Module) -> str | None:
     Raises:
         ConversionError: It has no integer form.
     """
+    if isinstance(module, RangeQuantizer):
+        raise ConversionError("an activation whose range is learned has no integer form yet")
     layer = kind_of(module)
     if layer is not None and layer.name not in _LAYERS:
         raise ConversionError(f"{layer.name} has no integer form yet")

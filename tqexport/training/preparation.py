@@ -22,6 +22,7 @@ from tqexport.training.quantizers import (
     set_quantizer,
     unwrapped,
 )
+from tqexport.training.ranges import RangeQuantizer, behind_relu, quantize_input
 from tqexport.truncation import Scheme
 
 __all__ = ["prepare"]
@@ -45,6 +46,7 @@ def prepare(
     estimator: Estimator = "identity",
     float_layers: Collection[str] | None = None,
     quantize_activations: bool = True,
+    learned_ranges: bool | Collection[str] = False,
     integer: bool = False,
     input_shape: Sequence[int] | None = None,
 ) -> nn.Module:
@@ -55,6 +57,10 @@ def prepare(
     become one per width, ReLUs become activation quantisers. Only modules of exactly these classes are changed; a ReLU
     called as a function is not seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what
     weight norm or another parametrization computes becomes a plain parameter in the layers that are quantised.
+
+    With ``learned_ranges`` activations have ranges that are learned instead of 0 to 1, for networks without BatchNorms:
+    ReLUs become quantisers of 0 to r, and the input of every quantised layer that no ReLU of the same ``nn.Sequential``
+    gives is rounded to levels of -r to r (:class:`tqexport.training.ranges.RangeQuantizer`).
 
     With ``integer`` the network trains as the integer network that it will be: every value that no activation quantiser
     rounds gets an 8-bit grid per width, which follows the values while the network is in training mode, and the layers
@@ -68,12 +74,15 @@ def prepare(
         estimator: The straight-through estimator.
         float_layers: Names of layers to leave in float32. Default: the first and the last one.
         quantize_activations: Replace ``nn.ReLU`` by the activation quantiser.
+        learned_ranges: Learn the ranges of activations, signed ones too; names of quantised layers stand for those
+            whose input is rounded, in place of the rule above.
         integer: Put in the grids that integers from end to end need; the widths are then 1 to 8.
         input_shape: Shape of one sample without the batch, which ``integer`` needs to see what the network computes.
 
     Raises:
         UsageError: A name in ``float_layers`` is no such layer of the network, these names leave nothing to quantise,
-            a weight is no parameter, there is no such estimator, or a width or the quantiser has no integer form.
+            a name in ``learned_ranges`` is no quantised layer that takes numbers, a weight is no parameter, there is no
+            such estimator, two options exclude each other, or a width or the quantiser has no integer form.
         ConversionError: An operation of the network has no integer form.
 
     Example:
@@ -87,6 +96,9 @@ def prepare(
             if integer
             else "input_shape is for integer=True alone; leave it out, or add integer=True"
         )
+    if learned_ranges and (integer or not quantize_activations):
+        option = "integer=True" if integer else "quantize_activations=False"
+        raise UsageError(f"learned_ranges is about activations that {option} does not have; leave one of them out")
     widths = tuple(widths)
     model = unwrapped(model)
     _check_parameters(model)
@@ -101,13 +113,15 @@ def prepare(
             f"nothing is left to quantise of the layers {list(layers)}; name fewer of them in float_layers"
         )
     _quantize(layers, float_layers)
+    if learned_ranges:
+        _quantize_inputs(model, learned_ranges)
 
     replaced: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
         if type(module) in _NORMS:
             replaced[module] = _switchable(module, widths)
         elif type(module) is nn.ReLU and quantize_activations:
-            replaced[module] = ActivationQuantizer()
+            replaced[module] = RangeQuantizer(signed=False) if learned_ranges else ActivationQuantizer()
     for parent in [*model.modules()]:
         if isinstance(parent, nn.TransformerEncoderLayer):
             parent.activation_relu_or_gelu = 0  # else it computes with its layers' weights, not with its layers
@@ -145,6 +159,26 @@ def _quantize(layers: Mapping[str, nn.Module], float_layers: Collection[str]) ->
         if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
             option = "sparse" if layer.sparse else "max_norm"
             raise UsageError(f"{name} is an Embedding with {option}, which a quantised table cannot have; leave it out")
+
+
+def _quantize_inputs(model: nn.Module, names: bool | Collection[str]) -> None:
+    """Round the inputs of quantised layers: of those named, or of those that read something else than a ReLU."""
+    quantized = {
+        name: module
+        for name, module in model.named_modules()
+        # The one takes indices, the other is never called: attention computes with its weight.
+        if is_quantized(module)
+        and not isinstance(module, (nn.Embedding, nn.modules.linear.NonDynamicallyQuantizableLinear))
+    }
+    if isinstance(names, bool):
+        already = behind_relu(model)
+        names = [name for name, module in quantized.items() if module not in already]
+    elif unknown := sorted(set(names) - set(quantized)):
+        raise UsageError(
+            f"learned_ranges names {unknown}, but the quantised layers that take numbers are {list(quantized)}"
+        )
+    for name in names:
+        quantize_input(quantized[name])
 
 
 def _kind_of(module: nn.Module) -> LayerKind | None:

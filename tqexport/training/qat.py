@@ -16,6 +16,7 @@ from tqexport.errors import InputError, UsageError
 from tqexport.integer.grids import grids_of
 from tqexport.training.layers import switchable_batch_norms
 from tqexport.training.quantizers import quantized_weights
+from tqexport.training.ranges import ranges_of
 from tqexport.training.widths import at_width
 
 __all__ = [
@@ -193,7 +194,9 @@ def load_float_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, st
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     targets: dict[str, list[Tensor]] = {}
     grids = grids_of(model)
-    own = {id(value) for value in grids.buffers()} if grids is not None else set()  # no float network has any
+    # What no float network has.
+    own = {id(value) for value in grids.buffers()} if grids is not None else set()
+    own |= {id(quantizer.range) for quantizer in ranges_of(model).values()}
     for key, value in model.state_dict(keep_vars=True).items():
         if id(value) in own:
             continue

@@ -129,6 +129,10 @@ class ActivationQuantizer(FollowsWidth):
         result: Tensor = _QuantizeActivation.apply(input, self.bits)  # type: ignore[no-untyped-call]
         return result
 
+    def grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The lowest and the highest number that it rounds to, and how many levels are 1 apart; float32 scalars."""
+        return torch.tensor(0.0), torch.tensor(1.0), torch.tensor(float(max_code(self.bits)))
+
 
 class Clamp(FollowsWidth):
     """``clamp(x, 0, 1)``, not rounded, at quantised activation widths; ReLU at 32 bits. float32, same shape."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from tqexport.backends.running import RuntimeRun
+from tqexport.backends.running import RuntimeRun, other_orders
 from tqexport.layer_kinds import kind_of
 from tqexport.outputs import ONLY_OUTPUT, run_network
 from tqexport.training.layers import SwitchableBatchNorm
@@ -183,27 +183,40 @@ class Trace:
             self.problems.setdefault(name, f"layer {name} is off by {_furthest(value, expected, bound)}{where}")
         return self._given(value)
 
+    def _merged(self, activations: Mapping[str, Array], expected: Array, near: npt.NDArray[np.bool_]) -> Array | None:
+        """The levels of another activation that are also these: a converter rounds once what is rounded alike."""
+        for levels in activations.values():
+            if levels.size == expected.size:
+                levels = _in_shape(levels, expected, self._samples)
+                if not _apart(levels, expected, near)[1].any():
+                    return levels
+        return None
+
     def _levels(self, name: str, module: nn.Module, input: Tensor, activations: Mapping[str, Array]) -> Array | None:
         """The runtime's value of an activation, its levels compared with PyTorch's; None where it has none."""
         assert isinstance(module, ActivationQuantizer)
         value, among = input.numpy(), self._errors.layers(input)
-        steps = max_code(module.bits)
+        low, high, per_one = (part.detach().numpy() for part in module.grid())
+        clipped, steps = value.clip(low, high), max_code(module.bits)
         key = f"{name}/Round" if self._calls[name] == 1 else f"{name}/Round_{self._calls[name]}"
-        scaled = value.clip(0, 1).astype(np.float64) * steps
-        expected = np.rint(value.clip(0, 1) * np.float32(steps))
+        scaled = clipped.astype(np.float64) * per_one
+        expected = np.rint(clipped * per_one)
+        rounding = self._errors.bound(input).numpy() * per_one + 2 * np.finfo(np.float32).eps * np.abs(scaled)
+        near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         levels = activations.get(key)
+        if levels is None and (value == value[:1]).all():
+            return None  # a converter computes what is the same for every sample, such as the first state of a sequence
+        if levels is None:
+            levels = self._merged(activations, expected, near)
         if levels is None or levels.size != value.size:
             where = "is not in the file" if levels is None else f"has shape {levels.shape}, not {value.shape}"
             self.problems.setdefault(name, f"activation {key} {where}")
             return None
         levels = _in_shape(levels, expected, self._samples)
-        rounding = self._errors.bound(input).numpy() * steps + 2 * np.finfo(np.float32).eps * scaled
-        near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         self._near.append(_of_samples(near, self._samples))
         self.flip_bound = max(self.flip_bound, float(rounding.max()))
 
-        differs = levels != expected
-        wrong = differs & ~(near & (np.abs(levels - expected) == 1))
+        differs, wrong = _apart(levels, expected, near)
         self.compared += differs.size
         self.flips += int(differs.sum() - wrong.sum())
         self.wrong += int(wrong.sum())
@@ -217,8 +230,14 @@ class Trace:
                 f"{levels[index]:g} where PyTorch has {expected[index]:g} (of {scaled[index]:.6f}, give or take "
                 f"{rounding[index]:.1e}), {steps} levels{_where(among)}",
             )
-        quantized: Array = levels / np.float32(steps)
+        quantized: Array = levels / per_one
         return quantized
+
+
+def _apart(levels: Array, expected: Array, near: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Where levels differ, and where that is no flip; ``near`` says which values lie on a boundary."""
+    differs = levels != expected
+    return differs, differs & ~(near & (np.abs(levels - expected) == 1))
 
 
 def _of_samples(near: npt.NDArray[np.bool_], samples: int) -> npt.NDArray[np.bool_]:
@@ -237,10 +256,11 @@ def _of_samples(near: npt.NDArray[np.bool_], samples: int) -> npt.NDArray[np.boo
 def _in_shape(levels: Array, expected: Array, samples: int) -> Array:
     """The levels in PyTorch's shape.
 
-    A converter may round before a reshape instead of behind it, as onnx2tf does with the groups of a GroupNorm, and
-    keeps an axis of 1 through 1-D convolutions. A runtime that takes a sample at a time gives the samples in front,
-    where PyTorch may have the steps of a sequence. Of the orders in which the file may then have the levels, all of
-    which are compared one by one, that is meant which has most of them right.
+    A converter may round before a reshape instead of behind it, as onnx2tf does with the groups of a GroupNorm, or
+    before the heads of attention are put together, and keeps an axis of 1 through 1-D convolutions. A runtime that
+    takes a sample at a time gives the samples in front, where PyTorch may have the steps of a sequence. Of the orders
+    in which the file may then have the levels, all of which are compared one by one, that is meant which has most of
+    them right.
     """
     if _without_ones(levels.shape) == _without_ones(expected.shape):
         return levels.reshape(expected.shape)
@@ -251,6 +271,7 @@ def _in_shape(levels: Array, expected: Array, samples: int) -> Array:
         if size == samples:
             others = (*expected.shape[:axis], *expected.shape[axis + 1 :])
             orders += [np.moveaxis(value.reshape(size, *others), 0, axis) for value in (levels, in_file)]
+    orders += other_orders(levels, expected.shape)
     return max(orders, key=lambda order: np.count_nonzero(order == expected))
 
 

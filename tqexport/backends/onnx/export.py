@@ -110,6 +110,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
                 custom_translation_table={
                     torch.ops.tqexport.truncate.default: _truncate,
                     torch.ops.tqexport.quantize_activation.default: _quantize_activation,
+                    torch.ops.tqexport.quantize_range.default: _quantize_range,
                 },
                 verbose=False,
             )
@@ -160,7 +161,11 @@ def _truncate(codes: Any, shift: Any) -> Any:
 
 
 def _quantize_activation(input: Any, levels: Any) -> Any:
-    return op.Div(op.Round(op.Mul(op.Clip(input, 0.0, 1.0), levels)), levels)
+    return _quantize_range(input, 0.0, 1.0, levels)
+
+
+def _quantize_range(input: Any, low: Any, high: Any, levels: Any) -> Any:
+    return op.Div(op.Round(op.Mul(op.Clip(input, low, high), levels)), levels)
 
 
 def _why_not_captured(error: Exception) -> ConversionError:

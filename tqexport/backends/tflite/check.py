@@ -22,6 +22,7 @@ from tqexport.backends.base import TensorInfo
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import LEVELS_SUFFIX, describe, read_facts
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.backends.running import other_orders
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
@@ -137,7 +138,8 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
         )
         if same < moved:
             in_same_order.append(name)
-        error = min(same, moved)
+        joined = (np.abs(expected - order).max() / largest for order in other_orders(converted, expected.shape))
+        error = min(same, moved, *map(float, joined))
         if not error <= max(_TOLERANCE, _GROWTH * worst):
             raise ConversionError(
                 f"onnx2tf changed what the network computes: {name} is off by {error:.1%} of its largest value"

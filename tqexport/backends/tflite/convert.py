@@ -198,8 +198,17 @@ def _check_operators(flat: FlatModel) -> None:
 
 
 def _rounds(model: onnx.ModelProto) -> list[str]:
-    """Names of the results of Round, in the order in which the converter meets and numbers them."""
-    rounding = {node.name: node.output[0] for node in model.graph.node if node.op_type == "Round"}
+    """Names of the results of Round, in the order in which the converter meets and numbers them.
+
+    It computes what is the same for every sample at once, without a number.
+    """
+    of_sample = {value.name for value in model.graph.input}
+    rounding = {}
+    for node in model.graph.node:
+        if node.op_type != "Shape" and of_sample.intersection(node.input):
+            of_sample.update(node.output)
+            if node.op_type == "Round":
+                rounding[node.name] = node.output[0]
     return [rounding[name] for name in in_converters_order(model) if name in rounding]
 
 
