@@ -39,7 +39,8 @@ _SHOWN = 12  # subjects that a table of pairs has room for
     "runtimes",
     multiple=True,
     type=click.Choice([*_RUNTIMES, "pytorch"]),
-    help="Evaluate in this runtime alone; may be given several times. Default: in all that are installed but PyTorch.",
+    help="Evaluate in this runtime alone; may be given several times. web is onnxruntime-web in Node. Default: in all "
+    "that are installed, but web and PyTorch.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes of this machine. Default: one for each core.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the workers of a Dask scheduler, e.g. tcp://host:8786.")

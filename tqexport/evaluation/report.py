@@ -110,7 +110,7 @@ def _confusion(evaluation: Evaluation, class_names: Sequence[str]) -> Iterator[_
             continue
         classes = sorted({value for pair in counter for value in pair})
         names = {value: class_names[value] if value < len(class_names) else str(value) for value in classes}
-        where = f"at {subject.bits} bits in {subject.title}"
+        where = f"at {subject.bits} bit{'s' * (subject.bits > 1)} in {subject.title}"
         if len(classes) <= _CLASSES:
             columns = [("label", "text"), *((names[value], "") for value in classes)]
             rows = [
