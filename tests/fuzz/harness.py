@@ -102,6 +102,7 @@ def watched(reader: Reader, seed: int, folder: Path, figures: Figures) -> None:
     _watch = _watch or _Watch()
     path = reader.write(folder, Random(f"{reader.name} {seed}"))
     _forget_peak()
+    ended, computed = _of_children_that_ended(), _processor_seconds()
     _watch.folder, _watch.started, _watch.written = str(folder), [], []
     start, remark = time.perf_counter(), ""
     try:
@@ -119,7 +120,8 @@ def watched(reader: Reader, seed: int, folder: Path, figures: Figures) -> None:
         remark = f"{type(error).__name__} at {place}: {str(error)[:150]}"
     finally:
         _watch.folder = None
-    seconds, mib = time.perf_counter() - start, _peak() >> 20
+    seconds, mib = time.perf_counter() - start, _peak(ended) >> 20
+    computed = _processor_seconds() - computed
     figures.inputs += 1
     figures.max_seconds, figures.max_mib = max(figures.max_seconds, seconds), max(figures.max_mib, mib)
     figures.above_10_s += seconds > _SECONDS
@@ -130,15 +132,43 @@ def watched(reader: Reader, seed: int, folder: Path, figures: Figures) -> None:
         if text:
             figures.remarks.append(f"seed {seed}: {text}")
     if seconds > _SECONDS or mib << 20 > _GIB:
-        figures.remarks.append(f"seed {seed}: {seconds:.1f} s, {mib} MiB")
+        figures.remarks.append(f"seed {seed}: {seconds:.1f} s, {computed:.1f} of them computing, {mib} MiB")
+
+
+def _children() -> list[Path]:
+    """Where the system tells of the processes that this one started and that are alive."""
+    process = os.getpid()
+    return [Path("/proc", child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _of_children_that_ended() -> int:
+    """The most KiB of memory that one of them had; it never goes down."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    for process in (Path("/proc/self"), *_children()):
+        (process / "clear_refs").write_text("5")
 
 
-def _peak() -> int:
-    """Bytes of memory that this process had at most since they were forgotten, or a child that ended."""
-    own = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(int(own[1]) if own else 0, children) << 10
+def _peak(ended_before: int) -> int:
+    """Bytes of memory that this process or one that it started had at most since they were forgotten.
+
+    Args:
+        ended_before: What :func:`_of_children_that_ended` gave then.
+    """
+    peaks = [_of_children_that_ended()] if _of_children_that_ended() > ended_before else [0]
+    for process in (Path("/proc/self"), *_children()):
+        said = re.search(r"VmHWM:\s*(\d+)", (process / "status").read_text())
+        peaks.append(int(said[1]) if said else 0)
+    return max(peaks) << 10
+
+
+def _processor_seconds() -> float:
+    """What this process and those that it started have computed, without waiting for their turn."""
+    used = os.times()
+    total = used.user + used.system + used.children_user + used.children_system
+    for process in _children():
+        counted = (process / "stat").read_text().rpartition(")")[2].split()
+        total += (int(counted[11]) + int(counted[12])) / os.sysconf("SC_CLK_TCK")
+    return total

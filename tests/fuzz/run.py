@@ -103,6 +103,8 @@ def _work(name: str, seed: int, end: int) -> int:
             signal.alarm(0)
             shutil.rmtree(folder)
             _say(json.dumps(asdict(figures)))
+            if figures.above_1_gib:
+                break  # the next input is read in a new process, whose memory is its own
     return 0
 
 

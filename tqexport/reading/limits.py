@@ -7,9 +7,13 @@ from __future__ import annotations
 
 __all__ = [
     "ARGUMENTS",
+    "CHILD_DATA",
     "CHILD_MEMORY",
+    "CHILD_OF_FILES",
+    "CHILD_OF_SAMPLES",
     "CHILD_SECONDS",
     "CONSTANT_ELEMENTS",
+    "DIMENSIONS",
     "FILE_BYTES",
     "INPUTS",
     "JSON_BYTES",
@@ -46,6 +50,7 @@ PICKLE_PARTS = 10_000_000  # with what is shared counted as often as it is reach
 NODES = 100_000  # operators of a graph; ResNet-50 at run time has two thousand
 TABLES = 2_000_000  # of a flatbuffer, what is shared counted as often as it is reached; the same has thirty thousand
 VALUES_BYTES = 1 << 30  # all values that one sample makes in a network; ResNet-50 makes a tenth of it
+DIMENSIONS = 16  # of a tensor; attention has five, and NumPy takes 64
 CONSTANT_ELEMENTS = 1 << 26  # of a constant that is computed from others; the largest filter of ResNet-50 has 2 million
 
 # Samples.
@@ -57,4 +62,7 @@ PICTURE_PIXELS = 1 << 26  # of one picture before it is scaled; cameras make 50 
 
 # A process of its own that runs somebody's file.
 CHILD_MEMORY = 8 << 30  # address space; libraries alone map two of it
+CHILD_DATA = 768 << 20  # what it may use besides; onnxruntime and LiteRT take 80 MiB of it, with PyTorch 200,
+CHILD_OF_FILES = 64  # as a multiple of the files that are open: constants are copied, packed and computed from others,
+CHILD_OF_SAMPLES = 2_000  # and of samples; ResNet-20 with five times the channels keeps a thousand times as much
 CHILD_SECONDS = 600.0  # for one answer: a batch of samples through a large network without optimisations
