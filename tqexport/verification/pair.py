@@ -245,7 +245,8 @@ def _stretches(side: ArtifactAtWidth, activations: Sequence[str], apart: Apart) 
 def _signature(side: ArtifactAtWidth) -> tuple[InputInfo, ...]:
     """The inputs, channels first, without the one that chooses a width."""
     inputs, _ = side.artifact.backend.describe(side.artifact.content)
-    return input_infos([tensor for tensor in inputs if len(tensor.shape)], side.facts)
+    with about(side.artifact.name):
+        return input_infos([tensor for tensor in inputs if len(tensor.shape)], side.facts)
 
 
 def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:

@@ -105,7 +105,11 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
     shape, kind = list(tensor.dims), tensor.data_type
     name = tensor.name or "a tensor"
     _check_type(name, kind)
-    if len(shape) > limits.DIMENSIONS or any(size < 0 for size in shape) or prod(filter(None, shape)) > limits.FILE_BYTES:
+    if (
+        len(shape) > limits.DIMENSIONS
+        or any(size < 0 for size in shape)
+        or prod(filter(None, shape)) > limits.FILE_BYTES
+    ):
         raise InputError(f"{_NOT_VALID}: {name} has the shape {shape[: limits.DIMENSIONS]}; {_AGAIN}")
     expected = -(-prod(shape) * _BITS[kind] // 8)
     if tensor.HasField("raw_data"):

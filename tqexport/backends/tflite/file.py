@@ -214,7 +214,7 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
         InputError: It has no signature of that width.
     """
     alone = copy.copy(model)
-    named = {_text(entry.signatureKey or ""): entry for entry in model.signatureDefs or ()}
+    named = {_text(entry.signatureKey): entry for entry in model.signatureDefs or ()}
     signature = named.get(signature_of(bits))
     if signature is None:
         raise InputError(f"the file has no signature for {bits} bits; it is damaged, export it again")
@@ -235,5 +235,5 @@ def make_signature(graph: Any, key: str, index: int) -> Any:
     return schema.SignatureDefT(entries(graph.inputs), entries(graph.outputs), key, index)
 
 
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+def _text(name: str | bytes | None) -> str:
+    return name.decode() if isinstance(name, bytes) else name or ""
