@@ -63,9 +63,7 @@ def input_infos(inputs: Sequence[TensorInfo], facts: ArtifactFacts) -> tuple[Inp
         shape = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
         if len(shape) < len(tensor.shape) - 1:
             sizes = "x".join(map(str, tensor.shape))
-            raise InputError(
-                f"takes {tensor.name} of {sizes}, which says no number for every size but that of the batch"
-            )
+            raise InputError(f"takes {tensor.name} of {sizes}, of which only the batch may be without a number")
         if facts.layout == "channels last" and tensor.name not in facts.channels_first and len(shape) > 1:
             shape = (shape[-1], *shape[:-1])
         dtype = tensor.dtype.removesuffix("_")  # numpy.bool_

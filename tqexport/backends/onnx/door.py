@@ -21,7 +21,7 @@ __all__ = ["parse_onnx"]
 
 _NOT_VALID = "is not a valid ONNX file"
 _AGAIN = "export it again with tqexport onnx"
-_BITS = {  # of an element, of the types that a network may compute with
+_BITS: dict[int, int] = {  # of an element, of the types that a network may compute with
     **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4), 4),
     **dict.fromkeys((TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8), 8),
     **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT16, TensorProto.UINT16), 16),
