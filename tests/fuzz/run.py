@@ -33,6 +33,7 @@ READERS = {
     "manifest": ("fuzz_manifest:READER", 150),
     "samples": ("fuzz_samples:READER", 100),
     "pictures": ("fuzz_pictures:READER", 50),
+    "commands": ("fuzz_commands:READER", 5),  # besides: all of the above, by name and slowly
 }
 _HANGS = 60  # seconds after which an input ends its process
 

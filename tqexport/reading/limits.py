@@ -55,7 +55,7 @@ CONSTANT_ELEMENTS = 1 << 26  # of a constant that is computed from others; the l
 
 # Samples.
 SAMPLE_ELEMENTS = 1 << 22  # of one sample, 16 MiB in float32: 3 x 1024 x 1024 is below it; layers make hundreds of it
-SAMPLES_BYTES = 4 << 30  # what samples may unpack to,
+SAMPLES_BYTES = 4 << 30  # what samples, or the rest that tqexport split leaves, may unpack to,
 SAMPLES_RATIO = 200  # as a multiple of their file (a black picture shrinks to a thousandth, pictures to a half),
 SAMPLES_SMALL = 256 << 20  # unless it is not much anyway
 PICTURE_PIXELS = 1 << 26  # of one picture before it is scaled; cameras make 50 million

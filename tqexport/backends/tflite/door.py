@@ -8,6 +8,7 @@ is whole is for a process of its own (:mod:`tqexport.reading.apart`).
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from math import prod
@@ -67,6 +68,7 @@ _OPERANDS = {  # how many inputs operators have at least, of those that are look
 _DAMAGED = "is not a valid TFLite file"
 
 
+@functools.lru_cache(maxsize=2)  # each step of a command opens the file anew
 def check_tflite(content: bytes) -> None:
     """Refuse a file whose structure is damaged, or that asks for more than files do.
 
