@@ -112,8 +112,13 @@ def _read(content: bytes) -> tuple[_Record, dict[str, bytes]]:
             records.whole(said["width"], "width", 1, 7),
             records.text(said["first_sha256"], "first_sha256"),
         )
-        if Path(record.file).name != record.file or record.file in ("", "..") or "\0" in record.file:
-            raise InputError(f"file is {record.file!r}, not a name")
+        if (
+            said.keys() != asdict(record).keys()
+            or Path(record.file).name != record.file
+            or record.file in ("", "..")
+            or "\0" in record.file
+        ):
+            raise InputError("it names no file, or says more than it should")
     except (KeyError, InputError) as error:
         raise InputError("is no rest that this tqexport split wrote; split the file again") from error
     return record, members

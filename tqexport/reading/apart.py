@@ -179,7 +179,6 @@ def serve(connection: Any) -> None:
     """Answer questions until nobody is there to ask."""
     opened: dict[int, Any] = {}
     sizes: dict[int, int] = {}  # bytes of the questions that they were opened with, most of which are the file
-    answer: tuple[TqExportError | None, Any]
     while True:
         try:
             unused, kind, number, size = connection.recv()
@@ -196,16 +195,23 @@ def serve(connection: Any) -> None:
             if kind == "open":
                 module, _, function = name.partition(":")
                 opened[number] = getattr(importlib.import_module(module), function)(*arguments, **settings)
-                answer = None, None
+                result = None
             else:
-                answer = None, getattr(opened[number], name)(*arguments)
-        except MemoryError:
-            answer = InputError("takes more memory to run than there is; it may be made to harm"), None
-        except TqExportError as error:
-            answer = type(error)(str(error)), None
-        except Exception as error:  # runtimes raise classes of their own, of no common base
-            answer = InputError(f"cannot be run: {type(error).__name__}: {str(error)[:300]}; export it again"), None
-        connection.send(answer)
+                result = getattr(opened[number], name)(*arguments)
+            answer = pickle.dumps((None, result))
+        except Exception as error:
+            answer = pickle.dumps((_refusal(error), None))
+        connection.send_bytes(answer)
+
+
+def _refusal(error: Exception) -> TqExportError:
+    """What the parent raises in the place of an error, which may hold what no answer holds."""
+    if isinstance(error, MemoryError):
+        return InputError("takes more memory to run than its size and the samples explain; it may be made to harm")
+    if isinstance(error, TqExportError):
+        return type(error)(str(error))
+    # Runtimes raise classes of their own, of no common base.
+    return InputError(f"cannot be run: {type(error).__name__}: {str(error)[:300]}; export it again")
 
 
 def _limit(memory: int) -> None:
