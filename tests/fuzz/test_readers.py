@@ -281,6 +281,8 @@ def test_onnx_codes_that_cannot_be_read_are_refused(change):
     artifact = open_artifact(onnx_with(change))
     with pytest.raises(InputError, match="export it again"):
         artifact.backend.codes(artifact.content, 4)
+    with pytest.raises(InputError, match="export it again"):
+        artifact.backend.pack(artifact.content)
 
 
 def test_an_onnx_file_whose_sizes_have_no_numbers_gets_no_random_samples():
