@@ -192,18 +192,18 @@ def test_time_and_memory_of_the_process_are_limited():
 def test_memory_of_the_process_follows_what_it_is_given():
     apart = Apart()
     with pytest.raises(InputError, match="takes more memory"):
-        apart.open("builtins:bytearray", 800 << 20)  # for nothing that was sent
+        apart.open("builtins:bytearray", 600 << 20)  # for nothing that was sent
     apart.open("builtins:len", bytes(8 << 20))
     opened = apart.open("numpy:zeros", 1)
     assert opened.call("repeat", 8 << 20).size == 8 << 20  # 64 MiB
     with pytest.raises(InputError, match="takes more memory"):
-        opened.call("repeat", 60 << 20)  # which fits, but not what it is sent back as
+        opened.call("repeat", 40 << 20)  # which fits, but not what it is sent back as
 
 
 def test_the_process_lets_go_of_what_nobody_asks_for_any_more():
     apart = Apart()
     for _ in range(4):  # two of them do not fit
-        apart.open("builtins:bytearray", 400 << 20)
+        apart.open("builtins:bytearray", 300 << 20)
 
 
 def test_the_process_does_not_import_from_the_working_folder(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ PICTURE_PIXELS = 1 << 26  # of one picture before it is scaled; cameras make 50 
 
 # A process of its own that runs somebody's file.
 CHILD_MEMORY = 8 << 30  # address space; libraries alone map two of it
-CHILD_DATA = 768 << 20  # what it may use besides; onnxruntime and LiteRT take 80 MiB of it, with PyTorch 200,
+CHILD_DATA = 512 << 20  # what it may use besides; onnxruntime and LiteRT take 80 MiB of it, with PyTorch 200,
 CHILD_OF_FILES = 64  # as a multiple of the files that are open: constants are copied, packed and computed from others,
-CHILD_OF_SAMPLES = 2_000  # and of samples; ResNet-20 with five times the channels keeps a thousand times as much
+CHILD_OF_SAMPLES = 10_000  # and of samples; ResNet-20 keeps 830 times as much, with five times the channels 4,000
 CHILD_SECONDS = 600.0  # for one answer: a batch of samples through a large network without optimisations
