@@ -6,6 +6,7 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -130,6 +131,8 @@ def coded_weights(model: onnx.ModelProto) -> list[CodedWeight]:
         name = node.input[0].removesuffix(CODES)
         shift = _shift(values, f"{name}.shift")
         scale, offset = (float(_number(values, name + part)) for part in (".scale", ".offset"))
+        if not scale or not math.isfinite(scale) or not math.isfinite(offset):
+            raise InputError(f"gives {name} a scale of {scale} and an offset of {offset}; export it again")
         bits = STORED_BITS - shift if width is None else whole(parse_json(width), "width", 1, STORED_BITS)
         coded[name] = CodedWeight(name, _codes(values, name + CODES), shift, scale, offset, bits)
     return list(coded.values())

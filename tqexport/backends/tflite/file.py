@@ -81,7 +81,10 @@ def unpack(content: bytes) -> tuple[Any, Facts]:
         named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
         record = mapping(parse_json(bytes(named[METADATA_NAME])), METADATA_NAME)
         if _AFFINE_NAME in named:
-            record[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
+            affine = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
+            if not np.isfinite(affine).all() or not affine[..., 0].all():
+                raise ValueError("a weight has no scale")
+            record[AFFINE] = affine
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
         raise InputError(_NO_FILE) from error
     return model, _facts(record)
