@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 _GIB = 1 << 30
 _SECONDS = 10.0
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")
+_OWN = ("tqexport.reading.apart", "tqexport.backends.tflite.onnx2tf_worker")  # processes that tqexport starts
 _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.move")
 
 
@@ -80,7 +81,7 @@ class _Watch:
     def _note(self, event: str, arguments: tuple[object, ...]) -> None:
         if self.folder is None:
             return
-        if event in _PROGRAMS and "tqexport.reading.apart" not in str(arguments):
+        if event in _PROGRAMS and not any(name in str(arguments) for name in _OWN):
             self.started.append(f"{event} {str(arguments)[:200]}")
         writes = event == "open" and isinstance(arguments[1], str) and set("wxa+") & set(arguments[1])
         if (writes or event in _CHANGES) and not self._inside(arguments[0]):
@@ -90,7 +91,8 @@ class _Watch:
         if isinstance(path, int):
             return True
         place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - which follows no link
-        return place.startswith(str(self.folder)) or place == os.devnull or "__pycache__" in place
+        temporary = "/tqexport.tmp." in place  # a folder of the run's own, for the converter
+        return place.startswith(str(self.folder)) or place == os.devnull or "__pycache__" in place or temporary
 
 
 _watch: _Watch | None = None
