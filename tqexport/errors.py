@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConversionError", "HostError", "InputError", "TqExportError", "UsageError", "about"]
+__all__ = ["ConversionError", "HostError", "InputError", "TqExportError", "UsageError", "about", "said_in_a_line"]
 
 
 class TqExportError(Exception):
@@ -35,6 +35,11 @@ class HostError(TqExportError):
     """Something this machine lacks: a package, a writable folder, space on the disk (exit code 4)."""
 
     exit_code = 4
+
+
+def said_in_a_line(error: Exception) -> str:
+    """Class and first line of what a library says, which may go on with pages of where in its own code it was."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 @contextmanager

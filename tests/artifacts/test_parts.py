@@ -116,7 +116,7 @@ def test_damaged_parts_are_refused_wherever_the_damage_is(parts, tmp_path):
         else:  # a date, which means nothing
             assert whole == join(tmp_path, first, rest)
     for cut in (0, 40, len(rest) // 2, len(rest) - 1):
-        with pytest.raises(InputError, match=r"rest.zip is damaged, or no rest that tqexport split wrote"):
+        with pytest.raises(InputError, match=r"rest.zip is a damaged archive"):
             join(tmp_path, first, rest[:cut])
 
 

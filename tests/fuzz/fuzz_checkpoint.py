@@ -102,7 +102,7 @@ def with_odd_entries(content: dict[str, Any], random: Random, odd: tuple[Any, ..
 
 
 def _odd_tensor(value: Any, random: Random, odd: tuple[Any, ...]) -> Any:
-    if not isinstance(value, Tensor) or random.random() < 0.4:
+    if not isinstance(value, Tensor) or value.is_quantized or random.random() < 0.4:
         return random.choice(odd)
     choices = (
         value * 1e38,

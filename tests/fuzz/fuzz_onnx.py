@@ -13,7 +13,7 @@ from mutators import ODD_INTEGERS, mutated_bytes
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.integer.names import INTEGER
 
-__all__ = ["READER"]
+__all__ = ["READER", "with_odd_field"]
 
 _NAMES = ("", "input", "output", "x", "\x1b[2J", "/etc/passwd", "../outside", "1e999", "[" * 50_000, "[1,2]", "NaN")
 
@@ -27,10 +27,10 @@ class _Onnx(ArtifactReader):
         return [*files, integer_onnx(self.integers, 2, INTEGER)]
 
     def mutated(self, content: bytes, random: Random) -> bytes:
-        return _with_odd_field(content, random) if random.random() < 0.5 else mutated_bytes(content, random, self.files)
+        return with_odd_field(content, random) if random.random() < 0.5 else mutated_bytes(content, random, self.files)
 
 
-def _with_odd_field(content: bytes, random: Random) -> bytes:
+def with_odd_field(content: bytes, random: Random) -> bytes:
     """A file with one to three odd fields."""
     model = onnx.load_from_string(content)
     for _ in range(random.choice((1, 1, 2, 3))):

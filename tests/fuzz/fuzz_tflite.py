@@ -15,7 +15,7 @@ from mutators import ODD_INTEGERS, mutated_bytes
 from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.integer.names import INTEGER, PACKED
 
-__all__ = ["READER"]
+__all__ = ["READER", "with_odd_field"]
 
 
 class _Tflite(ArtifactReader):
@@ -27,10 +27,10 @@ class _Tflite(ArtifactReader):
         return files + [integer_tflite(self.integers, 2, kernel) for kernel in (INTEGER, PACKED)]
 
     def mutated(self, content: bytes, random: Random) -> bytes:
-        return _with_odd_field(content, random) if random.random() < 0.4 else mutated_bytes(content, random, self.files)
+        return with_odd_field(content, random) if random.random() < 0.4 else mutated_bytes(content, random, self.files)
 
 
-def _with_odd_field(content: bytes, random: Random) -> bytes:
+def with_odd_field(content: bytes, random: Random) -> bytes:
     """A file with one to three odd fields, packed again; mutated bytes where they cannot be packed."""
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     for _ in range(random.choice((1, 1, 2, 3))):

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 _GIB = 1 << 30
 _SECONDS = 10.0
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")
+_OWN = ("tqexport.reading.apart", "tqexport.backends.tflite.onnx2tf_worker")  # processes that tqexport starts
 _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.move")
 
 
@@ -80,7 +81,7 @@ class _Watch:
     def _note(self, event: str, arguments: tuple[object, ...]) -> None:
         if self.folder is None:
             return
-        if event in _PROGRAMS and "tqexport.reading.apart" not in str(arguments):
+        if event in _PROGRAMS and not any(name in str(arguments) for name in _OWN):
             self.started.append(f"{event} {str(arguments)[:200]}")
         writes = event == "open" and isinstance(arguments[1], str) and set("wxa+") & set(arguments[1])
         if (writes or event in _CHANGES) and not self._inside(arguments[0]):
@@ -90,7 +91,8 @@ class _Watch:
         if isinstance(path, int):
             return True
         place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - which follows no link
-        return place.startswith(str(self.folder)) or place == os.devnull or "__pycache__" in place
+        temporary = "/tqexport.tmp." in place  # a folder of the run's own, for the converter
+        return place.startswith(str(self.folder)) or place == os.devnull or "__pycache__" in place or temporary
 
 
 _watch: _Watch | None = None
@@ -102,6 +104,7 @@ def watched(reader: Reader, seed: int, folder: Path, figures: Figures) -> None:
     _watch = _watch or _Watch()
     path = reader.write(folder, Random(f"{reader.name} {seed}"))
     _forget_peak()
+    ended, computed = _of_children_that_ended(), _processor_seconds()
     _watch.folder, _watch.started, _watch.written = str(folder), [], []
     start, remark = time.perf_counter(), ""
     try:
@@ -119,7 +122,8 @@ def watched(reader: Reader, seed: int, folder: Path, figures: Figures) -> None:
         remark = f"{type(error).__name__} at {place}: {str(error)[:150]}"
     finally:
         _watch.folder = None
-    seconds, mib = time.perf_counter() - start, _peak() >> 20
+    seconds, mib = time.perf_counter() - start, _peak(ended) >> 20
+    computed = _processor_seconds() - computed
     figures.inputs += 1
     figures.max_seconds, figures.max_mib = max(figures.max_seconds, seconds), max(figures.max_mib, mib)
     figures.above_10_s += seconds > _SECONDS
@@ -130,15 +134,43 @@ def watched(reader: Reader, seed: int, folder: Path, figures: Figures) -> None:
         if text:
             figures.remarks.append(f"seed {seed}: {text}")
     if seconds > _SECONDS or mib << 20 > _GIB:
-        figures.remarks.append(f"seed {seed}: {seconds:.1f} s, {mib} MiB")
+        figures.remarks.append(f"seed {seed}: {seconds:.1f} s, {computed:.1f} of them computing, {mib} MiB")
+
+
+def _children() -> list[Path]:
+    """Where the system tells of the processes that this one started and that are alive."""
+    process = os.getpid()
+    return [Path("/proc", child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _of_children_that_ended() -> int:
+    """The most KiB of memory that one of them had; it never goes down."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    for process in (Path("/proc/self"), *_children()):
+        (process / "clear_refs").write_text("5")
 
 
-def _peak() -> int:
-    """Bytes of memory that this process had at most since they were forgotten, or a child that ended."""
-    own = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(int(own[1]) if own else 0, children) << 10
+def _peak(ended_before: int) -> int:
+    """Bytes of memory that this process or one that it started had at most since they were forgotten.
+
+    Args:
+        ended_before: What :func:`_of_children_that_ended` gave then.
+    """
+    peaks = [_of_children_that_ended()] if _of_children_that_ended() > ended_before else [0]
+    for process in (Path("/proc/self"), *_children()):
+        said = re.search(r"VmHWM:\s*(\d+)", (process / "status").read_text())
+        peaks.append(int(said[1]) if said else 0)
+    return max(peaks) << 10
+
+
+def _processor_seconds() -> float:
+    """What this process and those that it started have computed, without waiting for their turn."""
+    used = os.times()
+    total = used.user + used.system + used.children_user + used.children_system
+    for process in _children():
+        counted = (process / "stat").read_text().rpartition(")")[2].split()
+        total += (int(counted[11]) + int(counted[12])) / os.sysconf("SC_CLK_TCK")
+    return total

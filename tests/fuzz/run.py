@@ -33,6 +33,7 @@ READERS = {
     "manifest": ("fuzz_manifest:READER", 150),
     "samples": ("fuzz_samples:READER", 100),
     "pictures": ("fuzz_pictures:READER", 50),
+    "commands": ("fuzz_commands:READER", 5),  # besides: all of the above, by name and slowly
 }
 _HANGS = 60  # seconds after which an input ends its process
 
@@ -103,6 +104,8 @@ def _work(name: str, seed: int, end: int) -> int:
             signal.alarm(0)
             shutil.rmtree(folder)
             _say(json.dumps(asdict(figures)))
+            if figures.above_1_gib:
+                break  # the next input is read in a new process, whose memory is its own
     return 0
 
 

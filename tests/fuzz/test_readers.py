@@ -27,6 +27,7 @@ from tqexport.errors import InputError, UsageError
 from tqexport.model import InputInfo
 from tqexport.reading.apart import Apart
 from tqexport.reading.files import read_bytes
+from tqexport.verification.pair import ArtifactAtWidth, compare_artifacts, open_pair, samples_for
 from tqexport.verification.samples import read_samples
 
 # Few of the slow ones: the whole slice takes seconds.
@@ -35,7 +36,7 @@ SVHN = DATA / "v0.1/svhnq-w4.tflite"
 
 
 @pytest.mark.filterwarnings("ignore")  # of what makes the hostile inputs
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [name for name in READERS if name != "commands"])  # which export first
 def test_hostile_inputs_are_read_or_refused_in_a_sentence(tmp_path, name):
     reader, figures = reader_named(name), Figures(name)
     for seed in range(COUNTS.get(name, 10)):
@@ -46,11 +47,21 @@ def test_hostile_inputs_are_read_or_refused_in_a_sentence(tmp_path, name):
     assert figures.refused  # they are hostile indeed
 
 
-@pytest.mark.parametrize(("name", "seed"), [("c", 3643)])
+FOUND = {  # by reader, seeds that once ended in a traceback, whose corpus is made the same since
+    "c": [3643],
+    "tflite": [300088, 301820, 1002583],
+    "onnx": [300221, 300480, 302385, 302717, 302773],
+    "checkpoint": [400483],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in FOUND.items() for seed in seeds])
 def test_what_longer_runs_found(tmp_path, name, seed):
     figures = Figures(name)
     watched(reader_named(name), seed, tmp_path, figures)
     assert not figures.broken, figures.remarks
+    assert not figures.remarks  # which tell of sentences that are none, too
 
 
 # TFLite
@@ -105,11 +116,29 @@ def grid_of_another_shape(model):
             tensor.quantization.scale = np.repeat(tensor.quantization.scale, 7).astype(np.float32)
 
 
+def without_operators(model):
+    model.subgraphs[0].operators = None
+
+
+def without_inputs(model):
+    model.subgraphs[0].operators[-1].inputs = None
+
+
+def half_bytes_of_another_size(model):
+    tensor = next(tensor for tensor in model.subgraphs[0].tensors if model.buffers[tensor.buffer].data is not None)
+    tensor.type = schema.TensorType.INT4
+
+
+def sparse(model):
+    model.subgraphs[0].tensors[2].sparsity = schema.SparsityParametersT()
+
+
 @pytest.mark.parametrize(
     "change",
     [
         *(tensor_beyond, buffer_beyond, larger_than_its_bytes, negative, fills_memory, calls_itself, no_operator),
-        *(without_a_filter, grid_of_another_shape),
+        *(without_a_filter, grid_of_another_shape, without_operators, without_inputs, half_bytes_of_another_size),
+        sparse,
     ],
 )
 def test_a_tflite_file_that_is_whole_but_wrong_is_refused_before_a_runtime_sees_it(change):
@@ -160,6 +189,23 @@ def test_time_and_memory_of_the_process_are_limited():
         Apart(memory=1 << 30).open("builtins:bytearray", 4 << 30)
 
 
+def test_memory_of_the_process_follows_what_it_is_given():
+    apart = Apart()
+    with pytest.raises(InputError, match="takes more memory"):
+        apart.open("builtins:bytearray", 600 << 20)  # for nothing that was sent
+    apart.open("builtins:len", bytes(8 << 20))
+    opened = apart.open("numpy:zeros", 1)
+    assert opened.call("repeat", 8 << 20).size == 8 << 20  # 64 MiB
+    with pytest.raises(InputError, match="takes more memory"):
+        opened.call("repeat", 40 << 20)  # which fits, but not what it is sent back as
+
+
+def test_the_process_lets_go_of_what_nobody_asks_for_any_more():
+    apart = Apart()
+    for _ in range(4):  # two of them do not fit
+        apart.open("builtins:bytearray", 300 << 20)
+
+
 def test_the_process_does_not_import_from_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "colorsys.py").write_text("open('executed', 'w').close()")
     monkeypatch.chdir(tmp_path)
@@ -191,15 +237,77 @@ def deep_json(model):
         entry.value = "[" * 100_000
 
 
-@pytest.mark.parametrize("change", [outside, not_its_size])
+def text_as_a_constant(model):
+    tensor = model.graph.initializer.add(name="text", data_type=onnx.TensorProto.STRING, dims=[1])
+    tensor.string_data.append(b"text")
+
+
+def unknown_type(model):
+    model.graph.output[0].type.tensor_type.elem_type = 16_777_216
+
+
+def attribute_of_a_function(model):
+    model.graph.node[0].attribute.add(name="to", type=onnx.AttributeProto.INT, ref_attr_name="x")
+
+
+def too_many_dimensions(model):
+    model.graph.initializer.add(name="deep", data_type=onnx.TensorProto.FLOAT, dims=[0] + [2**40] * 40)
+
+
+@pytest.mark.parametrize(
+    "change", [outside, not_its_size, text_as_a_constant, unknown_type, attribute_of_a_function, too_many_dimensions]
+)
 def test_an_onnx_file_that_is_whole_but_wrong_is_refused(change):
     with pytest.raises(InputError):
         parse(onnx_with(change))
 
 
+def two_shifts(model):
+    shift = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(".shift"))
+    shift.dims[:], shift.raw_data = [2], shift.raw_data * 2
+
+
+def shift_of_everything(model):
+    next(tensor for tensor in model.graph.initializer if tensor.name.endswith(".shift")).raw_data = b"\x09"
+
+
+def codes_of_floats(model):
+    codes = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(".codes"))
+    codes.data_type, codes.raw_data = onnx.TensorProto.FLOAT, codes.raw_data * 4
+
+
+@pytest.mark.parametrize("change", [two_shifts, shift_of_everything, codes_of_floats])
+def test_onnx_codes_that_cannot_be_read_are_refused(change):
+    artifact = open_artifact(onnx_with(change))
+    with pytest.raises(InputError, match="export it again"):
+        artifact.backend.codes(artifact.content, 4)
+    with pytest.raises(InputError, match="export it again"):
+        artifact.backend.pack(artifact.content)
+
+
+def test_an_onnx_file_whose_sizes_have_no_numbers_gets_no_random_samples():
+    def change(model):
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+
+    with pytest.raises(InputError, match="takes input of batchx3xheightx40"):
+        samples_for(ArtifactAtWidth(open_artifact(onnx_with(change)), 4), None, 2)
+
+
 def test_metadata_that_is_nested_too_deeply_is_refused():
     with pytest.raises(InputError):
         open_artifact(onnx_with(deep_json))
+
+
+def test_two_files_whose_activations_have_other_shapes_differ(tmp_path):
+    def change(model):
+        convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+        next(each for each in convolution.attribute if each.name == "pads").ints[:] = [3, 3, 3, 3]
+        del model.graph.value_info[:]
+
+    (tmp_path / "padded.onnx").write_bytes(onnx_with(change))
+    pair = open_pair((DATA / "v0.1/svhnq-w4.onnx", tmp_path / "padded.onnx"), None)
+    problems = compare_artifacts(pair, samples_for(pair[0], None, 2)).problems
+    assert problems[0].startswith("activation layers.2 has the shapes (2, 6, 18, 18) and (2, 6, 21, 21)")
 
 
 # Checkpoints

@@ -18,12 +18,14 @@ from tqexport.artifacts.truncate import OpenArtifact
 from tqexport.backends import backend_of
 from tqexport.errors import InputError, about
 from tqexport.facts import DAMAGED
+from tqexport.reading import limits, records
+from tqexport.reading.archives import read_archive
+from tqexport.reading.files import read_bytes
 
 __all__ = ["joined", "rest_of"]
 
 _RECORD = "parts.json"
 _SCHEMA = 1
-_LARGEST = 2 << 30  # bytes that a rest may unpack to; no ONNX file is larger
 _STORED = (1980, 1, 1, 0, 0, 0)  # the time of each member, so that the same file gives the same bytes
 
 
@@ -83,12 +85,9 @@ def joined(first: Path, rest: Path) -> tuple[str, bytes]:
     Raises:
         InputError: A part is missing or damaged, or the two do not belong together.
     """
-    try:
-        packed = first.read_bytes()
-    except OSError as error:
-        raise InputError(f"{first} cannot be read: {error.strerror or error}") from error
+    packed = read_bytes(first)
     with about(str(rest)):
-        record, members = _read(rest)
+        record, members = _read(read_bytes(rest))
     if _sha256(packed) != record.first_sha256:
         raise InputError(
             f"{first} is not the file of {record.width} bits that {rest} was made with (its sha256 differs), or it was "
@@ -101,24 +100,26 @@ def joined(first: Path, rest: Path) -> tuple[str, bytes]:
     return record.file, content
 
 
-def _read(path: Path) -> tuple[_Record, dict[str, bytes]]:
+def _read(content: bytes) -> tuple[_Record, dict[str, bytes]]:
     """The record of a rest, and its other members by name."""
+    members = read_archive(content, max(limits.SAMPLES_RATIO * len(content), limits.SAMPLES_SMALL))
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (size := sum(entry.file_size for entry in archive.infolist())) > _LARGEST:
-                raise InputError(f"unpacks to {size:,} bytes, more than any file that tqexport split takes")
-            members = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
-        raise InputError("is damaged, or no rest that tqexport split wrote; split the file again") from error
-    try:
-        record = _Record(**json.loads(members.pop(_RECORD)))
-        if record.schema_version != _SCHEMA or Path(record.file).name != record.file or record.file in ("", ".."):
-            raise ValueError(record)
-        if not isinstance(record.width, int) or not 1 <= record.width < 8:
-            raise ValueError(record)
-    except (KeyError, TypeError, ValueError) as error:
+        said = records.mapping(records.parse_json(members.pop(_RECORD)), _RECORD)
+        record = _Record(
+            records.whole(said["schema_version"], "schema_version", _SCHEMA, _SCHEMA),
+            records.text(said["file"], "file"),
+            records.text(said["sha256"], "sha256"),
+            records.whole(said["width"], "width", 1, 7),
+            records.text(said["first_sha256"], "first_sha256"),
+        )
+        if (
+            said.keys() != asdict(record).keys()
+            or Path(record.file).name != record.file
+            or record.file in ("", "..")
+            or "\0" in record.file
+        ):
+            raise InputError("it names no file, or says more than it should")
+    except (KeyError, InputError) as error:
         raise InputError("is no rest that this tqexport split wrote; split the file again") from error
     return record, members
 

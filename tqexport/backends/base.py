@@ -60,7 +60,10 @@ def input_infos(inputs: Sequence[TensorInfo], facts: ArtifactFacts) -> tuple[Inp
     limits = facts.input_limits or (0,) * len(inputs)
     infos = []
     for tensor, limit in zip(inputs, limits, strict=False):
-        shape = tuple(int(size) for size in tensor.shape[1:])
+        shape = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
+        if len(shape) < len(tensor.shape) - 1:
+            sizes = "x".join(map(str, tensor.shape))
+            raise InputError(f"takes {tensor.name} of {sizes}, of which only the batch may be without a number")
         if facts.layout == "channels last" and tensor.name not in facts.channels_first and len(shape) > 1:
             shape = (shape[-1], *shape[:-1])
         dtype = tensor.dtype.removesuffix("_")  # numpy.bool_

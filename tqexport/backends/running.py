@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from tqexport.errors import InputError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -105,6 +107,8 @@ class Runner(ABC):
         )
         # Without optimisations, keeping values does not change what is computed.
         untouched = dict(zip(self._outputs, self.run_untouched(batch), strict=True)) if self._deployed else outputs
+        if not all(value.ndim and value.size for value in untouched.values()):
+            raise InputError("gives an output without a number, so it was changed since its export")
         return RuntimeRun(self.runtime, codes, activations, values, outputs, untouched)
 
     @abstractmethod

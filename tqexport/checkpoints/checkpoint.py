@@ -16,7 +16,7 @@ from tqexport.checkpoints.options import BatchNormKey, ReadOptions
 from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.safe_file import Codes, is_safetensors, read_safetensors, safetensors_bytes
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
-from tqexport.errors import InputError, TqExportError, UsageError, about
+from tqexport.errors import InputError, TqExportError, UsageError, about, said_in_a_line
 from tqexport.facts import normalization_of, scheme_of
 from tqexport.files import sha256_of, write_bytes
 from tqexport.integer.grids import attach_grids, grids_of
@@ -246,7 +246,7 @@ def _build(path: Path, info: CheckpointInfo) -> nn.Module:
     except TqExportError:
         raise
     except Exception as error:  # a factory may be the user's own code: whatever it raises is about this file
-        raise InputError(f"{path}: building {info.architecture} failed: {type(error).__name__}: {error}") from error
+        raise InputError(f"{path}: building {info.architecture} failed: {said_in_a_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{path}: {info.architecture} returned a {type(module).__name__}, not an nn.Module")
     built = grids_of(module)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tqexport.errors import InputError, TqExportError, UsageError
+from tqexport.errors import InputError, TqExportError, UsageError, said_in_a_line
 from tqexport.model import CheckpointInfo, InputInfo, TruncModel
 from tqexport.networks.registry import find_factory
 from tqexport.training.layers import switchable_batch_norms
@@ -65,7 +65,7 @@ def build_candidate(
     except TqExportError:
         raise
     except Exception as error:  # a factory may be the user's own code: whatever it raises is about the network
-        raise InputError(f"building {factory} failed: {type(error).__name__}: {error}") from error
+        raise InputError(f"building {factory} failed: {said_in_a_line(error)}") from error
     network, said = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, ())
     if not isinstance(network, nn.Module):
         raise InputError(

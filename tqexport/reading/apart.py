@@ -5,8 +5,9 @@ them knows all that hundreds of kernels take for granted. A process whose death 
 second, once for a command; files that equal a fresh export byte for byte do without.
 
 The parent sends what to build and what to call, the child answers with the result or with what was wrong. The child has
-limits of memory and time, no core dump, and does not look for modules in the working folder. A file that took the child
-over could answer anything, so the parent builds of an answer nothing but arrays, errors and records of them.
+limits of time and of memory, which grow with the files and samples that it is given, no core dump, and does not look
+for modules in the working folder. A file that took the child over could answer anything, so the parent builds of an
+answer nothing but arrays, errors and records of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from typing import Any
 
 from tqexport.errors import ConversionError, HostError, InputError, TqExportError, UsageError
 from tqexport.reading import limits
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["Apart", "Opened"]
 
@@ -52,6 +58,7 @@ class Apart:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
         self._generation = self._opened = 0
+        self._unused: list[int] = []  # what was opened in the process that runs now, and is to be let go
 
     def open(self, function: str, *arguments: Any, **settings: Any) -> Opened:
         """Build something in the process.
@@ -71,8 +78,14 @@ class Apart:
         self.ask(self._generation, "open", self._opened, function, arguments, settings)
         return opened
 
-    def ask(self, generation: int, *question: Any) -> Any:
-        """Send a question and wait for the answer; ``generation`` counts the processes that there were.
+    def ask(self, generation: int, kind: str, number: int, *question: Any) -> Any:
+        """Send a question and wait for the answer.
+
+        Args:
+            generation: Which of the processes that there were is asked.
+            kind: ``open`` or ``call``.
+            number: Of what is opened or called.
+            question: Name of a function or method, arguments, and keyword arguments.
 
         Raises:
             InputError: What was asked is refused, or ended the process.
@@ -80,7 +93,10 @@ class Apart:
         if self._process is None or generation != self._generation:
             raise InputError("ended the process that ran it; export it again")
         try:
-            self._connection.send(question)
+            unused, self._unused = self._unused, []
+            content = pickle.dumps(question)
+            self._connection.send((unused, kind, number, len(content)))
+            self._connection.send_bytes(content)
             if not self._connection.poll(self._seconds):
                 self.close()
                 raise InputError(f"takes more than {self._seconds:g} seconds to run; it may be made to harm")
@@ -99,6 +115,11 @@ class Apart:
         if error is not None:
             raise error
         return result
+
+    def let_go(self, generation: int, number: int) -> None:
+        """Tell the process, with the next question, that nobody will ask for something that it opened."""
+        if generation == self._generation:
+            self._unused.append(number)
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -127,6 +148,7 @@ class Apart:
             raise HostError(f"no process can be started to run the file in: {error}") from error
         theirs.close()
         self._generation += 1
+        self._unused = []
 
 
 class _Answer(pickle.Unpickler):
@@ -149,43 +171,67 @@ class Opened:
         """Call one of its methods; raises as :meth:`Apart.ask`."""
         return self._apart.ask(self._generation, "call", self._number, method, arguments, {})
 
+    def __del__(self) -> None:
+        self._apart.let_go(self._generation, self._number)
+
 
 def serve(connection: Any) -> None:
     """Answer questions until nobody is there to ask."""
     opened: dict[int, Any] = {}
-    answer: tuple[TqExportError | None, Any]
+    sizes: dict[int, int] = {}  # bytes of the questions that they were opened with, most of which are the file
     while True:
         try:
-            kind, number, name, arguments, settings = connection.recv()
+            unused, kind, number, size = connection.recv()
+            for each in unused:
+                opened.pop(each, None)
+                sizes.pop(each, None)
+            if kind == "open":
+                sizes[number] = size
+            _allow(sum(sizes.values()), 0 if kind == "open" else size)
+            name, arguments, settings = connection.recv()
         except (EOFError, OSError):
             return
         try:
             if kind == "open":
                 module, _, function = name.partition(":")
                 opened[number] = getattr(importlib.import_module(module), function)(*arguments, **settings)
-                answer = None, None
+                result = None
             else:
-                answer = None, getattr(opened[number], name)(*arguments)
-        except MemoryError:
-            answer = InputError("takes more memory to run than there is; it may be made to harm"), None
-        except TqExportError as error:
-            answer = type(error)(str(error)), None
-        except Exception as error:  # runtimes raise classes of their own, of no common base
-            answer = InputError(f"cannot be run: {type(error).__name__}: {str(error)[:300]}; export it again"), None
-        connection.send(answer)
+                result = getattr(opened[number], name)(*arguments)
+            answer = pickle.dumps((None, result))
+        except Exception as error:
+            answer = pickle.dumps((_refusal(error), None))
+        connection.send_bytes(answer)
+
+
+def _refusal(error: Exception) -> TqExportError:
+    """What the parent raises in the place of an error, which may hold what no answer holds."""
+    if isinstance(error, MemoryError):
+        return InputError("takes more memory to run than its size and the samples explain; it may be made to harm")
+    if isinstance(error, TqExportError):
+        return type(error)(str(error))
+    # Runtimes raise classes of their own, of no common base.
+    return InputError(f"cannot be run: {type(error).__name__}: {str(error)[:300]}; export it again")
 
 
 def _limit(memory: int) -> None:
-    """Take memory and core dumps away, where the system can."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    """Take address space and core dumps away, where the system can."""
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _allow(files: int, samples: int) -> None:
+    """Allow as much memory as honest files of so many bytes need for so many bytes of samples, where the system can."""
+    if resource is not None:
+        memory = limits.CHILD_DATA + limits.CHILD_OF_FILES * files + limits.CHILD_OF_SAMPLES * samples
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        memory = memory if most == resource.RLIM_INFINITY else min(memory, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, most))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for library in ("OMP", "OPENBLAS", "MKL"):  # each of their threads takes 40 MiB
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     _limit(int(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))

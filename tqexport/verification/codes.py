@@ -102,6 +102,8 @@ def aligned(expected: Codes, stored: Codes, bits: int, output_axis: int = 0) -> 
     if stored.dtype == np.uint8:
         # TFLite keeps an axis of 1 through 1-D convolutions.
         return stored.reshape(expected.shape) if stored.size == expected.size else None
+    if expected.ndim < 2:  # which has no axis of output channels
+        return None
     inputs = 1 - output_axis
     of_the_layer = np.take(stored, np.arange(min(expected.shape[inputs], stored.shape[inputs])), axis=inputs)
     if of_the_layer.size != expected.size:

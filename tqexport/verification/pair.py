@@ -184,7 +184,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     codes, codes_wrong = _compare_codes(runs, pair[0].bits, problems)
     dynamic = any(not is_exact(side.facts.kernel) and side.chosen_width is None for side in pair)
     tolerance = DYNAMIC_TOLERANCE if dynamic else _tolerance(runs[0])
-    shared = [name for name in runs[0].activations if name in runs[1].activations]
+    shared = _shared_activations(runs, problems)
     levels = {name: runs[0].activations[name] for name in shared}
     (outputs, given), (other_outputs, other) = (
         _stretches(side, shared, apart)(samples.inputs, _shaped(levels, run))
@@ -196,7 +196,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     for name in shared:
         a, b = given[name], other[name].reshape(given[name].shape)
         differs = np.rint(a) != np.rint(b)
-        apart = np.abs(a - b) > (max(1.0, tolerance * steps) if dynamic else tolerance * steps)
+        apart = ~(np.abs(a - b) <= (max(1.0, tolerance * steps) if dynamic else tolerance * steps))  # NaN is apart
         wrong += int(apart.sum())
         flips += int((differs & ~apart).sum())
         if apart.any():
@@ -234,6 +234,18 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
     )
 
 
+def _shared_activations(runs: Sequence[RuntimeRun], problems: dict[str, str]) -> list[str]:
+    """The activations that both files have as many numbers of; ``problems`` gets a sentence where they have not."""
+    ours, theirs = (run.activations for run in runs)
+    shared = [name for name in ours if name in theirs]
+    for name in shared:
+        if ours[name].size != theirs[name].size:
+            layer = name.split("/")[0]
+            shapes = f"{ours[name].shape} and {theirs[name].shape}"
+            problems.setdefault(layer, f"activation {layer} has the shapes {shapes} for the samples")
+    return [name for name in shared if ours[name].size == theirs[name].size]
+
+
 def _stretches(side: ArtifactAtWidth, activations: Sequence[str], apart: Apart) -> Stretches:
     """An artifact that runs from one activation quantiser to the next."""
     backend = BackendApart(apart, side.artifact.backend.name)
@@ -246,13 +258,15 @@ def _stretches(side: ArtifactAtWidth, activations: Sequence[str], apart: Apart) 
 def _signature(side: ArtifactAtWidth) -> tuple[InputInfo, ...]:
     """The inputs, channels first, without the one that chooses a width."""
     inputs, _ = side.artifact.backend.describe(side.artifact.content)
-    return input_infos([tensor for tensor in inputs if len(tensor.shape)], side.facts)
+    with about(side.artifact.name):
+        return input_infos([tensor for tensor in inputs if len(tensor.shape)], side.facts)
 
 
 def _side(side: ArtifactAtWidth, run: RuntimeRun, latency: float, samples: Samples) -> Side:
     """What is reported of one of the two."""
     classes = classes_of(next(iter(run.outputs.values())))
-    accuracy = None if samples.labels is None else float((classes == samples.labels).mean())
+    labelled = samples.labels is not None and classes.shape == samples.labels.shape
+    accuracy = float((classes == samples.labels).mean()) if labelled else None
     interval = None if accuracy is None else wilson_interval(accuracy, len(samples))
     return Side(side.artifact.name, run.runtime, len(side.artifact.content), latency, accuracy, interval)
 

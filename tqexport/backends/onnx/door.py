@@ -21,12 +21,18 @@ __all__ = ["parse_onnx"]
 
 _NOT_VALID = "is not a valid ONNX file"
 _AGAIN = "export it again with tqexport onnx"
-_VALUES: dict[int, str] = {  # where a tensor's values are if not in raw_data, and how many it has for an element
-    **dict.fromkeys((TensorProto.FLOAT, TensorProto.COMPLEX64), "float_data"),
-    **dict.fromkeys((TensorProto.DOUBLE, TensorProto.COMPLEX128), "double_data"),
+_BITS: dict[int, int] = {  # of an element, of the types that a network may compute with
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4), 4),
+    **dict.fromkeys((TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8), 8),
+    **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT16, TensorProto.UINT16), 16),
+    **dict.fromkeys((TensorProto.FLOAT, TensorProto.INT32, TensorProto.UINT32), 32),
+    **dict.fromkeys((TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64), 64),
+}
+_VALUES: dict[int, str] = {  # where a tensor's values are if neither in raw_data nor in int32_data
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
     **dict.fromkeys((TensorProto.UINT32, TensorProto.UINT64), "uint64_data"),
     TensorProto.INT64: "int64_data",
-    TensorProto.STRING: "string_data",
 }
 
 
@@ -53,6 +59,11 @@ def parse_onnx(content: bytes) -> onnx.ModelProto:
         raise InputError(f"{_NOT_VALID}: it has no operator; {_AGAIN}")
     if len(model.graph.node) > limits.NODES:
         raise InputError(f"has more than {limits.NODES:,} operators; it may be made to harm")
+    for value in (*model.graph.input, *model.graph.output):
+        _check_type(value.name, value.type.tensor_type.elem_type)  # 0, which is no type, of what is no tensor
+    for node in model.graph.node:
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            raise InputError(f"{_NOT_VALID}: an attribute of {node.op_type} stands for one of a function; {_AGAIN}")
     return model
 
 
@@ -93,30 +104,26 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
         raise InputError(f"holds a part of {tensor.name or 'a tensor'} alone; {_AGAIN}")
     shape, kind = list(tensor.dims), tensor.data_type
     name = tensor.name or "a tensor"
-    if any(size < 0 for size in shape):
-        raise InputError(f"{_NOT_VALID}: {name} has the shape {shape}; {_AGAIN}")
-    if kind not in TensorProto.DataType.values() or kind == TensorProto.UNDEFINED:
-        raise InputError(f"{_NOT_VALID}: {name} has a type that there is not ({kind}); {_AGAIN}")
-    elements = prod(shape)
+    _check_type(name, kind)
+    if (
+        len(shape) > limits.DIMENSIONS
+        or any(size < 0 for size in shape)
+        or prod(filter(None, shape)) > limits.FILE_BYTES
+    ):
+        raise InputError(f"{_NOT_VALID}: {name} has the shape {shape[: limits.DIMENSIONS]}; {_AGAIN}")
+    expected = -(-prod(shape) * _BITS[kind] // 8)
     if tensor.HasField("raw_data"):
-        stored, expected = len(tensor.raw_data), -(-elements * _bits(kind) // 8)
+        stored = len(tensor.raw_data)
     else:
-        stored, expected = len(getattr(tensor, _VALUES.get(kind, "int32_data"))), elements
-        if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
-            expected *= 2
-        elif _bits(kind) < 8:  # several in one value
-            expected = -(-elements * _bits(kind) // 8)
+        stored = len(getattr(tensor, _VALUES.get(kind, "int32_data")))
+        expected = expected if _BITS[kind] < 8 else prod(shape)  # below 8 bits there are several in a value
     if stored != expected:
         raise InputError(f"{_NOT_VALID}: {name} of shape {shape} has not as many values; {_AGAIN}")
 
 
-def _bits(kind: int) -> int:
-    """Bits of an element as it is stored."""
-    name = TensorProto.DataType.Name(kind)
-    if name.endswith(("INT4", "4E2M1")):
-        return 4
-    if name.endswith("INT2"):
-        return 2
-    if name == "STRING":
-        return 0
-    return 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+def _check_type(name: str, kind: int) -> None:
+    """Refuse a value of a type that there is not, or that no network computes with."""
+    if kind not in _BITS:
+        there_is = kind in TensorProto.DataType.values()
+        title = TensorProto.DataType.Name(kind) if there_is else f"number {kind}"
+        raise InputError(f"{_NOT_VALID}: {name} has the type {title}, which no network here computes with; {_AGAIN}")

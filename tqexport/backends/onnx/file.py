@@ -6,8 +6,9 @@ Needs onnx and numpy alone.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.door import parse_onnx
 from tqexport.errors import InputError, about
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
-from tqexport.reading.records import parse_json
+from tqexport.reading.records import parse_json, whole
 from tqexport.truncation import STORED_BITS
 
 __all__ = [
@@ -128,12 +129,12 @@ def coded_weights(model: onnx.ModelProto) -> list[CodedWeight]:
     coded: dict[str, CodedWeight] = {}
     for node in _shifts(model):
         name = node.input[0].removesuffix(CODES)
-        try:
-            codes, shift, scale, offset = (values[name + part] for part in (CODES, ".shift", ".scale", ".offset"))
-        except KeyError as error:
-            raise InputError(f"{node.name} was not written by tqexport: there is no initializer {error}") from error
-        bits = int(width) if width is not None else STORED_BITS - int(shift)
-        coded[name] = CodedWeight(name, codes, int(shift), float(scale), float(offset), bits)
+        shift = _shift(values, f"{name}.shift")
+        scale, offset = (float(_number(values, name + part)) for part in (".scale", ".offset"))
+        if not scale or not math.isfinite(scale) or not math.isfinite(offset):
+            raise InputError(f"gives {name} a scale of {scale} and an offset of {offset}; export it again")
+        bits = STORED_BITS - shift if width is None else whole(parse_json(width), "width", 1, STORED_BITS)
+        coded[name] = CodedWeight(name, _codes(values, name + CODES), shift, scale, offset, bits)
     return list(coded.values())
 
 
@@ -141,15 +142,39 @@ def shifted_codes(model: onnx.ModelProto, bits: int) -> dict[str, list[npt.NDArr
     """The codes of each quantised weight at a width of a file, uint8 in PyTorch's layout; nothing is run.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or one is not as tqexport writes it.
     """
     values = _constants(model)
     codes: dict[str, list[npt.NDArray[np.uint8]]] = {}
     for node in _shifts(model):
         # A run-time file gives the shift as it runs.
-        shift = int(values[node.input[1]]) if node.input[1] in values else STORED_BITS - bits
-        codes[node.input[0].removesuffix(CODES)] = [values[node.input[0]] >> np.uint8(shift)]
+        shift = _shift(values, node.input[1]) if node.input[1] in values else STORED_BITS - bits
+        codes[node.input[0].removesuffix(CODES)] = [_codes(values, node.input[0]) >> np.uint8(shift)]
     return codes
+
+
+def _codes(values: Mapping[str, npt.NDArray[Any]], name: str) -> npt.NDArray[np.uint8]:
+    """Codes among the constants of a file."""
+    codes = values.get(name)
+    if codes is None or codes.dtype != np.uint8:
+        raise InputError(f"has no codes {name}, so it was changed since its export; export it again")
+    return codes
+
+
+def _shift(values: Mapping[str, npt.NDArray[Any]], name: str) -> int:
+    """By how many bits codes are shifted, 0 to 7."""
+    shift = _number(values, name)
+    if not 0 <= shift < STORED_BITS:
+        raise InputError(f"shifts codes by {shift}, which leaves nothing of them; export it again")
+    return int(shift)
+
+
+def _number(values: Mapping[str, npt.NDArray[Any]], name: str) -> Any:
+    """A constant of a file that is one number."""
+    value = values.get(name)
+    if value is None or value.size != 1:
+        raise InputError(f"has no number {name}, so it was changed since its export; export it again")
+    return value.item()
 
 
 def is_right_shift(node: onnx.NodeProto) -> bool:

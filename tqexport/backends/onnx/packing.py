@@ -26,10 +26,10 @@ from onnx import helper, numpy_helper
 
 from tqexport.backends.base import EXACT, EXACT_PACKED
 from tqexport.backends.onnx import WIDEST_PACKED
-from tqexport.backends.onnx.file import CODES, is_right_shift, parse, read_facts, rebuild, write_facts
+from tqexport.backends.onnx.file import CODES, is_right_shift, parse, read_facts, rebuild, shifted_codes, write_facts
 from tqexport.backends.packing import PACKED_WIDTHS, packed
-from tqexport.errors import ConversionError, UsageError
-from tqexport.facts import ArtifactFacts
+from tqexport.errors import ConversionError, InputError, UsageError
+from tqexport.facts import DAMAGED, ArtifactFacts
 from tqexport.integer.names import INTEGER, PACKED
 from tqexport.truncation import STORED_BITS
 
@@ -63,6 +63,7 @@ def pack_onnx(content: bytes) -> bytes:
     Raises:
         UsageError: Its width is above 4 bits, or its kernel has no packed form.
         ConversionError: No weight is smaller when it is packed.
+        InputError: It is damaged.
     """
     model = parse(content)
     facts = read_facts(model)
@@ -70,14 +71,16 @@ def pack_onnx(content: bytes) -> bytes:
     if not isinstance(facts, ArtifactFacts) or kernel not in PACKED_FORMS:
         raise UsageError("only fixed ONNX files of the exact and the integer kernel, not packed yet, can be packed")
     check_packable(facts.width)
+    codes_at_width = shifted_codes(model, facts.width)
     left = {tensor.name: tensor for tensor in model.graph.initializer}
     in_place_of: dict[str, onnx.TensorProto] = {}
     shared: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        if is_right_shift(node) and node.input[0] in left:
+        if is_right_shift(node) and {*node.input} <= left.keys():
             codes, shift = (left[name] for name in node.input)
-            weight = _packed(codes.name, numpy_helper.to_array(codes) >> numpy_helper.to_array(shift), facts.width)
+            (values,) = codes_at_width[codes.name.removesuffix(CODES)]
+            weight = _packed(codes.name, values, facts.width)
             if weight.size < codes.ByteSize():
                 in_place_of[codes.name] = weight.stored
                 # The codes of a network that rounds were not to be shifted; in a byte they have neighbours.
@@ -96,7 +99,10 @@ def pack_onnx(content: bytes) -> bytes:
     rebuild(model.graph, nodes, (*kept, *shared.values()))
     write_facts(model, replace(facts, kernel=PACKED_FORMS[kernel]))
     smaller: bytes = model.SerializeToString(deterministic=True)
-    onnx.checker.check_model(smaller, full_check=True)
+    try:
+        onnx.checker.check_model(smaller, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(DAMAGED) from error
     return smaller
 
 

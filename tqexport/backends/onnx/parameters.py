@@ -85,10 +85,12 @@ def _graph(proto: onnx.GraphProto, opset: int) -> Graph:
     constants = {tensor.name: Constant(numpy_helper.to_array(tensor)) for tensor in proto.initializer}
     kept = []
     for node in proto.node:
-        if node.op_type == "Constant" and len(node.output) == 1 and node.attribute[:1]:
-            constants[node.output[0]] = Constant(np.asarray(_plain(node.attribute[0])))
-        else:
+        constant = node.op_type == "Constant" and len(node.output) == 1 and node.attribute[:1]
+        value = _constant(node.attribute[0]) if constant else None
+        if value is None:
             kept.append(node)
+        else:
+            constants[node.output[0]] = Constant(value)
     nodes = [
         Node(_kind(node), _settings(node, opset), tuple(node.input), tuple(node.output), node)
         for node in kept
@@ -158,15 +160,25 @@ def _defaults(kind: str, domain: str, opset: int) -> Mapping[str, object]:
 
 
 def _plain(attribute: onnx.AttributeProto) -> Any:
-    """The value of an attribute, which can be compared; a tensor as an array."""
+    """The value of an attribute, which can be compared."""
     value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
-    return value if isinstance(value, (int, float, bytes, str)) else tuple(map(_comparable, value))
+    return tuple(map(_comparable, value)) if isinstance(value, list) else _comparable(value)
 
 
 def _comparable(part: Any) -> Any:
-    return part if isinstance(part, (int, float, bytes)) else str(part)
+    if isinstance(part, onnx.TensorProto):
+        array = numpy_helper.to_array(part)
+        return array.dtype.str, array.tolist()
+    return part if part is None or isinstance(part, (int, float, bytes)) else str(part)
+
+
+def _constant(attribute: onnx.AttributeProto) -> Array | None:
+    """The value of an operator ``Constant``; None where it is not made of numbers."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    numbers = np.asarray(value) if isinstance(value, (int, float, list)) else None
+    return numbers if numbers is not None and np.issubdtype(numbers.dtype, np.number) else None
 
 
 def _forms(graph: Graph) -> tuple[Graph, ...]:

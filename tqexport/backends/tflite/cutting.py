@@ -73,28 +73,38 @@ def cut_tflite(content: bytes, bits: int) -> bytes:
 
 
 def computed_weights(flat: FlatModel) -> list[ComputedWeight]:
-    """The computed weights of one width, in the order in which they were put in front of the converter's network."""
+    """The computed weights of one width, in the order in which they were put in front of the converter's network.
+
+    Raises:
+        InputError: What stands there is no such weight.
+    """
     kinds = filters(flat)
     operators = flat.graph.operators
     computed: list[ComputedWeight] = []
     position = 0
-    while flat.operator_name(operators[position]) == _CHAIN[0]:
-        shift, _, scaling, addition = operators[position : position + len(_CHAIN)]
-        codes, shifted, scale = shift.inputs[0], shift.outputs[0], scaling.inputs[1]
-        filter_ = int(addition.outputs[0])
+    while position < len(operators) and flat.operator_name(operators[position]) == _CHAIN[0]:
+        chain = operators[position : position + len(_CHAIN)]
+        filter_ = int(chain[-1].outputs[0])
+        if tuple(map(flat.operator_name, chain)) != _CHAIN or filter_ not in kinds:
+            raise InputError(DAMAGED)
+        codes, shifted, scale = chain[0].inputs[0], chain[0].outputs[0], chain[2].inputs[1]
         computed.append(ComputedWeight(kinds[filter_], int(codes), int(shifted), int(scale), filter_))
         position += len(_CHAIN)
     return computed[::-1]
 
 
 def computed_codes(flat: FlatModel) -> dict[str, npt.NDArray[np.uint8]]:
-    """The stored codes of each computed weight by name, uint8 in PyTorch's axis order."""
+    """The stored codes of each computed weight by name, uint8 in PyTorch's axis order.
+
+    Raises:
+        InputError: There are none of a weight.
+    """
     codes = {}
     for weight in computed_weights(flat):
-        stored = flat.constant(weight.codes)
-        if stored is None:
+        stored, axes = flat.constant(weight.codes), FILTER_OPERATORS[weight.kind].torch_axes
+        if stored is None or stored.dtype != np.uint8 or stored.ndim != len(axes):
             raise InputError(DAMAGED)
-        codes[flat.name(weight.filter)] = stored.transpose(FILTER_OPERATORS[weight.kind].torch_axes)
+        codes[flat.name(weight.filter)] = stored.transpose(axes)
     return codes
 
 

@@ -8,6 +8,7 @@ is whole is for a process of its own (:mod:`tqexport.reading.apart`).
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from math import prod
@@ -46,11 +47,12 @@ _SCHEMA: dict[str, dict[int, Any]] = {
     "Group": {0: "text"},
     "External": {4: "text"},
 }
-_SIZES = {  # bytes of an element; of types that are not here a tensor's buffer is not measured
-    **dict.fromkeys((schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.BOOL), 1),
-    **dict.fromkeys((schema.TensorType.FLOAT16, schema.TensorType.INT16, schema.TensorType.UINT16), 2),
-    **dict.fromkeys((schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.UINT32), 4),
-    **dict.fromkeys((schema.TensorType.FLOAT64, schema.TensorType.INT64, schema.TensorType.UINT64), 8),
+_BITS = {  # of an element; of types that are not here a tensor's buffer is not measured
+    schema.TensorType.INT4: 4,
+    **dict.fromkeys((schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.BOOL), 8),
+    **dict.fromkeys((schema.TensorType.FLOAT16, schema.TensorType.INT16, schema.TensorType.UINT16), 16),
+    **dict.fromkeys((schema.TensorType.FLOAT32, schema.TensorType.INT32, schema.TensorType.UINT32), 32),
+    **dict.fromkeys((schema.TensorType.FLOAT64, schema.TensorType.INT64, schema.TensorType.UINT64), 64),
 }
 _OPERATORS = {code for code in vars(schema.BuiltinOperator).values() if isinstance(code, int)}
 _CALLS = {  # operators that run another network of the file, and may do so without end
@@ -66,6 +68,7 @@ _OPERANDS = {  # how many inputs operators have at least, of those that are look
 _DAMAGED = "is not a valid TFLite file"
 
 
+@functools.lru_cache(maxsize=2)  # each step of a command opens the file anew
 def check_tflite(content: bytes) -> None:
     """Refuse a file whose structure is damaged, or that asks for more than files do.
 
@@ -219,8 +222,8 @@ def _check_graph(
         if place not in measured:
             length = lengths[_index(tensor.Buffer(), lengths, "a tensor")]
             _check_tensor(tensor, length)
-            shape = map(int, _numbers(tensor.ShapeAsNumpy()))
-            measured[place] = length, 0 if length else prod(shape) * _SIZES.get(tensor.Type(), 1)
+            shape = [int(n) for n in _numbers(tensor.ShapeAsNumpy())]
+            measured[place] = length, 0 if length else _bytes_of(shape, tensor.Type())
         constants += measured[place][0]
         values += measured[place][1]
     if constants > max(64 << 20, 8 * size):  # what tensors share is one buffer, and each reader copies it
@@ -230,10 +233,12 @@ def _check_graph(
             f"computes values of {values:,} bytes for one sample, more than {limits.VALUES_BYTES:,}; "
             "it is damaged or made to harm"
         )
+    if not tensors or not graph.OperatorsLength():
+        raise InputError(f"{_DAMAGED}: its network computes nothing; export it again")
     if graph.OperatorsLength() > limits.NODES:
         raise InputError(f"has more than {limits.NODES:,} operators; it may be made to harm")
     for ends in (graph.InputsAsNumpy(), graph.OutputsAsNumpy()):
-        if tensors and not len(_numbers(ends)):
+        if not len(_numbers(ends)):
             raise InputError(f"{_DAMAGED}: its network has no input or no output; export it again")
         _indices(ends, len(tensors), lowest=0)
     for i in range(graph.OperatorsLength()):
@@ -245,7 +250,7 @@ def _check_graph(
         _indices(operator.InputsAsNumpy(), len(tensors), lowest=-1)  # -1 stands for an input that is left out
         _indices(operator.OutputsAsNumpy(), len(tensors), lowest=0)
         _indices(operator.IntermediatesAsNumpy(), len(tensors), lowest=-1)
-        if operator.OutputsLength() == 0 or operator.InputsLength() < _OPERANDS.get(kind, 0):
+        if operator.OutputsLength() == 0 or operator.InputsLength() < _OPERANDS.get(kind, 1):
             raise InputError(f"{_DAMAGED}: an operator in it lacks an input or an output; export it again")
         if operator.LargeCustomOptionsOffset() > 1:
             raise InputError("keeps data behind its tables, as only files above 2 GB do; export it again")
@@ -257,8 +262,9 @@ def _check_tensor(tensor: Any, length: int) -> None:
     name = (tensor.Name() or b"").decode()
     if any(n < 0 for n in shape) or any(int(n) < -1 for n in _numbers(tensor.ShapeSignatureAsNumpy())):
         raise InputError(f"{_DAMAGED}: {name} has the shape {shape}; export it again")
-    size = _SIZES.get(tensor.Type())
-    if length and size and tensor.Sparsity() is None and prod(shape) * size != length:
+    if tensor.Sparsity() is not None:
+        raise InputError(f"keeps {name} as a sparse tensor, which no file of tqexport does; export it again")
+    if length and tensor.Type() in _BITS and _bytes_of(shape, tensor.Type()) != length:
         raise InputError(f"{_DAMAGED}: {name} of shape {shape} has {length:,} bytes; export it again")
     grid = tensor.Quantization()
     if grid is None:
@@ -268,6 +274,11 @@ def _check_tensor(tensor: Any, length: int) -> None:
     channels = shape[axis] if 0 <= axis < len(shape) else 1
     if len(scales) not in (0, 1, channels) or len(points) not in (0, 1, len(scales)):
         raise InputError(f"{_DAMAGED}: {name} has {len(scales)} scales for {channels} channels; export it again")
+
+
+def _bytes_of(shape: Sequence[int], kind: int) -> int:
+    """Bytes of a tensor; a byte for each element of types that are not measured."""
+    return -(-prod(shape) * _BITS.get(kind, 8) // 8)
 
 
 def _numbers(vector: Any) -> Any:

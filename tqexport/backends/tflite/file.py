@@ -81,7 +81,10 @@ def unpack(content: bytes) -> tuple[Any, Facts]:
         named = {_text(entry.name): model.buffers[entry.buffer].data for entry in model.metadata or []}
         record = mapping(parse_json(bytes(named[METADATA_NAME])), METADATA_NAME)
         if _AFFINE_NAME in named:
-            record[AFFINE] = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
+            affine = np.frombuffer(bytes(named[_AFFINE_NAME]), np.float32).reshape(len(record[WEIGHTS]), -1, 2)
+            if not np.isfinite(affine).all() or not affine[..., 0].all():
+                raise ValueError("a weight has no scale")
+            record[AFFINE] = affine
     except Exception as error:  # the flatbuffer reader meets damage as whatever it happens to do first
         raise InputError(_NO_FILE) from error
     return model, _facts(record)
@@ -214,7 +217,7 @@ def subgraph_of(model: Any, bits: int) -> FlatModel:
         InputError: It has no signature of that width.
     """
     alone = copy.copy(model)
-    named = {_text(entry.signatureKey or ""): entry for entry in model.signatureDefs or ()}
+    named = {_text(entry.signatureKey): entry for entry in model.signatureDefs or ()}
     signature = named.get(signature_of(bits))
     if signature is None:
         raise InputError(f"the file has no signature for {bits} bits; it is damaged, export it again")
@@ -235,5 +238,5 @@ def make_signature(graph: Any, key: str, index: int) -> Any:
     return schema.SignatureDefT(entries(graph.inputs), entries(graph.outputs), key, index)
 
 
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+def _text(name: str | bytes | None) -> str:
+    return name.decode() if isinstance(name, bytes) else name or ""

@@ -74,6 +74,13 @@ class FlatModel:
             raise ConversionError(f"the TFLite file has {len(self.model.subgraphs)} subgraphs where one was expected")
         self.graph: Any = self.model.subgraphs[0]
 
+    @classmethod
+    def of(cls, model: Any) -> FlatModel:
+        """The schema's model object, as it is."""
+        flat = cls.__new__(cls)
+        flat.model, flat.graph = model, model.subgraphs[0]
+        return flat
+
     def operator_name(self, operator: Operator) -> str:
         """The builtin operator's name, e.g. ``CONV_2D``, or that of a custom one."""
         code = self.model.operatorCodes[operator.opcodeIndex]
@@ -93,7 +100,8 @@ class FlatModel:
 
     def shape(self, index: int) -> list[int]:
         """Shape of a tensor."""
-        return [int(n) for n in self.tensor(index).shape]
+        sizes = self.tensor(index).shape
+        return [] if sizes is None else [int(n) for n in sizes]
 
     def dtype(self, index: int) -> np.dtype[Any]:
         """Data type of a tensor.
@@ -204,7 +212,8 @@ class FlatModel:
         """One metadata entry, or None."""
         for entry in self.model.metadata or []:
             if entry.name in (name, name.encode()):
-                return bytes(np.asarray(self.model.buffers[entry.buffer].data, np.uint8))
+                data = self.model.buffers[entry.buffer].data
+                return b"" if data is None else bytes(np.asarray(data, np.uint8))
         return None
 
     def pack(self) -> bytes:

@@ -11,7 +11,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.backends.tflite.packing import DECODE, STREAM_SUFFIX, TABLE_SUFFIX, PackedFilter
 from tqexport.facts import ArtifactFacts
 from tqexport.integer.grids import HIGHEST, OFFSET, Grid
@@ -29,10 +28,7 @@ class TFLiteGraph:
         graph.name, graph.tensors, graph.operators = "network", [], []
         graph.inputs = graph.outputs = np.array([], np.int32)
         model.subgraphs, model.buffers, model.operatorCodes = [graph], [schema.BufferT()], []
-        self.flat = FlatModel(serialise(model))
-        for name in ("tensors", "operators"):
-            setattr(self.flat.graph, name, getattr(self.flat.graph, name) or [])
-        self.flat.model.operatorCodes = self.flat.model.operatorCodes or []
+        self.flat = FlatModel.of(model)
         self._whole: dict[bytes, int] = {}
 
     def value(self, name: str, shape: Sequence[int], grid: Grid | None) -> int:

@@ -124,14 +124,18 @@ def _folded(graph: Graph) -> Graph:
             return Constant(_dequantized(value, graph.facts[node.inputs[0]]))
         if node.kind == "CAST":
             return Constant(value.astype(_TYPES.get(graph.facts[node.outputs[0]]["type"], value.dtype)))
-        if node.kind not in _FOLDED_KINDS or not fits_in_memory([constant.value for constant in values]):
+        if (
+            node.kind not in _FOLDED_KINDS
+            or len(values) != 2
+            or not fits_in_memory([constant.value for constant in values])
+        ):
             return None
         with np.errstate(all="ignore"):
             try:
                 result = np.asarray(_FOLDED_KINDS[node.kind](value, values[1].value), value.dtype)
                 summed = node.kind == "ADD"
                 return Constant(result, terms[0] + terms[1] if summed else np.abs(result.astype(np.float64)))
-            except ValueError:  # shapes that do not go together
+            except (ValueError, TypeError):  # shapes that do not go together, or floats that are shifted
                 return None
 
     return fold(graph, computed)
