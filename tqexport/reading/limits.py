@@ -45,7 +45,8 @@ PICKLE_PARTS = 10_000_000  # with what is shared counted as often as it is reach
 # Exported networks.
 NODES = 100_000  # operators of a graph; ResNet-50 at run time has two thousand
 TABLES = 2_000_000  # of a flatbuffer, what is shared counted as often as it is reached; the same has thirty thousand
-VALUES_BYTES = 1 << 30  # all values that one sample makes in a network; ResNet-50 makes a tenth of it
+VALUES_BYTES = 1 << 30  # all values that a network computes at once; one sample of ResNet-50 makes a tenth of it
+BATCH = 1 << 10  # samples that a TFLite file takes at once
 CONSTANT_ELEMENTS = 1 << 26  # of a constant that is computed from others; the largest filter of ResNet-50 has 2 million
 
 # Samples.
