@@ -155,17 +155,17 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
     batch = _samples(model)
     samples = len(batch[0])
     expected = _run_onnx(model, rounds, batch)
-    backwards = tuple(np.ascontiguousarray(values[::-1]) for values in batch)
-    of_reversed = _run_onnx(model, rounds, backwards) if samples > 1 else expected
+    backwards = tuple(values[[*range(samples - 1, 0, -1), samples - 1]] for values in batch)
+    of_backwards = _run_onnx(model, rounds, backwards) if samples > 1 else expected
     converted = _run_tflite(flat, tuple(map(to_channels_last, batch)))
     for name in (*rounds, *(output.name for output in model.graph.output)):
         if name in converted:  # the converter drops what the output does not depend on
             if samples > 1:
-                _check_samples_apart(name, samples, expected[name], of_reversed[name], converted[name].shape)
+                _check_samples_apart(name, samples, expected[name], of_backwards[name], converted[name].shape)
             yield name, expected[name], converted[name]
 
 
-def _check_samples_apart(name: str, samples: int, value: Array, of_reversed: Array, in_file: tuple[int, ...]) -> None:
+def _check_samples_apart(name: str, samples: int, value: Array, of_backwards: Array, in_file: tuple[int, ...]) -> None:
     """Refuse a value whose samples are not independent of each other and in front.
 
     Whoever runs the file fills a batch up with any samples, and takes those of his own from the front.
@@ -174,12 +174,12 @@ def _check_samples_apart(name: str, samples: int, value: Array, of_reversed: Arr
         name: Of the value.
         samples: Size of the batch.
         value: It.
-        of_reversed: The same of the samples in the reverse order.
+        of_backwards: The same of the samples backwards, without the first and with the last once more in its place.
         in_file: Its shape in the converted file.
     """
     if value.size % samples == 0 and in_file and in_file[0] % samples == 0:
-        given, moved = (each.reshape(samples, -1).astype(np.float64) for each in (value, of_reversed))
-        if np.abs(given - moved[::-1]).max() <= _APART * max(float(np.abs(given).max()), 1e-30):
+        given, moved = (each.reshape(samples, -1).astype(np.float64) for each in (value, of_backwards))
+        if np.abs(given[1:] - moved[-2::-1]).max() <= _APART * max(float(np.abs(given).max()), 1e-30):
             return
     raise ConversionError(
         f"{name} does not have every sample by itself, one behind the other, so that no file can take {samples} of "
