@@ -13,6 +13,7 @@ from tqexport.backends.base import EXACT, Backend
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.extras import needs
 from tqexport.integer.names import INTEGER
+from tqexport.reading import limits
 
 from .common import Output, Widths, checkpoint_options, output_options, widths_option
 
@@ -31,6 +32,7 @@ def export_command(backend: Backend) -> click.Command:
         options: ReadOptions,
         output: Output,
         kernel: str | None = None,
+        batch: int = 1,
     ) -> None:
         """Export as the options say."""
         if truncatable and widths is not None and widths.run_time:
@@ -39,6 +41,7 @@ def export_command(backend: Backend) -> click.Command:
             from tqexport.artifacts.project import open_project
 
             project = open_project(source, folder, options, output.step)
+            project.batch = batch
         if kernel is None:
             kernel = project.default_kernel
             kernel = kernel if kernel in backend.kernels else next(iter(backend.kernels))
@@ -86,6 +89,11 @@ def _options(backend: Backend) -> list[Callable[[Any], Any]]:
                 type=click.Choice(list(backend.kernels)),
                 help=f"{help_text} Default: {INTEGER} for a checkpoint with grids, else {EXACT}.",
             )
+        )
+    if backend.fixes_batch:
+        help_text = "Samples that a file takes at once; N is in its name where it is not 1."
+        options.append(
+            click.option("--batch", type=click.IntRange(1, limits.BATCH), default=1, metavar="N", help=help_text)
         )
     truncatable = "Keep the tables of all other widths in each file, so that tqexport truncate can make their files."
     hidden = type(backend).export_truncatable is Backend.export_truncatable  # then it says what to do instead

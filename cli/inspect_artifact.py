@@ -26,8 +26,10 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         artifact = open_artifact(path)
         inputs, outputs = artifact.backend.describe(artifact.content)
         codes = artifact.backend.codes(artifact.content, artifact.own or artifact.widths[-1])
+        batch = artifact.backend.batch(artifact.content)
     facts = artifact.facts_at(artifact.own or artifact.widths[-1])
-    output.say(f"{path}  {artifact.backend.title}, {len(artifact.content):,} bytes, {facts.layout}")
+    at_once = f", {batch} samples at once" if batch > 1 else ""
+    output.say(f"{path}  {artifact.backend.title}, {len(artifact.content):,} bytes, {facts.layout}{at_once}")
     output.say(_widths_line(artifact))
     output.say(f"from {facts.architecture}, checkpoint sha256 {facts.checkpoint_sha256 or 'unknown'}")
     output.say(f"quantizer {facts.scheme.quantizer}, activations of {plural_bits(facts.activation_width)}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tqexport.backends.base import EXACT
 from tqexport.facts import MultiWidthFacts
 
 from .common import Output, Widths, check_new, output_options, widths_option
@@ -62,10 +61,8 @@ def name_of_cut(artifact: Path, opened: OpenArtifact, content: bytes) -> str:
     """What a direct export of a file of one width is called: ``NAME-w4.onnx``, ``NAME-w4-dynamic.tflite``."""
     cut = opened.backend.facts(content)
     assert not isinstance(cut, MultiWidthFacts)  # nothing is cut to several widths
-    before, after = (_suffix(kernel) for kernel in (opened.facts_at(cut.width).kernel, cut.kernel))
-    stem = artifact.stem.removesuffix(before).removesuffix(f"-w{opened.own}")
-    return f"{stem}-w{cut.width}{after}{artifact.suffix}"
-
-
-def _suffix(kernel: str | None) -> str:
-    return "" if kernel in (None, EXACT) else f"-{kernel}"
+    batch = opened.backend.batch(content)
+    widths = opened.widths if opened.own is None else (opened.own,)
+    before = opened.backend.label(widths, opened.facts_at(cut.width).kernel, batch)
+    after = opened.backend.label((cut.width,), cut.kernel, batch)
+    return f"{artifact.stem.removesuffix(before)}{after}{artifact.suffix}"

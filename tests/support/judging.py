@@ -95,7 +95,7 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         """Open the digits network; ``folder`` is written to by nothing that follows."""
         self._project = open_project(DIGITS, folder, ReadOptions())
-        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel): {*kind.widths} for kind in KINDS})
+        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel, 1): {*kind.widths} for kind in KINDS})
         self._samples = random_samples(self._project.model, 32).inputs
         digits = load_samples(DIGITS_DATA, self._project.model).inputs[0][:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)

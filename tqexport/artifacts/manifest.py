@@ -44,6 +44,7 @@ class Artifact:
         companions: The files that were written beside it: sha256, hex, by name.
         cut_from: The artifact that it was cut from, if it was: its ``file`` name and ``sha256``.
         versions: Of what made it, by name.
+        batch: How many samples it takes at once; 1 in a format that takes any number.
     """
 
     file: str
@@ -59,6 +60,7 @@ class Artifact:
     companions: Mapping[str, str] = field(default_factory=dict)
     cut_from: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,15 @@ class Manifest:
         """Whether there is a file of the same name and content."""
         return any((a.file, a.sha256) == (artifact.file, artifact.sha256) for a in self.artifacts)
 
-    def find(self, kind: str, width: int, kernel: str = EXACT) -> Artifact | None:
-        """The fixed artifact of a kind, width and kernel, if it was exported."""
-        return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel) == (kind, (width,), kernel)), None)
+    def find(self, kind: str, width: int, kernel: str = EXACT, batch: int = 1) -> Artifact | None:
+        """The fixed artifact of a kind, width, kernel and batch, if it was exported."""
+        wanted = (kind, (width,), kernel, batch)
+        return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel, a.batch) == wanted), None)
 
     def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
         """This manifest with artifacts added, or replaced where the file is the same."""
         merged = {artifact.file: artifact for artifact in (*self.artifacts, *added)}
-        ordered = sorted(merged.values(), key=lambda artifact: (artifact.kind, artifact.widths, artifact.kernel))
+        ordered = sorted(merged.values(), key=lambda a: (a.kind, a.widths, a.kernel, a.batch))
         return replace(self, artifacts=tuple(ordered))
 
     def write(self, folder: Path) -> None:
@@ -238,7 +241,7 @@ def _ends(value: Any, name: str) -> tuple[TensorInfo, ...]:
 def _artifact(entry: dict[str, Any]) -> Artifact:
     """An artifact from its entry in ``tqexport.json``."""
     known = {item.name for item in fields(Artifact)}
-    _check_entries(entry, known, {"kernel", "truncatable_to", "companions", "cut_from", "versions"})
+    _check_entries(entry, known, {"kernel", "truncatable_to", "companions", "cut_from", "versions", "batch"})
     companions = records.mapping(entry.get("companions", {}), "companions")
     artifact = Artifact(
         **{key: records.text(entry[key], key) for key in ("kind", "layout", "sha256")},
@@ -248,6 +251,7 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
         inputs=_ends(entry["inputs"], "inputs"),
         outputs=_ends(entry["outputs"], "outputs"),
         kernel=records.text(entry.get("kernel", EXACT), "kernel"),
+        batch=records.whole(entry.get("batch", 1), "batch", low=1, high=limits.BATCH),
         truncatable_to=records.wholes(entry.get("truncatable_to", ()), "truncatable_to", WIDTHS),
         cut_from=_texts_by_name(entry.get("cut_from", {}), "cut_from"),
         versions=_texts_by_name(entry.get("versions", {}), "versions"),

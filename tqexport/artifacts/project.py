@@ -55,6 +55,7 @@ class Project:
         manifest: What ``folder`` holds of this checkpoint; None if nothing yet.
         source: The export folder that was named, with its manifest, where it is not ``folder``.
         step: Called with a sentence around everything slow, for progress.
+        batch: How many samples at once the files take that are made, in a format that fixes their number.
     """
 
     checkpoint: Path
@@ -63,7 +64,8 @@ class Project:
     manifest: Manifest | None = None
     source: tuple[Path, Manifest] | None = None
     step: Callable[[str], AbstractContextManager[object]] = nullcontext
-    _made: dict[tuple[str, str, int], bytes] = field(
+    batch: int = 1
+    _made: dict[tuple[str, str, int, int], bytes] = field(
         default_factory=dict
     )  # fixed files made since the project was opened
 
@@ -163,15 +165,16 @@ class Project:
             ConversionError: The network cannot be exported to this format.
             HostError: A package is missing.
         """
-        missing = [bits for bits in widths if (backend, kernel, bits) not in self._made]
+        batch = self._batch(backend)
+        missing = [bits for bits in widths if (backend, kernel, batch, bits) not in self._made]
         if missing:
             BACKENDS[backend].check_environment(kernel)
             self._check_kernel(kernel)
             self._check_widths(missing)
         files = iter(BACKENDS[backend].export(self, missing, kernel) if missing else ())
         for bits in widths:
-            content = next(files)[1] if bits in missing else self._made[backend, kernel, bits]
-            self._made[backend, kernel, bits] = content
+            content = next(files)[1] if bits in missing else self._made[backend, kernel, batch, bits]
+            self._made[backend, kernel, batch, bits] = content
             yield bits, content
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -188,7 +191,7 @@ class Project:
             InputError: It is gone or was changed since.
         """
         for folder, manifest in self.exports():
-            if artifact := manifest.find(backend, bits, kernel):
+            if artifact := manifest.find(backend, bits, kernel, self._batch(backend)):
                 return check_artifact(folder, artifact)
         return None
 
@@ -210,9 +213,11 @@ class Project:
 
     def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
         """What an artifact is called: ``NAME-w4.onnx``, or ``NAME.onnx`` where it holds several widths."""
-        width = f"-w{widths[0]}" if len(widths) == 1 else ""
-        ordinary = next(iter(BACKENDS[backend].kernels))
-        return f"{self.name}{width}{'' if kernel == ordinary else f'-{kernel}'}.{backend}"
+        return f"{self.name}{BACKENDS[backend].label(widths, kernel, self._batch(backend))}.{backend}"
+
+    def _batch(self, backend: str) -> int:
+        """How many samples at once the files of a back end take that are made; 1 where any number fits."""
+        return self.batch if BACKENDS[backend].fixes_batch else 1
 
     @property
     def default_kernel(self) -> str:
@@ -246,7 +251,18 @@ class Project:
         digests = {name: hashlib.sha256(beside).hexdigest() for name, beside in companions.items()}
         made_by = versions(BACKENDS[backend].packages)
         artifact = Artifact(
-            file, backend, widths, layout, sha256, len(content), *ends, kernel, others, digests, versions=made_by
+            file,
+            backend,
+            widths,
+            layout,
+            sha256,
+            len(content),
+            *ends,
+            kernel,
+            others,
+            digests,
+            versions=made_by,
+            batch=BACKENDS[backend].batch(content),
         )
         own = replace(self.manifest or self._new_manifest(), artifacts=())
 

@@ -122,7 +122,12 @@ class OpenArtifact:
                 raise InputError(f"{folder / FILE_NAME} was changed by another run meanwhile; truncate again")
             return current
 
-        enter_artifact(folder, replace(entry, inputs=inputs, outputs=outputs), {file: content}, choose)
+        enter_artifact(
+            folder,
+            replace(entry, inputs=inputs, outputs=outputs, batch=self.backend.batch(content)),
+            {file: content},
+            choose,
+        )
         return True
 
     def _check_width(self, bits: int) -> None:

@@ -85,6 +85,10 @@ class Source(Protocol):
     def widths(self) -> tuple[int, ...]:
         """Every width that the checkpoint has, ascending."""
 
+    @property
+    def batch(self) -> int:
+        """How many samples at once the files take that are made of it, in a format that fixes their number."""
+
     def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
         """What the file of a back end is called."""
 
@@ -114,6 +118,7 @@ class Backend(ABC):
         packing: What a file of a packed kernel holds in the place of plain weights, by kernel, for ``inspect``.
         packed_widths: The widths that a file which is cut from another can be packed at.
         packages: What the bytes of its files depend on besides tqexport, by the name on PyPI.
+        fixes_batch: Whether a file takes a number of samples at once that was chosen at its export.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -132,7 +137,16 @@ class Backend(ABC):
     packing: ClassVar[Mapping[str, str]] = {}
     packed_widths: ClassVar[Collection[int]] = ()
     packages: ClassVar[Sequence[str]] = ("torch",)
+    fixes_batch: ClassVar[bool] = False
     takes_folder: ClassVar[bool] = False
+
+    def label(self, widths: Sequence[int], kernel: str | None, batch: int) -> str:
+        """What stands behind a checkpoint's name in that of a file: ``-w4``, ``-w4-dynamic``, ``-w4-batch8``."""
+        width = f"-w{widths[0]}" if len(widths) == 1 else ""
+        ordinary = next(iter(self.kernels))
+        return (
+            width + (f"-{kernel}" if kernel not in (None, ordinary) else "") + (f"-batch{batch}" if batch > 1 else "")
+        )
 
     def every_runtime(self) -> set[str]:
         """Names of all runtimes of its files, whatever the kernel."""
@@ -241,6 +255,14 @@ class Backend(ABC):
         Raises:
             InputError: It is damaged.
         """
+
+    def batch(self, content: bytes) -> int:  # noqa: ARG002 - of those that fix it
+        """How many samples a file takes at once; 1 in a format that takes any number.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        return 1
 
     @abstractmethod
     def facts(self, content: bytes) -> Facts:

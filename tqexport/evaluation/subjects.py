@@ -103,7 +103,7 @@ def subjects_of(project: Project, widths: Sequence[int], runtimes: Collection[st
             networks = {bits: integer_model(project.model, bits) for bits in project.model.info.widths}
         for runtime, title in _runtimes_of(job, of_files).items():
             names = [title, *([] if is_integer(job.kernel) or job.kernel == EXACT else [job.kernel])]
-            names += ["switched"] * job.run_time
+            names += job.ways()
             subjects.append(
                 Subject(
                     file=job.file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -36,17 +37,29 @@ class FreshExports:
     It is the source that back ends export from, so that none of them reads a file of the export folder.
     """
 
-    def __init__(self, project: Project, wanted: Mapping[tuple[str, str], Collection[int]]) -> None:
+    def __init__(self, project: Project, wanted: Mapping[tuple[str, str, int], Collection[int]]) -> None:
         """Plan what will be asked for, so that what is converted together is converted once.
 
         Args:
             project: The checkpoint.
-            wanted: By back end and kernel, the widths of the fixed files that will be needed.
+            wanted: By back end, kernel and batch, the widths of the fixed files that will be needed.
         """
         self._project, self._wanted = project, wanted
-        self._fixed: dict[tuple[str, str, int], bytes] = {}
-        self._run_time: dict[tuple[str, str], bytes] = {}
+        self._batch = 1
+        self._fixed: dict[tuple[str, str, int, int], bytes] = {}
+        self._run_time: dict[tuple[str, str, int], bytes] = {}
         self._apart = Apart()
+
+    def of_batch(self, batch: int) -> FreshExports:
+        """The same exports, but files of a format that fixes the batch take so many samples; what is made is shared."""
+        others = copy.copy(self)
+        others._batch = batch
+        return others
+
+    @property
+    def batch(self) -> int:
+        """How many samples at once the files take that are made, in a format that fixes their number."""
+        return self._batch
 
     @property
     def model(self) -> TruncModel:
@@ -84,20 +97,26 @@ class FreshExports:
             HostError: A package is missing.
             ConversionError: The network cannot be exported to this format.
         """
-        if (backend, kernel, bits) not in self._fixed:
-            together = sorted({bits, *widths, *self._wanted.get((backend, kernel), ())})
-            missing = [width for width in together if (backend, kernel, width) not in self._fixed]
+        key = self._key(backend, kernel)
+        if (*key, bits) not in self._fixed:
+            together = sorted({bits, *widths, *self._wanted.get(key, ())})
+            missing = [width for width in together if (*key, width) not in self._fixed]
             BACKENDS[backend].check_environment(kernel)
             for width, content in BACKENDS[backend].export(self, missing, kernel):
-                self._fixed[backend, kernel, width] = content
-        return self._fixed[backend, kernel, bits]
+                self._fixed[*key, width] = content
+        return self._fixed[*key, bits]
 
     def run_time(self, backend: str, kernel: str) -> bytes:
         """The run-time file; raises as :meth:`fixed`."""
-        if (backend, kernel) not in self._run_time:
+        key = self._key(backend, kernel)
+        if key not in self._run_time:
             BACKENDS[backend].check_environment(kernel)
-            self._run_time[backend, kernel] = BACKENDS[backend].export_runtime(self, kernel)
-        return self._run_time[backend, kernel]
+            self._run_time[key] = BACKENDS[backend].export_runtime(self, kernel)
+        return self._run_time[key]
+
+    def _key(self, backend: str, kernel: str) -> tuple[str, str, int]:
+        """What files are kept by, besides their widths."""
+        return backend, kernel, self._batch if BACKENDS[backend].fixes_batch else 1
 
     def _expected(self, backend: str, kernel: str, bits: int, *, switched: bool) -> bytes:
         """The fixed file of a width, or the run-time file; raises as :meth:`fixed`."""

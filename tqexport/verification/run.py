@@ -36,7 +36,8 @@ class Checked:
     Attributes:
         file: Its name.
         bits: The width.
-        runtime: What runs it, for people: ``onnxruntime``, ``LiteRT dynamic``, ``LiteRT switched``.
+        runtime: What runs it, for people: ``onnxruntime``, ``LiteRT dynamic``, ``LiteRT switched``,
+            ``LiteRT batch 8``.
         bytes: Size of the file.
         sha256: Hash of the bytes that were compared, hex.
         temporary: It was exported for this check alone.
@@ -151,6 +152,7 @@ class Job:
         content: The file.
         temporary: It was exported for this job alone.
         run_time: Whether it is a run-time file.
+        batch: How many samples it takes at once.
     """
 
     bits: int
@@ -160,19 +162,24 @@ class Job:
     content: bytes
     temporary: bool = False
     run_time: bool = False
+    batch: int = 1
 
     @property
     def sha256(self) -> str:
         """Hash of the file, hex."""
         return hashlib.sha256(self.content).hexdigest()
 
-    def place(self) -> tuple[int, str, bool, bool]:
+    def place(self) -> tuple[int, str, bool, bool, int]:
         """Its place in the order of the results."""
-        return self.bits, self.backend.name, self.kernel != EXACT, self.run_time
+        return self.bits, self.backend.name, self.kernel != EXACT, self.run_time, self.batch
 
     def runtimes(self) -> set[str]:
         """The runtimes that it runs in."""
         return self.backend.runtimes_of(self.kernel)
+
+    def ways(self) -> list[str]:
+        """What is said of it behind its runtime and kernel."""
+        return ["switched"] * self.run_time + [f"batch {self.batch}"] * (self.batch > 1)
 
     def opener(self, fresh: FreshExports) -> Opener:
         """Who opens the file in its runtime."""
@@ -205,17 +212,18 @@ def jobs_of(project: Project, widths: Sequence[int], runtimes: Collection[str] =
     return jobs
 
 
-def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dict[tuple[str, str], set[int]]:
-    """By back end and kernel, the widths of the fixed files that are needed to compare exported files with."""
-    needed: dict[tuple[str, str], set[int]] = {}
+def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dict[tuple[str, str, int], set[int]]:
+    """By back end, kernel and batch, the widths of the fixed files that are needed to compare exported files with."""
+    needed: dict[tuple[str, str, int], set[int]] = {}
     for job in jobs:
         if job.temporary or is_integer(job.kernel):
             continue
         widths = every_width if job.run_time else (job.bits,)  # a run-time file is made from those of every width
         source = job.backend.converts or (job.backend.name if job.run_time else None)
-        for key in {(source, EXACT)} if job.run_time else {(source, EXACT), (job.backend.name, job.kernel)}:
-            if key[0] is not None:
-                needed.setdefault((key[0], key[1]), set()).update(widths)
+        keys = [] if source is None else [(source, EXACT, 1)]  # no format that fixes the batch is converted from
+        keys += [] if job.run_time else [(job.backend.name, job.kernel, job.batch)]
+        for key in keys:
+            needed.setdefault(key, set()).update(widths)
     return needed
 
 
@@ -225,6 +233,7 @@ def _check(
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
     programs = [runtime for runtime in runtimes if runtime in job.backend.programs]
     others = [runtime for runtime in runtimes if runtime in job.runtimes() and runtime not in programs]
+    fresh = fresh.of_batch(job.batch)
     if is_integer(job.kernel):
         if others or not runtimes:
             yield from _check_integers(project, job, samples, others, job.opener(fresh))
@@ -256,7 +265,7 @@ def _check_integers(
             comparison.add(inputs[0], labels)
         latency = runtime.latency(samples.inputs[0][:1])
         verdict = comparison.verdict()
-        name = f"{verdict.runtime} switched" if job.run_time else verdict.runtime
+        name = " ".join((verdict.runtime, *job.ways()))
         yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
 
 
@@ -290,7 +299,7 @@ def _check_floats(
             if layer_by_layer is None
             else _compare(job.comparison(project, parameters), layer_by_layer, samples)
         )
-        runtime = f"{deployed.runtime} switched" if job.run_time else deployed.runtime
+        runtime = " ".join((deployed.runtime, *job.ways()))
     return Checked(
         job.file, job.bits, runtime, len(job.content), job.sha256, job.temporary, latency, deployed, unoptimized
     )
@@ -326,7 +335,8 @@ def _found(project: Project, widths: Sequence[int], backends: Sequence[Backend])
         for bits in sorted({*widths} & {*artifact.widths}):
             if artifact.kernel == project.default_kernel or (run_time and not is_integer(artifact.kernel)):
                 exported.add((artifact.kind, bits))
-            yield Job(bits, BACKENDS[artifact.kind], artifact.kernel, path.name, path.read_bytes(), run_time=run_time)
+            backend, content = BACKENDS[artifact.kind], path.read_bytes()
+            yield Job(bits, backend, artifact.kernel, path.name, content, run_time=run_time, batch=artifact.batch)
     for bits in widths:
         project.model.check_width(bits)
     kernel = project.default_kernel

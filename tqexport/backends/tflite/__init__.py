@@ -36,7 +36,7 @@ class TfliteBackend(Backend):
     description = (
         "Writes NAME-wB.tflite for each width B, with one byte per quantised weight. With --bits runtime it writes one "
         "NAME.tflite, with a signature for each width (w1 to w8) over one copy of the codes. Inputs are channels last "
-        "(NHWC), as TFLite has them, one sample at a time."
+        "(NHWC), as TFLite has them, one sample at a time, or N with --batch N (NAME-wB-batchN.tflite)."
     )
     kernels = {  # noqa: RUF012 - annotated in the protocol
         EXACT: "float kernels over the trained weights",
@@ -58,6 +58,7 @@ class TfliteBackend(Backend):
     }
     packed_widths = range(1, WIDEST_PACKED + 1)
     takes_folder = True
+    fixes_batch = True
 
     def check_environment(self, kernel: str = EXACT) -> None:
         from tqexport.backends.tflite.onnx2tf import check_converter
@@ -88,6 +89,7 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.integer_form import check_packable, integer_tflite
         from tqexport.backends.tflite.micro import run_once_in_micro
 
+        _check_batch(source.batch, kernel)
         if kernel in PLAIN_KERNELS:
             check_half_bytes(max(widths))
         if kernel == PACKED:
@@ -101,7 +103,7 @@ class TfliteBackend(Backend):
             return
         models = _onnx_models(source, widths)
         with source.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
-            converted = convert_to_tflite(models, PLAIN_KERNELS.get(kernel, kernel))
+            converted = convert_to_tflite(models, PLAIN_KERNELS.get(kernel, kernel), source.batch)
             if kernel in PLAIN_KERNELS:
                 converted = [pack_tflite(content) for content in converted]
                 for content in converted:
@@ -123,7 +125,7 @@ class TfliteBackend(Backend):
             )
         models = _onnx_models(source, source.widths)
         with source.step(f"Converting {len(models)} widths to one TFLite file"):
-            return convert_to_runtime_tflite(models, kernel)[0]
+            return convert_to_runtime_tflite(models, kernel, source.batch)[0]
 
     def check_network(self, source: Source, kernel: str = EXACT, *, run_time: bool = False) -> bool:
         from tqexport.backends.tflite.convert import check_convertible
@@ -133,7 +135,7 @@ class TfliteBackend(Backend):
         self.check_environment(kernel)
         if run_time:
             check_shiftable(source.widths, source.model.info.scheme.quantizer)
-        check_convertible(_onnx_models(source, source.widths))
+        check_convertible(_onnx_models(source, source.widths), source.batch)
         return False
 
     def recognises(self, content: bytes) -> bool:
@@ -143,6 +145,11 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.file import ends_of
 
         return ends_of(content)
+
+    def batch(self, content: bytes) -> int:
+        inputs, _ = self.describe(content)
+        size = next((tensor.shape[0] for tensor in inputs if tensor.shape), 1)
+        return size if isinstance(size, int) else 1
 
     def facts(self, content: bytes) -> Facts:
         from tqexport.backends.tflite.file import unpack
@@ -208,6 +215,15 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.runner import TfliteStretches
 
         return TfliteStretches(content, bits, activations)
+
+
+def _check_batch(batch: int, kernel: str) -> None:
+    """Refuse a batch of a kernel whose files take one sample at a time."""
+    if batch > 1 and is_integer(kernel):
+        raise UsageError(
+            f"files of --kernel {kernel} take one sample at a time; leave --batch out, or export the checkpoint that "
+            f"was not calibrated with --kernel {EXACT} or {DYNAMIC}"
+        )
 
 
 def _onnx_models(source: Source, widths: Sequence[int]) -> list[onnx.ModelProto]:

@@ -35,6 +35,8 @@ __all__ = ["channels_first_values", "refuse_operators", "refuse_parts_of_weights
 _TOLERANCE = 1e-3  # of a value's largest element; a wrong axis is off by a tenth and more
 _GROWTH = 30  # times the largest error before it: rounding errors grow on their way through a deep network
 
+_APART = 1e-2  # of a value's largest element; a sample in another's place is off by a tenth and more
+
 _FINE = np.float32(2**20)
 _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
@@ -113,8 +115,8 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
     """Run a network before and after conversion, and compare its output and its rounded activations.
 
     Args:
-        model: The network as the converter got it, for one sample, with fine levels: where they are few, rounding may
-            go either way.
+        model: The network as the converter got it, for its batch, with fine levels: where they are few, rounding may go
+            either way.
         flat: As the converter wrote it, values named as in ``model``; left as it is.
 
     Returns:
@@ -122,7 +124,7 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
         in the file.
 
     Raises:
-        ConversionError: The two compute different things.
+        ConversionError: The two compute different things, or samples of a batch are not independent and in front.
     """
     in_same_order = []
     worst = 0.0
@@ -153,15 +155,42 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
     """Name, value by onnxruntime and value by LiteRT: activations first, in the order they are computed."""
     rounds = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
     batch = _samples(model)
+    samples = len(batch[0])
     expected = _run_onnx(model, rounds, batch)
+    backwards = tuple(values[[*range(samples - 1, 0, -1), samples - 1]] for values in batch)
+    of_backwards = _run_onnx(model, rounds, backwards) if samples > 1 else expected
     converted = _run_tflite(flat, tuple(map(to_channels_last, batch)))
     for name in (*rounds, *(output.name for output in model.graph.output)):
         if name in converted:  # the converter drops what the output does not depend on
+            if samples > 1:
+                _check_samples_apart(name, samples, expected[name], of_backwards[name], converted[name].shape)
             yield name, expected[name], converted[name]
 
 
+def _check_samples_apart(name: str, samples: int, value: Array, of_backwards: Array, in_file: tuple[int, ...]) -> None:
+    """Refuse a value whose samples are not independent of each other and in front.
+
+    Whoever runs the file fills a batch up with any samples, and takes those of his own from the front.
+
+    Args:
+        name: Of the value.
+        samples: Size of the batch.
+        value: It.
+        of_backwards: The same of the samples backwards, without the first and with the last once more in its place.
+        in_file: Its shape in the converted file.
+    """
+    if value.size % samples == 0 and in_file and in_file[0] % samples == 0:
+        given, moved = (each.reshape(samples, -1).astype(np.float64) for each in (value, of_backwards))
+        if np.abs(given[1:] - moved[-2::-1]).max() <= _APART * max(float(np.abs(given).max()), 1e-30):
+            return
+    raise ConversionError(
+        f"{name} does not have every sample by itself, one behind the other, so that no file can take {samples} of "
+        "them at once; leave --batch out"
+    )
+
+
 def _samples(model: onnx.ModelProto) -> Batch:
-    """One sample, normally distributed; whole numbers lie where the file says."""
+    """A batch of samples, normally distributed; whole numbers lie where the file says."""
     inputs, _ = describe(model)
     facts = read_facts(model)
     limits = (facts.input_limits if isinstance(facts, ArtifactFacts) else ()) or (0,) * len(inputs)
@@ -194,7 +223,7 @@ def _run_tflite(flat: FlatModel, batch: Batch) -> dict[str, Array]:
         with about("LiteRT does not run what onnx2tf wrote:", ConversionError):
             session = LiteRTSession(flat.pack())
             session.check(batch)
-            return dict(zip(session.output_names, session.run_sample(*batch), strict=True))
+            return dict(zip(session.output_names, session.run_group(*batch), strict=True))
     finally:
         flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
 

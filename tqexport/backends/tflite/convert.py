@@ -26,7 +26,7 @@ from tqexport.backends.tflite.check import (
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.float_graph import FloatGraph, for_one_sample, with_float_weights, without_batch_norms
+from tqexport.backends.tflite.float_graph import FloatGraph, for_batch, with_float_weights, without_batch_norms
 from tqexport.backends.tflite.layout import LAYOUT
 from tqexport.backends.tflite.onnx2tf import in_converters_order, run_onnx2tf
 from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
@@ -61,14 +61,15 @@ class FloatNetwork:
     facts: ArtifactFacts
 
 
-def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) -> list[bytes]:
+def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT, batch: int = 1) -> list[bytes]:
     """Convert ONNX files of tqexport to TFLite, codes intact.
 
-    The result takes one sample at a time, channels last (NHWC), as devices do.
+    The result takes channels last (NHWC), one sample at a time unless ``batch`` says otherwise, as devices do.
 
     Args:
         models: ONNX models with BitShift nodes, at any widths.
         kernel: See :func:`tqexport.backends.tflite.encode.put_codes_back`.
+        batch: How many samples a file takes at once.
 
     Returns:
         One serialised, loaded and tried TFLite file per model. The same model gives the same bytes.
@@ -78,7 +79,7 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) ->
             need code of its own on the device, or LiteRT does not run the file.
     """
     results = []
-    for network in float_networks(models):
+    for network in float_networks(models, batch):
         put_codes_back(network.flat, network.weights, network.origins, kernel)
         content = finish_fixed(network.flat, replace(network.facts, kernel=kernel))
         run_once(content)
@@ -86,24 +87,24 @@ def convert_to_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) ->
     return results
 
 
-def check_convertible(models: Sequence[onnx.ModelProto]) -> None:
+def check_convertible(models: Sequence[onnx.ModelProto], batch: int = 1) -> None:
     """Refuse ONNX files of tqexport that cannot be converted, as far as that shows without converting them.
 
     Raises:
         ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators`.
     """
-    for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models)}.values():
+    for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models, batch)}.values():
         refuse_operators(model)
 
 
-def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
+def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterator[FloatNetwork]:
     """Convert ONNX files of tqexport to float TFLite, one at a time; those of one graph cost one conversion.
 
     Raises:
         ConversionError: As :func:`convert_to_tflite`.
     """
     weights = [coded_weights(model) for model in models]
-    for model, coded, converted in zip(models, weights, _converted(_float_graphs(models)), strict=True):
+    for model, coded, converted in zip(models, weights, _converted(_float_graphs(models, batch)), strict=True):
         flat, origins, channels_first = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
@@ -112,7 +113,7 @@ def float_networks(models: Sequence[onnx.ModelProto]) -> Iterator[FloatNetwork]:
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-def _float_graphs(models: Sequence[onnx.ModelProto]) -> list[FloatGraph]:
+def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
     """What the converter is given for each file.
 
     Raises:
@@ -122,7 +123,7 @@ def _float_graphs(models: Sequence[onnx.ModelProto]) -> list[FloatGraph]:
     graphs = []
     for model in models:
         weights = coded_weights(model)
-        graph = for_one_sample(without_batch_norms(with_float_weights(model, weights)))
+        graph = for_batch(without_batch_norms(with_float_weights(model, weights)), batch)
         graph = replace(graph, model=unrolled(graph.model))
         refuse_parts_of_weights(graph.model, weights)
         graphs.append(graph)

@@ -230,8 +230,8 @@ def _check_graph(
         raise InputError("uses the same constants so often that they fill memory; it may be made to harm")
     if values > limits.VALUES_BYTES:
         raise InputError(
-            f"computes values of {values:,} bytes for one sample, more than {limits.VALUES_BYTES:,}; "
-            "it is damaged or made to harm"
+            f"computes values of {values:,} bytes at once, more than {limits.VALUES_BYTES:,}; "
+            "it is damaged or made to harm, or its batch is too large"
         )
     if not tensors or not graph.OperatorsLength():
         raise InputError(f"{_DAMAGED}: its network computes nothing; export it again")

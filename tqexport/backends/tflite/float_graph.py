@@ -16,7 +16,7 @@ from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
 from tqexport.backends.tflite.provenance import Folded
 
-__all__ = ["FloatGraph", "for_one_sample", "with_float_weights", "without_batch_norms"]
+__all__ = ["FloatGraph", "for_batch", "with_float_weights", "without_batch_norms"]
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,14 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
 
 
-def for_one_sample(float_graph: FloatGraph) -> FloatGraph:
-    """The same network for a batch of 1, with everything computed in advance that depends on the batch size alone.
+def for_batch(float_graph: FloatGraph, batch: int) -> FloatGraph:
+    """The same network for so many samples, with everything computed in advance that depends on their number alone.
 
     onnx2tf gets slices wrong where the batch is free, cannot compute shapes, and has no CastLike.
     """
     changed = copy.deepcopy(float_graph.model)
     for value in (*changed.graph.input, *changed.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+        value.type.tensor_type.shape.dim[0].dim_value = batch
     if not {"Shape", "CastLike"} & {node.op_type for node in changed.graph.node}:
         return FloatGraph(changed, float_graph.folded)
     import onnx_ir as ir

@@ -123,7 +123,7 @@ class _LiteRT(_TfliteRuntime):
         outputs = self.run_untouched(inputs)
         if self._traced is None:
             return IntegerRun({}, outputs)
-        parts = [self._traced.run_sample(sample) for sample in self._samples(inputs)]
+        parts = [self._traced.run_group(sample) for sample in self._samples(inputs)]
         # A value that is an output already is given once.
         columns = zip(*parts, strict=True)
         next(columns)
@@ -131,7 +131,7 @@ class _LiteRT(_TfliteRuntime):
         return IntegerRun({INPUT: to_grid(inputs, self._network.grids[INPUT]), **values}, outputs)
 
     def run_untouched(self, inputs: Inputs) -> Levels:
-        parts = [self._session.run_sample(sample)[0] for sample in self._samples(inputs)]
+        parts = [self._session.run_group(sample)[0] for sample in self._samples(inputs)]
         return self._levels(parts, self._network.output)
 
 

@@ -48,12 +48,19 @@ class TfliteRunner(Runner):
 
     def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
         samples = self._in_file(batch)
-        traced = [self._traced.run_sample(*sample) for sample in zip(*samples, strict=True)]
+        traced, counts = [], []
+        for group, count in self._traced.groups(samples):
+            traced.append(self._traced.run_group(*group))
+            counts.append(count)
         of_samples = len(traced[0]) - len(self._shifted)
         codes = {name: list(places) for name, places in self._stored.items()}
         for (name, axes), value in zip(self._shifted.values(), traced[0][of_samples:], strict=True):
             codes.setdefault(name, []).append(value.transpose(axes))
-        columns = zip(*(parts[:of_samples] for parts in traced), strict=True)
+        own = [
+            [self._traced.of_samples(value, count) for value in parts[:of_samples]]
+            for parts, count in zip(traced, counts, strict=True)
+        ]
+        columns = zip(*own, strict=True)
         return codes, [
             to_channels_first(np.concatenate(parts), kept=name in self._channels_first)
             for name, parts in zip((*self._outputs, *self._activations, *self._values), columns, strict=True)
@@ -65,6 +72,11 @@ class TfliteRunner(Runner):
             to_channels_first(value, kept=name in self._channels_first)
             for name, value in zip(self._outputs, values, strict=True)
         ]
+
+    def latency(self, sample: Batch) -> float:
+        """Median seconds that one sample (1, ...) takes: of a file of several samples at once, its share of them."""
+        size = self._untouched.batch
+        return super().latency(tuple(np.repeat(values, size, axis=0) for values in sample)) / size
 
     def _in_file(self, batch: Batch) -> Batch:
         """Samples in the layout of the file, if they fit it."""

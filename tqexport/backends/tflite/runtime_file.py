@@ -66,15 +66,18 @@ class _Width:
     fixed: bytes
 
 
-def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = EXACT) -> tuple[bytes, dict[int, bytes]]:
+def convert_to_runtime_tflite(
+    models: Sequence[onnx.ModelProto], kernel: str = EXACT, batch: int = 1
+) -> tuple[bytes, dict[int, bytes]]:
     """Convert the fixed ONNX files of one network to its run-time TFLite file.
 
-    It takes one sample at a time, channels last (NHWC). Widths need not share an activation kind here.
+    It takes channels last (NHWC). Widths need not share an activation kind here.
 
     Args:
         models: The fixed files, at least two widths.
         kernel: That of the fixed files, those that come with it and those that can be cut from it; the run-time file
             itself computes with float weights. See :func:`tqexport.backends.tflite.encode.put_codes_back`.
+        batch: How many samples all of them take at once.
 
     Returns:
         The run-time file, loaded and tried; and by width, ascending, the fixed TFLite files, which come with it.
@@ -84,7 +87,7 @@ def convert_to_runtime_tflite(models: Sequence[onnx.ModelProto], kernel: str = E
         InputError: The codes may not be shifted.
         ConversionError: As :func:`tqexport.backends.tflite.convert.convert_to_tflite`.
     """
-    networks = list(float_networks(models))
+    networks = list(float_networks(models, batch))
     check_mergeable(network.facts for network in networks)
     values = {network.facts.width: parameters(model) for network, model in zip(networks, models, strict=True)}
     merged = _empty()

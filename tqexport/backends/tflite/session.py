@@ -1,4 +1,4 @@
-"""Running TFLite files in LiteRT, one sample at a time as devices do."""
+"""Running TFLite files in LiteRT, as many samples at a time as the file takes: one, or the batch of its export."""
 
 from __future__ import annotations
 
@@ -60,11 +60,34 @@ class LiteRTSession(Session):
 
     def run(self, batch: Batch) -> list[Array]:
         self.check(batch)
-        parts = [self.run_sample(*sample) for sample in zip(*batch, strict=True)]
+        parts = [
+            [self.of_samples(value, count) for value in self.run_group(*group)] for group, count in self.groups(batch)
+        ]
         return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
+    @property
+    def batch(self) -> int:
+        """How many samples the file takes at once: its first input says it."""
+        return max(1, next((shape[0] for shape in self._shapes if shape), 1))
+
+    def groups(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
+        """Samples in groups of as many as the file takes; the last one is filled up with its last sample.
+
+        Yields:
+            A group, and how many of its samples are those of the batch.
+        """
+        size, samples = self.batch, len(batch[0])
+        for start in range(0, samples, size):
+            count = min(size, samples - start)
+            numbers = np.minimum(np.arange(start, start + size), samples - 1)
+            yield batch if samples == size else tuple(values[numbers] for values in batch), count
+
+    def of_samples(self, value: Array, count: int) -> Array:
+        """What belongs to the first samples of a value of a group, whose samples are in front."""
+        return value if count == self.batch else value[: len(value) // self.batch * count]
+
     def check(self, batch: Batch) -> None:
-        """Refuse samples of another shape.
+        """Refuse samples of another shape, and inputs of different numbers of samples.
 
         Raises:
             InputError: They are not what the file takes.
@@ -75,22 +98,24 @@ class LiteRTSession(Session):
         for values, shape in zip(batch, self._shapes, strict=True):
             if not len(values) or values.shape[1:] != shape[1:]:
                 raise InputError(f"the file takes samples of shape {shape[1:]}, channels last, not {values.shape[1:]}")
+        if len({len(values) for values in batch}) > 1:
+            raise InputError(f"the inputs have {', '.join(str(len(values)) for values in batch)} samples")
 
-    def run_sample(self, *sample: Array) -> list[Array]:
-        """Run one sample, an array for each input; returns every output, among them those without a batch.
+    def run_group(self, *group: Array) -> list[Array]:
+        """Run as many samples as the file takes, an array for each input; returns every output as the file gives it.
 
         Raises:
             InputError: LiteRT does not run the file.
         """
         try:
-            values = [value.reshape(shape) for value, shape in zip(sample, self._shapes, strict=True)]
+            values = [value.reshape(shape) for value, shape in zip(group, self._shapes, strict=True)]
             return self._invoke(values)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT does not run the file: {_first_line(error)}") from error
 
     def run_zeros(self) -> list[Array]:
-        """Run a sample of zeros."""
-        return self.run_sample(*(np.zeros(detail["shape"], detail["dtype"]) for detail in self._inputs))
+        """Run samples of zeros."""
+        return self.run_group(*(np.zeros(detail["shape"], detail["dtype"]) for detail in self._inputs))
 
     @property
     def output_names(self) -> list[str]:
