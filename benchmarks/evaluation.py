@@ -11,11 +11,11 @@ processes in which they run artifacts.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import psutil
 from distributed import get_task_stream
@@ -31,16 +31,15 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOAL = 0.05
 
 
-def main() -> None:
+@click.command(help=__doc__)
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="That a shard takes.")
+@click.option("--samples", type=int, default=100_000, show_default=True, help="Over all shards, at least.")
+@click.option("--workers", "counts", type=int, multiple=True, default=(1, 2), help="Default: 1 and then 2.")
+def main(seconds: float, samples: int, counts: tuple[int, ...]) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a shard takes")
-    parser.add_argument("--samples", type=int, default=100_000, help="over all shards, at least")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        for count in arguments.workers:
-            measure(Path(name) / str(count), count, arguments.seconds, arguments.samples)
+        for count in counts:
+            measure(Path(name) / str(count), count, seconds, samples)
 
 
 def measure(folder: Path, count: int, seconds: float, samples: int) -> None:

@@ -41,7 +41,9 @@ _FINE = np.float32(2**20)
 _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
 _INTO_PARTS = {"Slice", "Split"}  # what takes a weight to pieces
-_BEYOND_TFLITE = {"Det", "Erf", "GRU", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"}
+_BEYOND_TFLITE = {
+    *("Det", "Erf", "GRU", "GridSample", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan", "TopK"),
+}
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
@@ -62,8 +64,6 @@ def refuse_operators(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type not in known or node.op_type in _BEYOND_TFLITE:
             lacking.setdefault(node.op_type, []).append(node.name)
-        elif node.op_type == "Pad" and any(part.s == b"wrap" for part in node.attribute):
-            lacking.setdefault("circular Pad", []).append(node.name)
     if lacking:
         places = "; ".join(f"{kind} ({', '.join(names[:3])})" for kind, names in lacking.items())
         raise ConversionError(

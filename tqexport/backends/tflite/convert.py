@@ -28,6 +28,7 @@ from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.float_graph import FloatGraph, for_batch, with_float_weights, without_batch_norms
 from tqexport.backends.tflite.layout import LAYOUT
+from tqexport.backends.tflite.lowered import lowered
 from tqexport.backends.tflite.onnx2tf import in_converters_order, run_onnx2tf
 from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
 from tqexport.backends.tflite.session import LiteRTSession
@@ -124,7 +125,7 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
     for model in models:
         weights = coded_weights(model)
         graph = for_batch(without_batch_norms(with_float_weights(model, weights)), batch)
-        graph = replace(graph, model=unrolled(graph.model))
+        graph = replace(graph, model=lowered(unrolled(graph.model)))
         refuse_parts_of_weights(graph.model, weights)
         graphs.append(graph)
     return graphs

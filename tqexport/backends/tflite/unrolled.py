@@ -11,17 +11,14 @@ n of a GRU.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
+from tqexport.backends.onnx.file import CONSTANT_PREFIX
+from tqexport.backends.tflite.onnx_writing import Place, Values, Writer, rewritten
 from tqexport.errors import ConversionError
 
 __all__ = ["MOST_STEPS", "unrolled"]
@@ -36,8 +33,6 @@ _REORDERING = {"Concat", "Slice", "Unsqueeze"}
 _WEIGHTS = slice(1, 4)  # among the inputs: for the input, for the state, and biases
 _LENGTHS, _STATE, _PEEPHOLES = 4, 5, 7
 
-Values = Mapping[str, npt.NDArray[Any]]
-
 
 def unrolled(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same network with each LSTM and GRU written out.
@@ -51,35 +46,16 @@ def unrolled(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ConversionError: A layer has too many steps.
     """
-    if not any(node.op_type in _USUAL for node in model.graph.node):
-        return model
-    changed = copy.deepcopy(model)
-    graph = changed.graph
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info)
-    }
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        layer = _layer_of(node, shapes.get(node.input[0], ()) if node.input else (), values, producers)
+
+    def write(place: Place) -> Writer | None:
+        layer = _layer_of(place.node, place.shape, place.values, place.producers)
         if layer is None:
-            nodes.append(node)
-        else:
-            writer = _Writer(node.name)
-            _write(writer, layer, values)
-            nodes += writer.nodes
-            values.update(writer.constants)
-    nodes = _read_by_something(nodes, [value.name for value in graph.output])
-    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    before = {tensor.name for tensor in graph.initializer}
-    initializers += [numpy_helper.from_array(values[name], name) for name in values if name in used - before]
-    del graph.value_info[:]
-    rebuild(graph, nodes, initializers)
-    return changed
+            return None
+        writer = Writer(place.node.name)
+        _write(writer, layer, place.values)
+        return writer
+
+    return rewritten(model, tuple(_USUAL), write)
 
 
 @dataclass(frozen=True)
@@ -103,39 +79,6 @@ class _Layer:
         """Name of the first state, (directions, batch, size), or of the first cell; empty where that is zeros."""
         place = _STATE + number
         return str(self.node.input[place]) if len(self.node.input) > place else ""
-
-
-@dataclass
-class _Writer:
-    """Nodes that are written one after the other, and their constants."""
-
-    prefix: str
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Write an operator of one result; returns its name."""
-        name = f"{self.prefix}/{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output or name], name, **attributes))
-        return output or name
-
-    def constant(self, value: Sequence[int]) -> str:
-        """A constant of an operator."""
-        name = f"{CONSTANT_PREFIX}{self.prefix}/{'_'.join(map(str, value))}"
-        self.constants[name] = np.array(value, np.int64)
-        return name
-
-    def reshape(self, value: str, shape: Sequence[int]) -> str:
-        return self.add("Reshape", value, self.constant(shape))
-
-    def split(self, value: str, sizes: Sequence[int], axis: int) -> list[str]:
-        """Take a value apart along an axis."""
-        if len(sizes) == 1:
-            return [value]
-        name = f"{self.prefix}/Split_{len(self.nodes)}"
-        parts = [f"{name}/{i}" for i in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [value, self.constant(sizes)], parts, name, axis=axis))
-        return parts
 
 
 def _layer_of(
@@ -184,7 +127,7 @@ def _parameters_of(name: str, values: Values, producers: Mapping[str, onnx.NodeP
     return [*dict.fromkeys(part for source in node.input for part in _parameters_of(source, values, producers))]
 
 
-def _write(writer: _Writer, layer: _Layer, values: Values) -> None:
+def _write(writer: Writer, layer: _Layer, values: Values) -> None:
     """Write a layer out."""
     steps, batch, _ = layer.shape
     size = values[layer.parameters[0][1]].shape[1]
@@ -196,7 +139,7 @@ def _write(writer: _Writer, layer: _Layer, values: Values) -> None:
             writer.add("Concat", *shaped, output=output, axis=len(shape) - 3)
 
 
-def _direction(writer: _Writer, layer: _Layer, values: Values, number: int) -> tuple[str, ...]:
+def _direction(writer: Writer, layer: _Layer, values: Values, number: int) -> tuple[str, ...]:
     """Write one direction; returns the states of all steps, one below the other, the last state, and the last cell."""
     into, back, *biases = layer.parameters[number]
     steps, batch, channels = layer.shape
@@ -219,7 +162,7 @@ def _direction(writer: _Writer, layer: _Layer, values: Values, number: int) -> t
     return (writer.add("Concat", *outputs, axis=0), *states)
 
 
-def _first_state(writer: _Writer, name: str, values: Values, number: int, shape: tuple[int, int]) -> str:
+def _first_state(writer: Writer, name: str, values: Values, number: int, shape: tuple[int, int]) -> str:
     """The state of a direction before the first step, (batch, size); empty for zeros."""
     if not name or (name in values and not values[name].any()):
         return ""
@@ -227,7 +170,7 @@ def _first_state(writer: _Writer, name: str, values: Values, number: int, shape:
     return writer.reshape(writer.add("Slice", name, start, end, axis), shape)
 
 
-def _lstm_step(writer: _Writer, entered: str, states: Sequence[str], parameters: Sequence[str], size: int) -> list[str]:
+def _lstm_step(writer: Writer, entered: str, states: Sequence[str], parameters: Sequence[str], size: int) -> list[str]:
     """One step of an LSTM; an empty state is zeros, whose product no converter has to make a constant of."""
     state, cell = states
     back, *bias = parameters
@@ -241,7 +184,7 @@ def _lstm_step(writer: _Writer, entered: str, states: Sequence[str], parameters:
     return [writer.add("Mul", writer.add("Sigmoid", show), writer.add("Tanh", cell)), cell]
 
 
-def _gru_step(writer: _Writer, entered: Sequence[str], state: str, parameters: Sequence[str], values: Values) -> str:
+def _gru_step(writer: Writer, entered: Sequence[str], state: str, parameters: Sequence[str], values: Values) -> str:
     """One step of a GRU; an empty state is zeros, as in :func:`_lstm_step`."""
     back, *bias = parameters
     size = values[back].shape[1]
@@ -261,13 +204,3 @@ def _gru_step(writer: _Writer, entered: Sequence[str], state: str, parameters: S
     if not state:
         return writer.add("Sub", new, writer.add("Mul", update, new))
     return writer.add("Add", writer.add("Mul", writer.add("Sub", state, new), update), new)
-
-
-def _read_by_something(nodes: list[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes whose results reach an output: what put weights in another order is read no more."""
-    used, kept = set(outputs), []
-    for node in reversed(nodes):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    return kept[::-1]

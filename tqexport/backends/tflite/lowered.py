@@ -1,0 +1,188 @@
+"""Operators that onnx2tf gets wrong, or has not, written as ones that it carries over.
+
+Each is written out on axes and sizes that are known here, so that nothing is left to be guessed; what it computes is
+the operator's definition in ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from tqexport.backends.tflite.onnx_writing import Place, Writer, rewritten
+
+__all__ = ["lowered"]
+
+_MOST_TERMS = 128  # of a sum that is written out
+
+
+def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with operators written out that onnx2tf does not carry over.
+
+    Args:
+        model: A network with float32 weights, whose sizes are all known; it is not changed.
+    """
+    return rewritten(model, tuple(_WAYS), lambda place: _WAYS[place.node.op_type](place) if place.shape else None)
+
+
+def _circular_pad(place: Place) -> Writer | None:
+    """Circular padding: the ends of each axis beside it."""
+    pads = place.constant(1)
+    if place.attributes.get("mode") != b"wrap" or pads is None:
+        return None
+    axes = place.constant(3)
+    rank = len(place.shape)
+    chosen = range(rank) if axes is None else [int(axis) % rank for axis in axes]
+    width = {axis: (int(pads[i]), int(pads[i + len(pads) // 2])) for i, axis in enumerate(chosen)}
+    needed = {axis: ends for axis, ends in width.items() if any(ends)}
+    if not needed or any(not 0 <= end <= place.shape[axis] for axis, ends in needed.items() for end in ends):
+        return None
+    writer, value = Writer(place.node.name), place.node.input[0]
+    for axis, (before, after) in needed.items():
+        size = place.shape[axis]
+        parts = [_slice(writer, value, size - before, size, axis)] if before else []
+        parts += [value, *([_slice(writer, value, 0, after, axis)] if after else [])]
+        value = writer.add("Concat", *parts, axis=axis)
+    return _ended(writer, value, place)
+
+
+def _backwards(place: Place) -> Writer | None:
+    """A slice that goes backwards: the elements by their indices."""
+    starts, ends, axes, steps = (place.constant(number) for number in range(1, 5))
+    if starts is None or ends is None or steps is None or (steps > 0).all():
+        return None
+    rank = len(place.shape)
+    chosen = range(len(starts)) if axes is None else axes
+    writer, value = Writer(place.node.name), place.node.input[0]
+    for start, end, axis, step in zip(starts, ends, chosen, steps, strict=True):
+        size = place.shape[int(axis) % rank]
+        # In ONNX an end below -size is in front of the first element, which numpy calls None.
+        last = None if step < 0 and end < -size else int(end)
+        indices = np.arange(size)[slice(int(start), last, int(step))]
+        value = writer.add("Gather", value, writer.constant(indices.tolist()), axis=int(axis) % rank)
+    return _ended(writer, value, place)
+
+
+def _resized(place: Place) -> Writer | None:
+    """Interpolation as a sum of elements that are taken by their indices, one axis after the other."""
+    attributes, shape = place.attributes, place.shapes.get(place.node.output[0], ())
+    mode = attributes.get("mode", b"nearest")
+    between_corners = attributes.get("coordinate_transformation_mode") == b"align_corners"
+    uneven = mode == b"nearest" and any(after % before for before, after in zip(place.shape, shape, strict=False))
+    if len(shape) != len(place.shape) or not all(shape) or not (between_corners or uneven or mode == b"cubic"):
+        return None
+    if "axes" in attributes or attributes.get("antialias"):
+        return None
+    writer, value = Writer(place.node.name), place.node.input[0]
+    for axis, (before, after) in enumerate(zip(place.shape, shape, strict=True)):
+        if before == after:
+            continue
+        shares = _shares(before, after, attributes)
+        taps = int((shares != 0).sum(1).max())
+        order = np.argsort(-np.abs(shares), axis=1, kind="stable")[:, :taps]
+        terms = []
+        for tap in range(taps):
+            taken = writer.add("Gather", value, writer.constant(order[:, tap].tolist()), axis=axis)
+            factors = np.take_along_axis(shares, order[:, tap : tap + 1], 1).ravel()
+            terms.append(taken if (factors == 1).all() else _scaled(writer, taken, factors, axis, len(shape)))
+        value = terms[0]
+        for term in terms[1:]:
+            value = writer.add("Add", value, term)
+    return _ended(writer, value, place)
+
+
+def _shares(before: int, after: int, attributes: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """How much each element of an axis has of each one before, float32 (after, before): a resized identity."""
+    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **attributes)
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("sizes", TensorProto.INT64, None),
+    ]
+    graph = helper.make_graph([node], "", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    evaluator = ReferenceEvaluator(helper.make_model(graph))
+    fed = {"x": np.eye(before, dtype=np.float32), "sizes": np.array([before, after], np.int64)}
+    (resized,) = evaluator.run(None, fed)
+    return np.asarray(resized, np.float32).T
+
+
+def _running_sum(place: Place) -> Writer | None:
+    """A cumulative sum, element by element."""
+    axis_value, attributes = place.constant(1), place.attributes
+    if axis_value is None or attributes.get("exclusive") or attributes.get("reverse"):
+        return None
+    axis = int(axis_value.ravel()[0]) % len(place.shape)
+    if not 1 < place.shape[axis] <= _MOST_TERMS:
+        return None
+    writer = Writer(place.node.name)
+    sums: list[str] = []
+    for part in writer.split(place.node.input[0], [1] * place.shape[axis], axis):
+        sums.append(writer.add("Add", sums[-1], part) if sums else part)
+    return _ended(writer, writer.add("Concat", *sums, axis=axis), place)
+
+
+def _einsum(place: Place) -> Writer | None:
+    """A sum of products of two values, as a product of matrices."""
+    inputs, _, result = place.attributes["equation"].decode().replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    shapes = [place.shapes.get(name, ()) for name in place.node.input]
+    if len(letters) != 2 or not result or "." in inputs or any(len({*own}) != len(own) for own in (*letters, result)):
+        return None
+    if any(len(own) != len(shape) or not all(shape) for own, shape in zip(letters, shapes, strict=True)):
+        return None
+    left, right = letters
+    size = {letter: n for own, shape in zip(letters, shapes, strict=True) for letter, n in zip(own, shape, strict=True)}
+    batch = [letter for letter in left if letter in right and letter in result]
+    summed = [letter for letter in left if letter in right and letter not in result]
+    rows = [letter for letter in left if letter not in right]
+    columns = [letter for letter in right if letter not in left]
+    if not summed or {*rows, *columns} - {*result} or (batch and result[0] != batch[0]):
+        return None
+    writer, at_front = Writer(place.node.name), [size[letter] for letter in batch]
+    matrices = []
+    for name, own, groups in zip(place.node.input, letters, ((rows, summed), (summed, columns)), strict=True):
+        order = [own.index(letter) for letter in (*batch, *groups[0], *groups[1])]
+        turned = name if order == sorted(order) else writer.add("Transpose", name, perm=order)
+        sizes = [prod(size[letter] for letter in group) for group in groups]
+        same = len(groups[0]) == len(groups[1]) == 1
+        matrices.append(turned if same else writer.reshape(turned, [*at_front, *sizes]))
+    value, order = writer.add("MatMul", *matrices), [*batch, *rows, *columns]
+    if len(rows) != 1 or len(columns) != 1:
+        value = writer.reshape(value, [size[letter] for letter in order])
+    turn = [order.index(letter) for letter in result]
+    value = value if turn == sorted(turn) else writer.add("Transpose", value, perm=turn)
+    return _ended(writer, value, place)
+
+
+def _slice(writer: Writer, value: str, start: int, end: int, axis: int) -> str:
+    return writer.add("Slice", value, *(writer.constant([number]) for number in (start, end, axis)))
+
+
+def _scaled(writer: Writer, value: str, factors: npt.NDArray[np.float32], axis: int, rank: int) -> str:
+    """A value times a number for each place on an axis."""
+    shape = [len(factors) if each == axis else 1 for each in range(rank)]
+    return writer.add("Mul", value, writer.numbers(factors.reshape(shape)))
+
+
+def _ended(writer: Writer, value: str, place: Place) -> Writer:
+    """The result under the name that the operator's had."""
+    if writer.nodes and writer.nodes[-1].output[0] == value:
+        writer.nodes[-1].output[0] = place.node.output[0]
+    else:
+        writer.add("Identity", value, output=place.node.output[0])
+    return writer
+
+
+_WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
+    "CumSum": _running_sum,
+    "Einsum": _einsum,
+    "Pad": _circular_pad,
+    "Resize": _resized,
+    "Slice": _backwards,
+}
