@@ -33,6 +33,14 @@ def test_what_changes_the_meaning_never_passes(judge, kind):
     assert [outcome for outcome in effective if outcome.passed] == []
 
 
+@pytest.mark.parametrize("seed", [103010, 103036])  # an operator reads what stands before a rounding
+def test_a_rounding_that_was_left_out_fails_where_the_kernel_rounds_itself(judge, seed):
+    outcome = judge.changed(Kind("tflite", kernel="dynamic"), seed)
+    assert outcome.effect
+    assert not outcome.passed
+    assert any("the structure" in problem for problem in outcome.problems)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_keeps_the_meaning_passes(judge, kind):
     ways = {*(ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES)} - (FIXED_ALONE if kind.switched else set())
