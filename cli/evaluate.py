@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tqexport.backends import BACKENDS
+from tqexport.backends import RUNTIMES
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.extras import needs
 
@@ -18,7 +18,6 @@ from .common import Output, Widths, checkpoint_options, output_options, widths_o
 if TYPE_CHECKING:
     from tqexport.evaluation.result import Evaluation
 
-_RUNTIMES = [name for backend in BACKENDS.values() for name in (*backend.runtimes, *backend.integer_runtimes)]
 _SHOWN = 12  # subjects that a table of pairs has room for
 
 
@@ -38,7 +37,7 @@ _SHOWN = 12  # subjects that a table of pairs has room for
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice([*_RUNTIMES, "pytorch"]),
+    type=click.Choice([*RUNTIMES, "pytorch"]),
     help="Evaluate in this runtime alone; may be given several times. web is onnxruntime-web in Node. Default: in all "
     "that are installed, but web and PyTorch.",
 )

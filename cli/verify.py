@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tqexport.backends import BACKENDS
+from tqexport.backends import BACKENDS, RUNTIMES
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.extras import needs
 
@@ -44,9 +44,7 @@ _WIDE = 125  # columns that the whole table takes
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice(
-        [name for backend in BACKENDS.values() for name in (*backend.runtimes, *backend.integer_runtimes)]
-    ),
+    type=click.Choice(RUNTIMES),
     help="Compare in this runtime alone; may be given several times. web is onnxruntime-web, which browsers have, in "
     "Node. Default: in all that are installed, but web.",
 )

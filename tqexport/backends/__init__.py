@@ -17,9 +17,12 @@ from tqexport.errors import InputError
 if TYPE_CHECKING:
     from tqexport.backends.running import Array
 
-__all__ = ["BACKENDS", "backend_of", "open_runner", "run_file"]
+__all__ = ["BACKENDS", "RUNTIMES", "backend_of", "open_runner", "run_file"]
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxBackend(), TfliteBackend(), CBackend())}
+
+RUNTIMES = tuple(name for backend in BACKENDS.values() for name in (*backend.runtimes, *backend.integer_runtimes))
+"""What runs the files of all formats, as ``--runtime`` takes it."""
 
 
 def backend_of(content: bytes) -> Backend:
