@@ -46,12 +46,12 @@ class Journal:
         self.done: dict[str, Counts] = {}
         head = {"tqexport": "evaluation", "subjects": [asdict(subject) for subject in subjects]}
         ensure_folder(path.parent)
-        self._length = 0
+        length = 0
         if path.exists():
-            self._read(head)
+            length = self._read(head)
             with _writing(path):
-                os.truncate(path, self._length)
-        if not self._length:
+                os.truncate(path, length)
+        if not length:
             self._append(head)
 
     def keep(self, key: str, counts: Counts) -> None:
@@ -63,8 +63,8 @@ class Journal:
         self.done[key] = counts
         self._append({"shard": key, "counts": counts.record()})
 
-    def _read(self, head: dict[str, Any]) -> None:
-        """Read what is there, as far as lines have their end."""
+    def _read(self, head: dict[str, Any]) -> int:
+        """Read what is there, as far as lines have their end; returns how many bytes that is."""
         try:
             if self.path.stat().st_size > limits.FILE_BYTES:
                 raise InputError("is too large to be a journal")
@@ -82,7 +82,7 @@ class Journal:
             raise InputError(f"{self.path} is no journal of an evaluation ({error}); name another file") from error
         if not lines and not _line(head).startswith(last):
             raise InputError(f"{self.path} is no journal of an evaluation; name another file")
-        self._length = sum(len(line) + 1 for line in lines)
+        return sum(len(line) + 1 for line in lines)
 
     def _check_head(self, record: dict[str, Any], head: dict[str, Any]) -> None:
         if record.get("tqexport") != head["tqexport"]:
