@@ -53,7 +53,8 @@ def _changed(value: Any, random: Random) -> tuple[str, Any]:
         elif what == "another bit":
             flat[place] ^= value.dtype.type(1 << random.randrange(7))
         else:
-            flat[place] += -1 if flat[place] == np.iinfo(value.dtype).max else 1
+            at_end = flat[place] == np.iinfo(value.dtype).max
+            flat[place] = flat[place] - 1 if at_end else flat[place] + 1
         return f"{what} at {place}", flat.reshape(value.shape)
     factor = random.choice(_FACTORS)
     if random.random() < 0.1:

@@ -22,6 +22,14 @@ CONSTANTS = {
     "first": [-3],
     "sizes": [1, 3, 7, 9],
     "smaller": [1, 3, 4, 4],
+    "axes": [1, 2],
+}
+FLOATS = {
+    "ones": np.ones(2, np.float32),
+    "zeros": np.zeros(2, np.float32),
+    "per place": np.linspace(-1, 2, 90, dtype=np.float32).reshape(SHAPE[1:]),
+    "per row": np.linspace(-1, 2, 30, dtype=np.float32).reshape(SHAPE[2:]),
+    "per channel": np.array([1, -2, 3], np.float32),
 }
 
 
@@ -39,6 +47,8 @@ def cases():
         yield f"cubic, {sizes}", "Resize", ["x", "", "", sizes], {"mode": "cubic", "cubic_coeff_a": -0.75}
     for equation in ("nchw,ncdw->nchd", "nchw,ncwd->nchd", "nchw,ncdh->ndcw"):
         yield equation, "Einsum", ["x", "y"], {"equation": equation}
+    yield "layer norm", "LayerNormalization", ["x", "per place", "per place"], {"axis": 1}
+    yield "layer norm over two axes", "LayerNormalization", ["x", "per row"], {"axis": -2, "epsilon": 0.1}
 
 
 def model_of(operator, inputs, attributes):
@@ -54,9 +64,9 @@ def model_of(operator, inputs, attributes):
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, given[name]) for name in inputs if name in given],
         [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
         [
-            numpy_helper.from_array(np.array(CONSTANTS[name], np.int64), name)
+            numpy_helper.from_array(FLOATS[name] if name in FLOATS else np.array(CONSTANTS[name], np.int64), name)
             for name in dict.fromkeys(inputs)
-            if name in CONSTANTS
+            if name in CONSTANTS or name in FLOATS
         ],
     )
     return onnx.shape_inference.infer_shapes(
@@ -71,6 +81,10 @@ def test_what_is_written_out_computes_the_same(operator, inputs, attributes):
     model = model_of(operator, inputs, attributes)
     changed = lowered(model)
     assert operator not in {node.op_type for node in changed.graph.node} - ({"Slice"} if operator == "Pad" else set())
+    assert_same(model, changed)
+
+
+def assert_same(model, changed):
     onnx.checker.check_model(changed)
     generator = np.random.default_rng(0)
     fed = {
@@ -80,6 +94,96 @@ def test_what_is_written_out_computes_the_same(operator, inputs, attributes):
     (expected,), (result,) = (ReferenceEvaluator(one).run(None, fed) for one in (model, changed))
     assert result.shape == expected.shape
     assert np.abs(result - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+ROWS = {
+    "group norm": (
+        (1, 6, 4, 5),
+        """
+        grouped = Reshape(x, three)
+        normed = InstanceNormalization<epsilon: float = 0.01>(grouped, one, zero)
+        z = Reshape(normed, back)
+        """,
+        {"three": [1, 2, 60], "back": [1, 6, 4, 5], "one": np.ones(2, "f"), "zero": np.zeros(2, "f")},
+        ["ReduceMean", "ReduceMean", "Conv", "Sub", "Mul", "ReduceMean", "ReduceMean", "Conv", "Add", "Sqrt", "Div"],
+    ),
+    "group norm of vectors": (
+        (1, 6),
+        """
+        grouped = Reshape(x, three)
+        normed = InstanceNormalization(grouped, one, zero)
+        z = Reshape(normed, back)
+        """,
+        {"three": [1, 2, 3], "back": [1, 6], "one": np.ones(2, "f"), "zero": np.zeros(2, "f")},
+        ["MatMul", "Sub", "Mul", "MatMul", "Add", "Sqrt", "Div"],
+    ),
+    "instance norm with a scale stays": (
+        (1, 6, 4),
+        """
+        grouped = Reshape(x, three)
+        normed = InstanceNormalization(grouped, two, zero)
+        z = Reshape(normed, back)
+        """,
+        {"three": [1, 2, 12], "back": [1, 6, 4], "two": np.full(2, 2, "f"), "zero": np.zeros(2, "f")},
+        ["Reshape", "InstanceNormalization", "Reshape"],
+    ),
+    "pixel unshuffle": (
+        (1, 3, 4, 6),
+        """
+        same = Reshape(x, shape)
+        blocks = Reshape(same, six)
+        turned = Transpose<perm = [0, 1, 3, 5, 2, 4]>(blocks)
+        few = Reshape(turned, back)
+        z = Reshape(few, back)
+        """,
+        {"shape": [1, 3, 4, 6], "six": [1, 3, 2, 2, 3, 2], "back": [1, 12, 2, 3]},
+        ["SpaceToDepth", "Gather"],
+    ),
+    "other blocks stay": (
+        (1, 3, 4, 6),
+        """
+        blocks = Reshape(x, six)
+        turned = Transpose<perm = [0, 1, 3, 5, 2, 4]>(blocks)
+        z = Reshape(turned, back)
+        """,
+        {"six": [1, 3, 2, 2, 2, 3], "back": [1, 18, 2, 2]},
+        ["Reshape", "Transpose", "Reshape"],
+    ),
+    "a constant with fewer axes": (
+        (1, 3, 4, 4),
+        """
+        higher = Max(x, square)
+        u = Unsqueeze(channel, axes)
+        scaled = Mul(u, higher)
+        z = Sub(scaled, row)
+        """,
+        {
+            "square": np.eye(4, dtype="f"),
+            "row": np.arange(4, dtype="f"),
+            "channel": np.arange(3, dtype="f"),
+            "axes": [1, 2],
+        },
+        ["Max", "Mul", "Sub"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("shape", "body", "constants", "operators"), ROWS.values(), ids=ROWS)
+def test_rows_of_operators_are_written_as_others(shape, body, constants, operators):
+    head = f"<ir_version: 10, opset_import: ['' : 19]> g (float[{','.join(map(str, shape))}] x) => (float z)"
+    model = onnx.parser.parse_model(f"{head.replace(chr(39), chr(34))} {{ {body} }}")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    for number, node in enumerate(model.graph.node):
+        node.name = f"node {number}"
+    for name, values in constants.items():
+        array = np.asarray(values, None if isinstance(values, np.ndarray) else np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    model = onnx.shape_inference.infer_shapes(model)
+    changed = lowered(model)
+    assert [node.op_type for node in changed.graph.node] == operators
+    assert_same(model, changed)
+    if "Max" in operators:
+        assert sorted(len(tensor.dims) for tensor in changed.graph.initializer) == [1, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,10 @@ from tqexport.backends.tflite.onnx_writing import Place, Writer, rewritten
 __all__ = ["lowered"]
 
 _MOST_TERMS = 128  # of a sum that is written out
+_BROADCAST = (
+    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul"),
+    *("Or", "Pow", "Sub", "Where", "Xor"),
+)
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,7 +33,12 @@ def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         model: A network with float32 weights, whose sizes are all known; it is not changed.
     """
-    return rewritten(model, tuple(_WAYS), lambda place: _WAYS[place.node.op_type](place) if place.shape else None)
+    return rewritten(model, tuple(_WAYS), _written)
+
+
+def _written(place: Place) -> Writer | None:
+    kind = place.node.op_type
+    return _WAYS[kind](place) if place.shape or kind in ("Unsqueeze", *_BROADCAST) else None
 
 
 def _circular_pad(place: Place) -> Writer | None:
@@ -160,6 +169,133 @@ def _einsum(place: Place) -> Writer | None:
     return _ended(writer, value, place)
 
 
+def _layer_norm(place: Place) -> Writer | None:
+    """A LayerNorm over several axes, whose mean is taken over one axis after the other."""
+    attributes, shape = place.attributes, place.shape
+    first = int(attributes.get("axis", -1)) % max(1, len(shape))
+    if len(shape) - first < 2 or first == 0 or len(place.node.output) > 1:
+        return None
+    writer, axes = Writer(place.node.name), range(first, len(shape))
+
+    def mean(value: str) -> str:
+        for axis in reversed(axes):
+            value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
+        return value
+
+    value = _normalised(writer, place.node.input[0], mean, attributes.get("epsilon", 1e-5))
+    for operator, name in zip(("Mul", "Add"), place.node.input[1:], strict=False):
+        value = writer.add(operator, value, _with_axes(writer, place, name, first) or name)
+    return _ended(writer, value, place)
+
+
+def _broadcast(place: Place) -> Writer | None:
+    """Arithmetic with a constant that has several axes, but fewer than the other value: it gets as many."""
+    ranks = [len(place.shapes.get(name, ())) or np.ndim(place.values.get(name, ())) for name in place.node.input]
+    writer, rank = Writer(place.node.name), max(ranks)
+    names = [
+        (_with_axes(writer, place, name, rank - own) if 2 <= own < rank else None) or name
+        for name, own in zip(place.node.input, ranks, strict=True)
+    ]
+    return _ended(writer, writer.add(place.node.op_type, *names), place) if writer.constants else None
+
+
+def _with_axes(writer: Writer, place: Place, name: str, count: int) -> str | None:
+    """A constant with so many axes of one element in front; None where it is not one."""
+    values = place.values.get(name)
+    if values is None:
+        return None
+    return writer.parameter(f"{name}/{count}_axes", values.reshape([1] * count + [*values.shape]))
+
+
+def _unsqueezed(place: Place) -> Writer | None:
+    """A parameter with further axes of one element: the same parameter in that shape."""
+    values, axes = place.constant(0), place.constant(1)
+    if values is None or axes is None:
+        return None
+    writer = Writer(place.node.name)
+    writer.parameter(place.node.output[0], np.expand_dims(values, tuple(map(int, axes))))
+    return writer
+
+
+def _group_norm(place: Place) -> Writer | None:
+    """The normalisation of a GroupNorm, which is an InstanceNormalization between two reshapes.
+
+    A group's mean is that of its channels' means, which a product with a constant matrix gives each of the channels.
+    """
+    norm = place.before(place.node)
+    to_groups = norm and norm.op_type == "InstanceNormalization" and place.before(norm)
+    if not norm or not to_groups or to_groups.op_type != "Reshape":
+        return None
+    shape, groups = place.shapes.get(to_groups.input[0], ()), place.shapes.get(norm.input[0], ())
+    scale, offset = (place.values.get(name) for name in norm.input[1:])
+    if scale is None or offset is None or (scale != 1).any() or offset.any():
+        return None
+    if shape != place.shapes.get(place.node.output[0]) or len(shape) < 2 or len(groups) != 3 or groups[0] != shape[0]:
+        return None
+    writer, channels = Writer(place.node.name), shape[1]
+    each = channels // groups[1]
+    matrix = np.kron(np.eye(groups[1]), np.full((each, each), 1 / each)).astype(np.float32)
+    of_groups = writer.numbers(matrix.reshape(channels, channels, *[1] * (len(shape) - 2)))
+
+    def mean(value: str) -> str:
+        for axis in range(len(shape) - 1, 1, -1):
+            value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
+        if len(shape) == 2:
+            return writer.add("MatMul", value, of_groups)
+        return writer.add("Conv", value, of_groups, kernel_shape=[1] * (len(shape) - 2))
+
+    epsilon = next((helper.get_attribute_value(each) for each in norm.attribute if each.name == "epsilon"), 1e-5)
+    return _ended(writer, _normalised(writer, to_groups.input[0], mean, epsilon), place)
+
+
+def _normalised(writer: Writer, value: str, mean: Callable[[str], str], epsilon: float) -> str:
+    """A value without its mean, divided by its standard deviation."""
+    centred = writer.add("Sub", value, mean(value))
+    variance = mean(writer.add("Mul", centred, centred))
+    deviation = writer.add("Sqrt", writer.add("Add", variance, writer.numbers(np.array([epsilon], np.float32))))
+    return writer.add("Div", centred, deviation)
+
+
+def _pixel_unshuffle(place: Place) -> Writer | None:
+    """Blocks of a picture as channels: they are in another order than the one operator that does it has."""
+    turn = place.producers.get(_before_reshapes(place, place.node.output[0], to_another_shape=1))
+    if not turn or turn.op_type != "Transpose":
+        return None
+    blocks = place.shapes.get(turn.input[0], ())
+    source = _before_reshapes(place, turn.input[0], to_another_shape=1)
+    shape = place.shapes.get(source, ())
+    perm = next((list(each.ints) for each in turn.attribute if each.name == "perm"), [])
+    if len(shape) != 4 or len(blocks) != 6 or perm != [0, 1, 3, 5, 2, 4] or blocks[3] != blocks[5]:
+        return None
+    samples, channels, height, size, width, _ = blocks
+    after = place.shapes.get(place.node.output[0])
+    if shape != (samples, channels, height * size, width * size) or after != (
+        samples,
+        channels * size**2,
+        height,
+        width,
+    ):
+        return None
+    writer = Writer(place.node.name)
+    value = writer.add("SpaceToDepth", source, blocksize=size)
+    order = np.arange(channels * size**2).reshape(size**2, channels).T.ravel()
+    return _ended(writer, writer.add("Gather", value, writer.constant(order.tolist()), axis=1), place)
+
+
+def _before_reshapes(place: Place, name: str, to_another_shape: int) -> str:
+    """The value that a row of reshapes starts from, of which so many change the shape."""
+    while (node := place.producers.get(name)) and node.op_type == "Reshape":
+        to_another_shape -= place.shapes.get(name) != place.shapes.get(node.input[0])
+        if to_another_shape < 0:
+            break
+        name = node.input[0]
+    return name
+
+
+def _reshape(place: Place) -> Writer | None:
+    return _group_norm(place) or _pixel_unshuffle(place)
+
+
 def _slice(writer: Writer, value: str, start: int, end: int, axis: int) -> str:
     return writer.add("Slice", value, *(writer.constant([number]) for number in (start, end, axis)))
 
@@ -180,9 +316,13 @@ def _ended(writer: Writer, value: str, place: Place) -> Writer:
 
 
 _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
+    **dict.fromkeys(_BROADCAST, _broadcast),
     "CumSum": _running_sum,
     "Einsum": _einsum,
+    "LayerNormalization": _layer_norm,
     "Pad": _circular_pad,
+    "Reshape": _reshape,
     "Resize": _resized,
     "Slice": _backwards,
+    "Unsqueeze": _unsqueezed,
 }

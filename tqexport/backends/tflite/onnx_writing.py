@@ -46,6 +46,10 @@ class Place:
         """Its attributes by name."""
         return {each.name: helper.get_attribute_value(each) for each in self.node.attribute}
 
+    def before(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The operator that gives the first input of one."""
+        return self.producers.get(node.input[0]) if node.input else None
+
     def constant(self, number: int) -> npt.NDArray[Any] | None:
         """The value of an input that is a constant; None where there is none."""
         return self.values.get(self.node.input[number]) if number < len(self.node.input) else None
@@ -120,6 +124,11 @@ class Writer:
     def numbers(self, values: npt.NDArray[np.float32]) -> str:
         """A constant that is computed with."""
         name = f"{CONSTANT_PREFIX}{self.prefix}/numbers_{len(self.constants)}"
+        self.constants[name] = values
+        return name
+
+    def parameter(self, name: str, values: npt.NDArray[Any]) -> str:
+        """A parameter of the network in another shape: it differs from width to width."""
         self.constants[name] = values
         return name
 
