@@ -46,9 +46,11 @@ def test_a_calibrated_checkpoint_goes_through_every_command(calibrated_file):
     assert "net-int-w8-integer.tflite" in good("tflite")
     assert "net-int-w4-integer-folded.onnx" in good("onnx", "net-int.pt", "--kernel", "integer-folded", "--bits", "4")
     assert "net-int-w4-integer-float-io.tflite" in good("tflite", "--kernel", "integer-float-io", "--bits", "4")
+    assert "net-int-w8-integer-batch3.tflite" in good("tflite", "--batch", "3")
     said = json.loads(good("verify", "--bits", "2,4,8", "--samples", "8", "--json"))
     runtimes = {(check["bits"], check["runtime"]) for check in said["results"]}
     assert {(4, "onnxruntime integer"), (4, "onnxruntime integer switched"), (8, "LiteRT XNNPACK integer")} <= runtimes
+    assert (8, "LiteRT XNNPACK integer batch 3") in runtimes
     assert {(2, "LiteRT integer"), (2, "onnxruntime integer switched"), (8, "onnxruntime integer")} <= runtimes
     assert (8, "onnxruntime integer switched") not in runtimes  # which is another graph
     assert "net-int-w2-integer.onnx" in good(

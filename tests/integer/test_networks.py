@@ -11,15 +11,18 @@ from networks import randomize_
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, prepare
-from tqexport.backends import backend_of
+from tqexport.backends import BACKENDS, backend_of
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.integer_form import integer_tflite
+from tqexport.backends.tflite.integer_runtime import open_integer_runtimes
 from tqexport.errors import ConversionError, InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.grids import grids_of
 from tqexport.integer.model import Convolution
+from tqexport.integer.names import FLOAT_IO, INTEGER
 from tqexport.integer.naming import INPUT
 from tqexport.training.quantizers import Clamp
 from tqexport.truncation import Scheme
@@ -41,6 +44,31 @@ def test_every_runtime_equals_the_integer_model(network, bits):
     for rounding in TFLITE_ROUNDINGS:
         values = integers.run(inputs[:3], rounding)
         assert np.array_equal(run_tflite_levels(content, values[INPUT], rounding), values[integers.output]), rounding
+
+
+def test_files_of_a_batch_equal_the_integer_model_in_every_runtime(network):
+    """Five samples in a file of three: the second batch is filled up."""
+    model, inputs = network
+    integers = integer_model(model, 4)
+    for kernel in (INTEGER, FLOAT_IO):
+        content = integer_tflite(model, 4, kernel, batch=3)
+        assert BACKENDS["tflite"].batch(content) == 3
+        for runtime in open_integer_runtimes(content, integers):
+            expected = integers.run(inputs[:5], runtime.rounding)
+            found = runtime.run(inputs[:5])
+            assert runtime.differing == ()
+            assert np.array_equal(found.outputs, expected[integers.output]), runtime.name
+            assert all(np.array_equal(values, expected[name]) for name, values in found.values.items()), runtime.name
+
+
+@pytest.mark.parametrize("batch", [0, 1 << 20])
+def test_a_batch_that_no_file_of_ours_has_is_refused(network, batch):
+    model, _ = network
+    flat = FlatModel(integer_tflite(model, 4))
+    source = flat.tensor(int(flat.graph.inputs[0]))
+    source.shape = np.array([batch, *source.shape[1:]], np.int32)
+    with pytest.raises(InputError, match=r"samples at once; tqexport writes|its batch is too large"):
+        next(open_integer_runtimes(flat.pack(), integer_model(model, 4)))
 
 
 def model_of(module: nn.Module, shape: tuple[int, ...], scheme: Scheme = Scheme()) -> TruncModel:

@@ -158,7 +158,7 @@ TFLITE_DAMAGE = {
 @pytest.mark.parametrize("case", TFLITE_DAMAGE)
 @pytest.mark.parametrize("bits", [2, 8])
 def test_what_is_changed_in_a_tflite_file_is_found(calibrated, held_out, case, bits):
-    content = TFLITE_DAMAGE[case](integer_tflite(calibrated, bits))
+    content = TFLITE_DAMAGE[case](integer_tflite(calibrated, bits, batch=1 + bits))
     for name, verdict in verdicts(calibrated, bits, content, held_out).items():
         assert not verdict.passed, name
         assert verdict.problems[0].startswith("layers.1.")

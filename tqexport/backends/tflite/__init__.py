@@ -89,7 +89,6 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.integer_form import check_packable, integer_tflite
         from tqexport.backends.tflite.micro import run_once_in_micro
 
-        _check_batch(source.batch, kernel)
         if kernel in PLAIN_KERNELS:
             check_half_bytes(max(widths))
         if kernel == PACKED:
@@ -97,7 +96,7 @@ class TfliteBackend(Backend):
         if is_integer(kernel):
             for bits in widths:
                 with source.step(f"Writing {bits} bits in integers to TFLite"):
-                    content = integer_tflite(source.model, bits, kernel)
+                    content = integer_tflite(source.model, bits, kernel, source.batch)
                     (run_once_in_micro if kernel == PACKED else run_once)(content)
                 yield bits, content
             return
@@ -215,15 +214,6 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.runner import TfliteStretches
 
         return TfliteStretches(content, bits, activations)
-
-
-def _check_batch(batch: int, kernel: str) -> None:
-    """Refuse a batch of a kernel whose files take one sample at a time."""
-    if batch > 1 and is_integer(kernel):
-        raise UsageError(
-            f"files of --kernel {kernel} take one sample at a time; leave --batch out, or export the checkpoint that "
-            f"was not calibrated with --kernel {EXACT} or {DYNAMIC}"
-        )
 
 
 def _onnx_models(source: Source, widths: Sequence[int]) -> list[onnx.ModelProto]:

@@ -43,7 +43,7 @@ _MOST_IN_LAYER = 1 << 8  # XNNPACK's limit
 _MOST_IN_SUM = 1 << 19  # the limit of LiteRT's own kernel
 
 
-def integer_tflite(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
+def integer_tflite(model: TruncModel, bits: int, kernel: str = INTEGER, batch: int = 1) -> bytes:
     """Export a calibrated network at a width to integers.
 
     Args:
@@ -51,9 +51,10 @@ def integer_tflite(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes
         bits: The weight width.
         kernel: Which form: ``integer``; ``integer-float-io``, which takes and gives float32, with a QUANTIZE in front
             and a DEQUANTIZE behind; or ``integer-packed``, whose filters TFLite Micro unpacks as it runs.
+        batch: How many samples the file takes at once.
 
     Returns:
-        The file, for one sample (1, ..., C) channels last. int8 in and out unless the form says float.
+        The file, for samples (batch, ..., C) channels last. int8 in and out unless the form says float.
 
     Raises:
         InputError: The checkpoint lacks the width, or a value has no grid.
@@ -62,16 +63,18 @@ def integer_tflite(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes
     """
     if kernel == PACKED:
         check_packable(bits)
-    return render_tflite(integer_model(model, bits), facts_of_model(model, bits, LAYOUT, kernel))
+    return render_tflite(integer_model(model, bits), facts_of_model(model, bits, LAYOUT, kernel), batch)
 
 
-def render_tflite(network: IntegerModel, facts: ArtifactFacts) -> bytes:
-    """The file of an integer model, which says ``facts`` of itself; their kernel is the form that is written.
+def render_tflite(network: IntegerModel, facts: ArtifactFacts, batch: int) -> bytes:
+    """The file of an integer model for so many samples at once, which says ``facts`` of itself.
+
+    The kernel of the facts is the form that is written.
 
     Raises:
         ConversionError: An operation has no form in TFLite; or no filter is smaller when packed.
     """
-    writer = _Writer(network, facts.kernel)
+    writer = _Writer(network, facts.kernel, batch)
     for operation in network.operations:
         writer.add(operation)
     return writer.finish(facts)
@@ -91,13 +94,16 @@ def check_packable(bits: int) -> None:
 
 
 class _Writer:
-    def __init__(self, network: IntegerModel, kernel: str | None) -> None:
+    def __init__(self, network: IntegerModel, kernel: str | None, batch: int) -> None:
+        self._batch = batch
         self._network, self._packs, self._float_io = network, kernel == PACKED, kernel == FLOAT_IO
         self._packed = 0  # filters
         self._graph = TFLiteGraph()
-        shape = _channels_last(network.shapes[INPUT])
+        shape = self._channels_last(network.shapes[INPUT])
         grid = network.grids[INPUT]
-        outside = [1, *shape[-2:]] if len(network.shapes[INPUT]) == 2 else shape  # as files without integers have it
+        outside = (
+            [batch, *shape[-2:]] if len(network.shapes[INPUT]) == 2 else shape
+        )  # as files without integers have it
         self._input = self._graph.value(INPUT_NAME, outside, None if self._float_io else grid)
         read = self._input
         if self._float_io:
@@ -109,7 +115,7 @@ class _Writer:
         graph, output = self._graph, operation.output
         inputs = [self._values[name] for name in operation.inputs]
         grid = self._network.grids[output]
-        shape = _channels_last(self._network.shapes[output])
+        shape = self._channels_last(self._network.shapes[output])
         if isinstance(operation, Reshape):
             self._values[output] = self._reshape(operation, inputs[0], shape, grid)
             return
@@ -225,7 +231,7 @@ class _Writer:
         options = schema.ReducerOptionsT()
         options.keepDims = False
         name = f"{operation.output}/flat" if operation.keep else operation.output
-        flat = self._graph.value(name, [1, shape[-1]], grid)
+        flat = self._graph.value(name, [self._batch, shape[-1]], grid)
         self._graph.operator("MEAN", [read, self._graph.integers(1, 2)], flat, options)
         return self._reshaped(flat, operation.output, shape, grid) if operation.keep else flat
 
@@ -292,6 +298,13 @@ class _Writer:
             raise ConversionError(f"{operation.name} reshapes to several rows and columns; it has no TFLite form yet")
         return self._reshaped(read, operation.output, shape, grid)
 
+    def _channels_last(self, shape: Sequence[int]) -> list[int]:
+        """A sample's shape (C, ...) as TFLite has it for a batch, a single spatial axis as a row."""
+        space = list(shape[1:])
+        if len(space) > 2:
+            raise ConversionError(f"values of shape {tuple(shape)} have no TFLite form; up to two spatial axes have")
+        return [self._batch, *([1] * (len(space) == 1)), *space, shape[0]]
+
     def _reshaped(self, read: int, name: str, shape: Sequence[int], grid: Grid) -> int:
         options = schema.ReshapeOptionsT()
         options.newShape = np.array(shape, np.int32)
@@ -306,14 +319,6 @@ def _check_factor(name: str, factor: float, most: int) -> None:
             f"one step of what {name} reads makes {factor:.3g} steps of its output, and LiteRT takes less than {most}; "
             "calibrate on samples that are normalised as in training"
         )
-
-
-def _channels_last(shape: Sequence[int]) -> list[int]:
-    """A sample's shape (C, ...) as TFLite has it, a single spatial axis as a row."""
-    space = list(shape[1:])
-    if len(space) > 2:
-        raise ConversionError(f"values of shape {tuple(shape)} have no TFLite form; up to two spatial axes have")
-    return [1, *([1] * (len(space) == 1)), *space, shape[0]]
 
 
 def _axes(sizes: Sequence[int], window: Window) -> list[tuple[int, int, int, int, tuple[int, int]]]:

@@ -23,6 +23,7 @@ from tqexport.integer.model import IntegerModel
 from tqexport.integer.names import FLOAT_IO, PACKED
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
+from tqexport.reading import limits
 
 __all__ = ["open_integer_runtimes"]
 
@@ -44,8 +45,11 @@ def open_integer_runtimes(
     flat, facts = single_graph(content, None)
     assert facts is not None
     packed = facts.kernel == PACKED
-    fresh = FlatModel(render_tflite(network, facts))
-    file = _File(content, facts.kernel == FLOAT_IO, tuple(_differing(flat, fresh)))
+    batch = next(iter(flat.shape(int(flat.graph.inputs[0]))), 1) if len(flat.graph.inputs) else 1
+    if not 1 <= batch <= limits.BATCH:
+        raise InputError(f"takes {batch} samples at once; tqexport writes files of 1 to {limits.BATCH}")
+    fresh = FlatModel(render_tflite(network, facts, batch))
+    file = _File(content, facts.kernel == FLOAT_IO, batch, tuple(_differing(flat, fresh)))
     unpacked_filters(flat)  # TFLite Micro itself does not look where a stream or table ends
     roundings: tuple[Rounding, ...] = () if packed else ("xnnpack", "litert")
     for rounding in roundings:
@@ -68,36 +72,37 @@ class _File:
 
     content: bytes
     float_io: bool
+    batch: int
     differing: tuple[str, ...]
 
 
 class _TfliteRuntime(IntegerRuntime):
-    """What the runtimes of TFLite share: int8 values, channels last, one sample at a time."""
+    """What the runtimes of TFLite share: int8 values, channels last, as many samples at a time as the file takes."""
 
     def __init__(self, file: _File, network: IntegerModel) -> None:
         self._network, self._float_io, self.differing = network, file.float_io, file.differing
+        self._batch = file.batch
 
     def run(self, inputs: Inputs) -> IntegerRun:
         return IntegerRun({}, self.run_untouched(inputs))
 
-    def _samples(self, inputs: Inputs) -> Sequence[Array]:
-        """Samples as the file takes them."""
-        if self._float_io:
-            return list(to_channels_last(inputs))
+    def _groups(self, inputs: Inputs) -> Iterator[Array]:
+        """Samples as the file takes them, so many at once; the last group is filled up with the last sample."""
         levels = to_grid(inputs, self._network.grids[INPUT]).astype(np.int16) - OFFSET
-        samples: npt.NDArray[np.int8] = np.ascontiguousarray(to_channels_last(levels).astype(np.int8))
-        return list(samples)
+        samples = to_channels_last(inputs if self._float_io else levels.astype(np.int8))
+        for start in range(0, len(samples), self._batch):
+            yield samples[np.minimum(np.arange(start, start + self._batch), len(samples) - 1)]
 
-    def _levels(self, parts: Sequence[Array], name: str) -> Levels:
-        """A value of the file as levels, channels first."""
-        values = np.concatenate(parts)
+    def _levels(self, groups: Sequence[Array], name: str, count: int) -> Levels:
+        """A value of the file as levels of so many samples, channels first."""
+        values = np.concatenate(groups)
         if values.dtype == np.float32:
             levels = to_grid(values, self._network.grids[name])
         else:
             levels = (values.astype(np.int16) + OFFSET).astype(np.uint8)
         levels = to_channels_first(levels)
-        shape = (len(parts), *self._network.shapes[name])
-        return levels.reshape(shape) if levels.size == np.prod(shape) else levels
+        shape = (len(groups) * self._batch, *self._network.shapes[name])
+        return levels.reshape(shape)[:count] if levels.size == np.prod(shape) else levels
 
 
 class _LiteRT(_TfliteRuntime):
@@ -123,16 +128,18 @@ class _LiteRT(_TfliteRuntime):
         outputs = self.run_untouched(inputs)
         if self._traced is None:
             return IntegerRun({}, outputs)
-        parts = [self._traced.run_group(sample) for sample in self._samples(inputs)]
+        parts = [self._traced.run_group(group) for group in self._groups(inputs)]
         # A value that is an output already is given once.
         columns = zip(*parts, strict=True)
         next(columns)
-        values = {name: self._levels(column, name) for name, column in zip(self._names, columns, strict=False)}
+        values = {
+            name: self._levels(column, name, len(inputs)) for name, column in zip(self._names, columns, strict=False)
+        }
         return IntegerRun({INPUT: to_grid(inputs, self._network.grids[INPUT]), **values}, outputs)
 
     def run_untouched(self, inputs: Inputs) -> Levels:
-        parts = [self._session.run_group(sample)[0] for sample in self._samples(inputs)]
-        return self._levels(parts, self._network.output)
+        parts = [self._session.run_group(group)[0] for group in self._groups(inputs)]
+        return self._levels(parts, self._network.output, len(inputs))
 
 
 class _Micro(_TfliteRuntime):
@@ -145,8 +152,8 @@ class _Micro(_TfliteRuntime):
         self._session = MicroSession(file.content)
 
     def run_untouched(self, inputs: Inputs) -> Levels:
-        parts = [self._session.run_sample(sample[None]) for sample in self._samples(inputs)]
-        return self._levels(parts, self._network.output)
+        parts = [self._session.run_group(group) for group in self._groups(inputs)]
+        return self._levels(parts, self._network.output, len(inputs))
 
 
 def _differing(flat: FlatModel, fresh: FlatModel) -> Iterator[str]:

@@ -27,7 +27,7 @@ def check_micro() -> None:
 
 
 class MicroSession:
-    """A TFLite file in TFLite Micro, one sample at a time."""
+    """A TFLite file in TFLite Micro."""
 
     def __init__(self, content: bytes) -> None:
         """Open a file.
@@ -44,14 +44,14 @@ class MicroSession:
         except RuntimeError as error:
             raise InputError(f"TFLite Micro does not take the file: {error}") from error
 
-    def run_sample(self, sample: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """The output (1, ...) for one sample (1, ...), both of the types that the file has.
+    def run_group(self, samples: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """The output for as many samples as the file takes, both of the types that the file has.
 
         Raises:
             InputError: TFLite Micro does not run the file on it.
         """
         try:
-            self._interpreter.set_input(sample, 0)
+            self._interpreter.set_input(samples, 0)
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise InputError(f"TFLite Micro does not run the file: {error}") from error
@@ -59,9 +59,9 @@ class MicroSession:
         return output
 
     def run_zeros(self) -> npt.NDArray[np.generic]:
-        """The output for a sample of zeros."""
+        """The output for samples of zeros."""
         details = self._interpreter.get_input_details(0)
-        return self.run_sample(np.zeros(details["shape"], details["dtype"]))
+        return self.run_group(np.zeros(details["shape"], details["dtype"]))
 
 
 def run_once_in_micro(content: bytes) -> None:
