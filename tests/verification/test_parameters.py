@@ -86,6 +86,19 @@ def test_a_structure_of_another_make_is_judged_without_roundings(judge):
         assert (not found.differences) == passes
 
 
+@pytest.mark.parametrize("place", ["layers.2.act0/Clip", "layers.2.bn0/BatchNormalization", "layers.2.bn1/"])
+@pytest.mark.parametrize("kernel", ["exact", "exact-packed"])
+def test_a_ten_thousandth_more_behind_one_operator_fails(judge, place, kernel):
+    """It moves the outputs by as little as 2e-5, and no activation of 32 samples over a boundary."""
+    model = onnx.load_from_string(judge.right(Kind("onnx", kernel), 4))
+    position, node = next((i, each) for i, each in enumerate(model.graph.node) if each.name.startswith(place))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1.0001, np.float32), "factor"))
+    name, node.output[0] = node.output[0], "before"
+    model.graph.node.insert(position + 1, onnx.helper.make_node("Mul", ["before", "factor"], [name], "scaled"))
+    found = judge.fresh.compare("onnx", kernel, model.SerializeToString(), 4, switched=False)
+    assert "which float rounding explains up to" in found.differences["the outputs"]
+
+
 def test_the_command_names_the_parameter(exported):
     replace_artifact(exported / "out", "ckpt-w4.onnx", lambda content: scaled_onnx(content, 1 + 1e-6))
     done = run("verify", "out", "--bits", "4", "--runtime", "onnxruntime", "--samples", "2", cwd=exported)
