@@ -13,8 +13,9 @@ import pytest
 import torch
 from places import DIGITS
 
-from tqexport import load_checkpoint
+from tqexport import CheckpointInfo, load_checkpoint, save_checkpoint
 from tqexport.errors import InputError, TqExportError
+from tqexport.networks.registry import ARCHITECTURES
 
 
 def with_pickle(content):
@@ -99,6 +100,7 @@ ODD = [
     float("inf"),
     torch.zeros(2),
     torch.zeros(2, device="meta"),
+    torch.zeros(2).to_sparse(),
     10**30,
     [-1],
 ]
@@ -106,12 +108,21 @@ ODD += [{"mean": [0], "std": [0]}, {"mean": [0.5], "std": [float("nan")]}, [10**
 
 
 def test_entries_of_another_type_are_refused_in_a_sentence(tmp_path):
-    path, content = tmp_path / "ckpt.pt", torch.load(DIGITS, weights_only=True)
+    path, arguments = tmp_path / "ckpt.pt", {"size": 8, "hidden": 4, "widths": (8,)}
+    info = CheckpointInfo("autoencoder", arguments, (8,), (8,))
+    save_checkpoint(path, ARCHITECTURES["autoencoder"](**arguments), info)
+    content = torch.load(path, weights_only=True)
+    assert load_checkpoint(path).info == info
+    sentences = []
     for key in [*content, "grids"]:
         for value in ODD:
             torch.save({**content, key: value}, path)
-            with contextlib.suppress(TqExportError):
+            try:
                 load_checkpoint(path)
+            except TqExportError as error:
+                sentences.append(str(error))
+    assert len(sentences) > 200
+    assert not [sentence for sentence in sentences if "\n" in sentence]
 
 
 @pytest.mark.parametrize("std", [[0.0], [float("nan")], [0.5, 0.5, 0.5]])
