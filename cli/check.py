@@ -24,14 +24,19 @@ _DIFFERS, _REFUSED = 1, 3  # exit codes
 
 
 def _input(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> tuple[InputInfo, ...]:
-    """Read ``NAME:DTYPE:SHAPE`` or ``NAME:DTYPE:SHAPE:BELOW``."""
+    """Read ``NAME:DTYPE:SHAPE`` or ``NAME:DTYPE:SHAPE:BELOW``; a size with a name, ``length=16``, is dynamic."""
     infos = []
     for text in texts:
         name, dtype, shape, below = (text.split(":") + [""] * 3)[:4]
-        sizes = shape.split(",") if shape else []
+        names, sizes = [], []
+        for part in shape.split(",") if shape else []:
+            size_name, _, size = part.rpartition("=")
+            names.append(size_name)
+            sizes.append(size)
         if text.count(":") not in (2, 3) or not all(size.isdecimal() for size in (*sizes, below or "0")):
             raise click.BadParameter(f"{text!r} is no NAME:DTYPE:SHAPE; write e.g. image:float32:3,32,32.")
-        infos.append(InputInfo(name, tuple(map(int, sizes)), dtype, int(below) if below else None))
+        dynamic = {axis: size_name for axis, size_name in enumerate(names) if size_name}
+        infos.append(InputInfo(name, tuple(map(int, sizes)), dtype, int(below) if below else None, dynamic))
     return tuple(infos)
 
 
@@ -64,7 +69,7 @@ def _names(_context: click.Context, _option: click.Parameter, text: str | None) 
     callback=_input,
     metavar="NAME:DTYPE:SHAPE[:BELOW]",
     help=f"An input of a network with several, in the order of forward, e.g. tokens:int64:16:1000; DTYPE is "
-    f"{', '.join(DTYPES)}, and whole numbers are 0 to BELOW - 1.",
+    f"{', '.join(DTYPES)}, whole numbers are 0 to BELOW - 1, and a size such as length=16 is dynamic.",
 )
 @click.option(
     "--argument",

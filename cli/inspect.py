@@ -17,7 +17,7 @@ __all__ = ["command", "inputs_line"]
 
 if TYPE_CHECKING:
     from tqexport.analysis.inspection import Inspection
-    from tqexport.model import CheckpointInfo
+    from tqexport.model import CheckpointInfo, InputInfo
 
 
 @click.command("inspect")
@@ -78,8 +78,14 @@ def _description(info: CheckpointInfo, assumed: tuple[str, ...]) -> list[str]:
 
 def inputs_line(info: CheckpointInfo) -> str:
     """What the network takes, one sample each."""
-    takes = [f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'} {each.dtype}" for each in info.signature]
+    takes = [f"{each.name} {'x'.join(_sizes(each)) or 'one number'} {each.dtype}" for each in info.signature]
     return f"input{'s' if len(takes) > 1 else ''} {', '.join(takes)}"
+
+
+def _sizes(info: InputInfo) -> list[str]:
+    """Sizes of a sample, with the names of those that are dynamic."""
+    names = info.dynamic_axes
+    return [f"{names[axis]}={size}" if axis in names else str(size) for axis, size in enumerate(info.shape)]
 
 
 def _say_layers(output: Output, inspection: Inspection) -> None:

@@ -62,6 +62,7 @@ class ArtifactFacts:
         kernel: How it multiplies; None in a format that has one way alone.
         channels_first: Names of the values that are channels first although the layout is not.
         input_limits: By input, what its whole numbers are below; 0 for floats. Empty where all inputs are floats.
+        dynamic_sizes: By name, the size in the checkpoint of each axis whose size is free in the file.
     """
 
     width: int
@@ -76,6 +77,7 @@ class ArtifactFacts:
     kernel: str | None = None
     channels_first: tuple[str, ...] = ()
     input_limits: tuple[int, ...] = ()
+    dynamic_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class MultiWidthFacts:
 Facts = ArtifactFacts | MultiWidthFacts
 
 
-def facts_of_model(model: TruncModel, bits: int, layout: str, kernel: str | None = None) -> ArtifactFacts:
+def facts_of_model(
+    model: TruncModel, bits: int, layout: str, kernel: str | None = None, sizes: Mapping[str, int] | None = None
+) -> ArtifactFacts:
     """What the fixed file of a network at a width says of itself; see :class:`ArtifactFacts`."""
     info = model.info
     return ArtifactFacts(
@@ -118,6 +122,7 @@ def facts_of_model(model: TruncModel, bits: int, layout: str, kernel: str | None
         normalization=info.normalization,
         kernel=kernel,
         input_limits=tuple(each.limit for each in info.signature) if any(each.limit for each in info.signature) else (),
+        dynamic_sizes=sizes or {},
     )
 
 
@@ -230,8 +235,19 @@ def normalization_of(record: Any) -> Normalization:
     return Normalization(mean, std)
 
 
+def _sizes_of(record: Any) -> dict[str, int]:
+    sizes = records.mapping(record, "dynamic_sizes")
+    return {records.text(name, "dynamic_sizes"): records.whole(size, name, low=1) for name, size in sizes.items()}
+
+
 _KEYS = {item.name for item in (*fields(ArtifactFacts), *fields(Scheme))} - {"scheme"}
-_OPTIONAL = {"normalization", "kernel", "channels_first", "input_limits"}  # left out of a record where they are empty
+_OPTIONAL = {
+    "normalization",
+    "kernel",
+    "channels_first",
+    "input_limits",
+    "dynamic_sizes",
+}  # left out of a record where they are empty
 _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is read from plain values
     **{key: partial(records.text, name=key) for key in ("architecture", "checkpoint_sha256", "layout", "kernel")},
     **{
@@ -242,5 +258,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is
     "class_names": partial(records.names, name="class_names"),
     "channels_first": partial(records.names, name="channels_first"),
     "input_limits": partial(records.wholes, name="input_limits"),
+    "dynamic_sizes": _sizes_of,
     "normalization": normalization_of,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from tqexport.truncation import Scheme
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["DTYPES", "CheckpointInfo", "InputInfo", "Normalization", "TruncModel"]
+__all__ = ["DTYPES", "CheckpointInfo", "InputInfo", "Normalization", "TruncModel", "dynamic_sizes"]
 
 DTYPES = ("float32", "int32", "int64", "uint8", "bool")  # of inputs: those that PyTorch, ONNX and TFLite share
 ONLY_INPUT = "input"  # what the input of a network with one is called where nobody says otherwise
@@ -41,6 +41,9 @@ class InputInfo:
         dtype: One of :data:`DTYPES`.
         below: Whole numbers that are tried at random are 0 to ``below - 1``, e.g. the size of a vocabulary. int32 and
             int64 need it, uint8 has 256 by itself.
+        dynamic: Axes of ``shape``, counted from 0, that may have any size in an ONNX file, each with a name for its
+            size; axes of one name have one size. Given as ``{0: "length"}``, kept as pairs. Other formats have the
+            size of ``shape``.
 
     Raises:
         UsageError: One of them is not as it must be.
@@ -50,6 +53,18 @@ class InputInfo:
     shape: tuple[int, ...]
     dtype: str = "float32"
     below: int | None = None
+    dynamic: Mapping[int, str] | tuple[tuple[int, str], ...] = ()
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """The names of the sizes that are free, by axis of ``shape``."""
+        return dict(self.dynamic)
+
+    def resized(self, sizes: Mapping[str, int]) -> InputInfo:
+        """The same input with other sizes along its dynamic axes, by their names."""
+        named = self.dynamic_axes
+        shape = (sizes.get(named.get(axis, ""), size) for axis, size in enumerate(self.shape))
+        return InputInfo(self.name, tuple(shape), self.dtype, self.below)
 
     @property
     def limit(self) -> int:
@@ -71,6 +86,32 @@ class InputInfo:
             raise UsageError(f"input {self.name} is {self.dtype}; say with below=N that its numbers are 0 to N - 1")
         if self.below is not None and (self.dtype not in ("int32", "int64", "uint8") or self.below < 1):
             raise UsageError(f"input {self.name} is {self.dtype} below {self.below}; whole numbers are below 1 or more")
+        axes = self.dynamic_axes
+        object.__setattr__(self, "dynamic", tuple(sorted(axes.items())))
+        for axis, size_name in axes.items():
+            if axis not in range(len(self.shape)) or self.shape[axis] < 2:
+                raise UsageError(
+                    f"input {self.name} has no axis {axis} of a size from 2 in {self.shape}; axes are counted from 0, "
+                    "without the batch"
+                )
+            if not _NAME.fullmatch(size_name) or size_name == "batch":
+                raise UsageError(
+                    f"{size_name!r} cannot be the name of a size: use letters, digits and underscores, and not batch"
+                )
+
+
+def dynamic_sizes(signature: Sequence[InputInfo]) -> dict[str, int]:
+    """The sizes that are free in ONNX files, by name, as ``shape`` has them.
+
+    Raises:
+        UsageError: Axes of one name have different sizes.
+    """
+    sizes: dict[str, int] = {}
+    for info in signature:
+        for axis, name in info.dynamic_axes.items():
+            if sizes.setdefault(name, info.shape[axis]) != info.shape[axis]:
+                raise UsageError(f"{name} is {sizes[name]} and {info.shape[axis]}; axes of one name have one size")
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -104,6 +145,7 @@ class CheckpointInfo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", self.signature)
+        dynamic_sizes(self.signature)
         names = [each.name for each in self.signature]
         if not names or len({*names}) < len(names):
             raise UsageError(

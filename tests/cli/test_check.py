@@ -110,7 +110,7 @@ def test_inputs_are_named_by_options_or_by_the_factory(folder):
         folder, "nets_to_check:tokens", *inputs, "--float-layers", "last", "--format", "c", shape=None
     )
     assert code == 3
-    assert said["inputs"][0] == {"name": "tokens", "shape": [6], "dtype": "int64", "below": 9}
+    assert said["inputs"][0] == {"name": "tokens", "shape": [6], "dtype": "int64", "below": 9, "dynamic": []}
     parts = {part["name"]: part for part in said["parts"]}
     assert parts["last"]["reason"] == "named in float_layers"
     assert "Bilinear is none of the kinds" in parts["idle"]["reason"]

@@ -60,15 +60,20 @@ def input_infos(inputs: Sequence[TensorInfo], facts: ArtifactFacts) -> tuple[Inp
     limits = facts.input_limits or (0,) * len(inputs)
     infos = []
     for tensor, limit in zip(inputs, limits, strict=False):
-        shape = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
-        if len(shape) < len(tensor.shape) - 1:
+        free = {axis: size for axis, size in enumerate(tensor.shape[1:]) if isinstance(size, str)}
+        if unknown := [size for size in free.values() if size not in facts.dynamic_sizes]:
             sizes = "x".join(map(str, tensor.shape))
-            raise InputError(f"takes {tensor.name} of {sizes}, of which only the batch may be without a number")
+            raise InputError(
+                f"takes {tensor.name} of {sizes}, and does not say {unknown[0] or 'the size without a name'} in numbers"
+            )
+        shape = tuple(size if isinstance(size, int) else facts.dynamic_sizes[size] for size in tensor.shape[1:])
         if facts.layout == "channels last" and tensor.name not in facts.channels_first and len(shape) > 1:
             shape = (shape[-1], *shape[:-1])
         dtype = tensor.dtype.removesuffix("_")  # numpy.bool_
         try:
-            infos.append(InputInfo(re.sub(r"\W", "_", tensor.name), shape, dtype, limit if "int" in dtype else None))
+            infos.append(
+                InputInfo(re.sub(r"\W", "_", tensor.name), shape, dtype, limit if "int" in dtype else None, free)
+            )
         except UsageError as error:
             raise InputError(f"{error}; the file was changed since its export") from error
     return tuple(infos)

@@ -148,10 +148,11 @@ def _settle(path: Path, module: nn.Module, codes: Codes) -> None:
 
 def _read_native(path: Path, content: Mapping[str, Any], options: ReadOptions) -> CheckpointInfo:
     """What a native checkpoint says of itself."""
-    version = content.get("format_version")
-    if not isinstance(version, int) or version != FORMAT_VERSION:
+    with about(f"{path}:"):
+        version = records.whole(content.get("format_version"), "format_version")
+    if version != FORMAT_VERSION:
         raise InputError(
-            f"{path} has checkpoint format {version!r}, this tqexport reads {FORMAT_VERSION}; update tqexport"
+            f"{path} has checkpoint format {version}, this tqexport reads {FORMAT_VERSION}; update tqexport"
         )
     if refused := sorted(set(options.given()) - {"model", "input_shape"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
@@ -214,9 +215,20 @@ def _input(entry: Mapping[str, Any]) -> InputInfo:
             records.shape(shape, "the shape of an input") if shape not in ([], ()) else (),
             records.one_of(entry.get("dtype"), "the type of an input", DTYPES),
             None if below is None else records.whole(below, "the limit of an input", low=1),
+            _dynamic(entry.get("dynamic", ())),  # which files of before 0.2 do not have
         )
     except UsageError as error:
         raise InputError(str(error)) from error
+
+
+def _dynamic(pairs: Any) -> dict[int, str]:
+    """The names of the sizes of an input that are free, by axis."""
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    ):
+        raise InputError("the dynamic axes of an input are no list of pairs")
+    what = "a dynamic axis of an input"
+    return {records.whole(axis, what, high=limits.DIMENSIONS): records.text(name, what) for axis, name in pairs}
 
 
 def _check_cost(path: Path, info: CheckpointInfo, options: ReadOptions) -> None:

@@ -151,6 +151,8 @@ class Comparison:
         run: RuntimeRun,
         inputs: Batch,
         labels: npt.NDArray[np.integer[Any]] | None = None,
+        *,
+        counted: bool = True,
     ) -> None:
         """Compare further samples.
 
@@ -158,6 +160,7 @@ class Comparison:
             run: What the runtime computed for ``inputs``.
             inputs: An array (N, *shape) for each input, normalised.
             labels: Class of each sample by the first output, (N,), if known.
+            counted: Whether they count among the samples that the verdict gives shares of.
         """
         self._runtime = run.runtime if self._kernel == EXACT else f"{run.runtime} {self._kernel}"
         if self._codes is None:
@@ -173,6 +176,8 @@ class Comparison:
                 difference = np.abs(numbers(output) - numbers(traced)).reshape(samples, -1)
                 apart = (difference > 2 * bound.reshape(samples, -1)).any(1) & ~self._trace.on_boundary(samples)
                 self._deployed_apart += difference.max(1)[apart].tolist()
+        if not counted:
+            return
         self._samples += samples
         if bounds is not None:
             self._agreeing += int(agreement(untouched, [output.numpy() for output in outputs.values()]).sum())

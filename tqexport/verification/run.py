@@ -20,6 +20,7 @@ from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports, Opener
 from tqexport.verification.samples import Labels, Samples, load_samples, random_samples
+from tqexport.verification.sizes import of_other_sizes
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
@@ -192,6 +193,11 @@ class Job:
         # A run-time file computes with float weights whatever the kernel of the files that are cut from it.
         return Comparison(project.model, self.bits, EXACT if self.run_time else self.kernel, parameters)
 
+    def has_free_sizes(self) -> bool:
+        """Whether sizes beside the batch have no number in the file."""
+        inputs, _ = self.backend.describe(self.content)
+        return any(isinstance(size, str) for tensor in inputs for size in tensor.shape[1:])
+
     def parameters(self, fresh: FreshExports) -> Parameters:
         """How its parameters compare with those that the checkpoint gives."""
         if self.temporary:
@@ -285,19 +291,20 @@ def _check_floats(
 ) -> Checked:
     """Compare a file as deployed, and layer by layer."""
     width = job.bits if job.run_time else None
+    others = of_other_sizes(project.model) if job.has_free_sizes() else None
     runner, latency = open_runner(parameters.content, width, deployed=True), None
     if runner is None:
         comparison, runtime = job.comparison(project, parameters), _CODES_ALONE
         comparison.add_codes(job.backend.codes(job.content, job.bits))
         deployed = unoptimized = comparison.verdict()
     else:
-        deployed = _compare(job.comparison(project, parameters), runner, samples)
+        deployed = _compare(job.comparison(project, parameters), runner, samples, others)
         latency = runner.latency(tuple(values[:1] for values in samples.inputs))
         layer_by_layer = open_runner(parameters.content, width, deployed=False)
         unoptimized = (
             deployed
             if layer_by_layer is None
-            else _compare(job.comparison(project, parameters), layer_by_layer, samples)
+            else _compare(job.comparison(project, parameters), layer_by_layer, samples, others)
         )
         runtime = " ".join((deployed.runtime, *job.ways()))
     return Checked(
@@ -305,10 +312,12 @@ def _check_floats(
     )
 
 
-def _compare(comparison: Comparison, runner: Runner, samples: Samples) -> Verdict:
-    """Run the samples in batches and compare each batch."""
+def _compare(comparison: Comparison, runner: Runner, samples: Samples, others: Samples | None) -> Verdict:
+    """Run the samples in batches and compare each batch, and those of other sizes."""
     for inputs, labels in _batches(samples):
         comparison.add(runner.run(inputs), inputs, labels)
+    if others is not None:
+        comparison.add(runner.run(others.inputs), others.inputs, counted=False)
     return comparison.verdict()
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "read_samples",
 ]
 
+
 Labels = npt.NDArray[np.int64]
 
 

@@ -10,7 +10,7 @@ import ast
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -30,7 +30,7 @@ from tqexport.backends.onnx.file import CONSTANT_PREFIX, write_facts
 from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError
 from tqexport.facts import ArtifactFacts, facts_of_model
-from tqexport.model import InputInfo, TruncModel
+from tqexport.model import InputInfo, TruncModel, dynamic_sizes
 from tqexport.outputs import run_network, zeros_for
 from tqexport.training.quantizers import plain_name
 from tqexport.truncation import FLOAT_BITS
@@ -63,11 +63,12 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[in
         relu = model.info.activation_width(bits) == FLOAT_BITS
         if relu not in templates:
             templates[relu] = capture(deployed, model.info.signature)
-        yield bits, render(templates[relu], deployed, facts_of_model(model, bits, LAYOUT))
+        facts = facts_of_model(model, bits, LAYOUT, sizes=dynamic_sizes(model.info.signature))
+        yield bits, render(templates[relu], deployed, facts)
 
 
 def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
-    """Capture a deployed network as an ONNX graph with a dynamic batch.
+    """Capture a deployed network as an ONNX graph with a dynamic batch, and other dynamic axes where inputs have them.
 
     Args:
         deployed: See :func:`tqexport.deploy.deploy`.
@@ -77,8 +78,8 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         The graph; its initializers carry the names of the deployed network's state dict.
 
     Raises:
-        ConversionError: torch.export cannot take the network, its batch size is not free, it returns something else
-            than tensors, or ONNX has no such layer.
+        ConversionError: torch.export cannot take the network, a size that is to be free is not, the network returns
+            something else than tensors, or ONNX has no such layer.
     """
     sample = tuple(zeros_for(inputs, 2))
     for name, module in deployed.named_modules():
@@ -96,7 +97,8 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         shapes = ", ".join(f"{each.name} {(2, *each.shape)}" for each in inputs)
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"the network does not run on inputs of zeros, {shapes}: {words}") from error
-    batch = torch.export.Dim("batch")
+    sizes = {name: torch.export.Dim(name) for name in ("batch", *dynamic_sizes(inputs))}
+    axes = [{0: "batch", **{axis + 1: name for axis, name in each.dynamic_axes.items()}} for each in inputs]
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -106,7 +108,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
                 optimize=False,  # it would fold the BitShift of small layers away
                 opset_version=OPSET,
                 input_names=[each.name for each in inputs],
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=tuple({axis: sizes[name] for axis, name in own.items()} for own in axes),
                 custom_translation_table={
                     torch.ops.tqexport.truncate.default: _truncate,
                     torch.ops.tqexport.quantize_activation.default: _quantize_activation,
@@ -118,6 +120,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         raise _why_not_captured(error) from error
     assert program is not None
     graph_model: ir.Model = program.model
+    _check_free(graph_model.graph, axes)
     named = set(deployed_values(deployed))
     _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed))
     _simplify(graph_model, named)
@@ -154,6 +157,19 @@ def render(template: ir.Model, deployed: nn.Module, facts: ArtifactFacts) -> byt
     content: bytes = proto.SerializeToString(deterministic=True)
     onnx.checker.check_model(content, full_check=True)
     return content
+
+
+def _check_free(graph: ir.Graph, axes: Sequence[Mapping[int, str]]) -> None:
+    """Refuse a network that computes with the number of a size that is to be free; the exporter keeps it silently."""
+    for value, own in zip(graph.inputs, axes, strict=True):
+        for axis, name in own.items():
+            size = None if value.shape is None else value.shape[axis]
+            if not isinstance(size, ir.SymbolicDim):
+                why = "as where a layer behind a flatten has one number of inputs"
+                remedy = "pool before it, or leave it out of dynamic"
+                if name == "batch":
+                    remedy = "take it from the input's shape"
+                raise ConversionError(f"the network computes with a {name} of {size} alone, {why}; {remedy}")
 
 
 def _truncate(codes: Any, shift: Any) -> Any:

@@ -110,7 +110,7 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
             raise InputError("the ONNX file holds several widths; convert a file of one width each")
-        facts = replace(facts, layout=LAYOUT, channels_first=tuple(channels_first))
+        facts = replace(facts, layout=LAYOUT, channels_first=tuple(channels_first), dynamic_sizes={})
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
@@ -123,8 +123,9 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
     """
     graphs = []
     for model in models:
-        weights = coded_weights(model)
-        graph = for_batch(without_batch_norms(with_float_weights(model, weights)), batch)
+        weights, facts = coded_weights(model), read_facts(model)
+        sizes = facts.dynamic_sizes if isinstance(facts, ArtifactFacts) else {}
+        graph = for_batch(without_batch_norms(with_float_weights(model, weights)), batch, sizes)
         graph = replace(graph, model=lowered(unrolled(graph.model)))
         refuse_parts_of_weights(graph.model, weights)
         graphs.append(graph)

@@ -132,23 +132,41 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
 
 
-def for_batch(float_graph: FloatGraph, batch: int) -> FloatGraph:
-    """The same network for so many samples, with everything computed in advance that depends on their number alone.
+def for_batch(float_graph: FloatGraph, batch: int, sizes: Mapping[str, int]) -> FloatGraph:
+    """The same network for so many samples, with everything computed in advance that depends on sizes alone.
 
     onnx2tf gets slices wrong where the batch is free, cannot compute shapes, and has no CastLike.
     """
+    known = {**sizes, "batch": batch}
     changed = copy.deepcopy(float_graph.model)
     for value in (*changed.graph.input, *changed.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    if not {"Shape", "CastLike"} & {node.op_type for node in changed.graph.node}:
-        return FloatGraph(changed, float_graph.folded)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            name = "batch" if axis == 0 else dim.dim_param
+            if name in known:
+                dim.dim_value = known[name]
+            elif name:  # a size computed from others, which follows from theirs
+                dim.ClearField("dim_param")
+    while left := _computed_from_sizes(changed):
+        changed = _folded(changed)
+        if _computed_from_sizes(changed) >= left:
+            break
+    return FloatGraph(_with_outputs_inferred(changed), float_graph.folded)
+
+
+def _computed_from_sizes(model: onnx.ModelProto) -> int:
+    """How many operators there are that give what is known once sizes are."""
+    return sum(node.op_type in ("Shape", "CastLike") for node in model.graph.node)
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with what depends on known sizes alone as constants; that may make other sizes known."""
     import onnx_ir as ir
     from onnx_ir.passes import common as passes
     from onnxscript.optimizer import fold_constants
 
-    before = {tensor.name for tensor in changed.graph.initializer}
+    before = {tensor.name for tensor in model.graph.initializer}
     of_the_network = {name for name in before if not name.startswith(CONSTANT_PREFIX)}
-    graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(changed, data_prop=True))
+    graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
 
     def depends_on_it(node: ir.Node) -> bool:  # its result would differ from width to width
         return any(value is not None and value.name in of_the_network for value in node.inputs)
@@ -161,7 +179,16 @@ def for_batch(float_graph: FloatGraph, batch: int) -> FloatGraph:
         initializer = initializers.pop(name)
         initializer.name = f"{CONSTANT_PREFIX}{name}"
         initializers.add(initializer)
-    return FloatGraph(ir.to_proto(graph_model), float_graph.folded)
+    return ir.to_proto(graph_model)
+
+
+def _with_outputs_inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give outputs the sizes that follow from those of the inputs, where they have none."""
+    dims = [dim for value in model.graph.output for dim in value.type.tensor_type.shape.dim]
+    if not all(dim.HasField("dim_value") for dim in dims):
+        for value, known in zip(model.graph.output, onnx.shape_inference.infer_shapes(model).graph.output, strict=True):
+            value.CopyFrom(known)
+    return model
 
 
 def _gain_and_shift(
