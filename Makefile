@@ -35,9 +35,10 @@ unit: install
 coverage: install
 	$(BIN)/pytest --numprocesses 2 --cov
 
-# Wheel and sdist, installed into empty environments, and the program for browsers in Node. Needs a network.
+# Wheel and sdist, installed into empty environments, and the programs in JavaScript and C++. Needs a network; says what
+# is absent.
 package-test: install
-	$(BIN)/pytest tests/installation tests/test_docs.py -m package
+	$(BIN)/pytest tests/installation tests/test_docs.py -m package -rs
 
 # The page of tqexport page in Chromium, and verify in Node. Needs a network, npm and Chromium; says what is absent.
 page-test: install
