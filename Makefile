@@ -46,11 +46,11 @@ page-test: install
 	$(BIN)/pytest tests/page -m package -rs
 
 # The documentation, into build/site; a warning is an error. The links have the pages under their paths in the repository.
-PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport
+PAGES := README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport
 docs: install
 	@rm -rf build/pages && mkdir -p build/pages
 	@for name in $(PAGES); do ln -s "$(CURDIR)/$$name" build/pages/$$name; done
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The command reference anew, with the examples as they print now.
 commands: install
