@@ -40,7 +40,7 @@ coverage: install
 package-test: install
 	$(BIN)/pytest tests/installation tests/test_docs.py -m package -rs
 
-# The page of tqexport page in Chromium, and verify in Node. Needs a network, npm and Chromium; says what is absent.
+# The page of tqexport page and the program for LiteRT.js in Chromium, and verify in Node. Needs a network, npm and Chromium; says what is absent.
 page-test: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[page-test]'
 	$(BIN)/pytest tests/page -m package -rs

@@ -19,6 +19,7 @@ import onnxruntime as ort
 import pytest
 from commands import run
 from places import DIGITS, DIGITS_DATA, ROOT, artifact
+from programs import program
 from tqexport.cli import cli
 
 from tqexport.backends.onnx.web_package import VERSION
@@ -58,13 +59,6 @@ def test_the_examples_print_what_the_page_shows(runtime_files, tmp_path):
         done = run(*commands.EXAMPLES[name].split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert commands.section(name, commands.tidy(done.stdout)) in PAGE, f"{name} prints otherwise: run make commands"
-
-
-def program(language, name):
-    """A program of the page that shows how files are used."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (DOCS / "use.md").read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = [block for block in blocks if name in block.partition("\n")[0]]
-    return block
 
 
 @pytest.fixture(scope="module")
