@@ -35,21 +35,22 @@ unit: install
 coverage: install
 	$(BIN)/pytest --numprocesses 2 --cov
 
-# Wheel and sdist, installed into empty environments, and the program for browsers in Node. Needs a network.
+# Wheel and sdist, installed into empty environments, and the programs in JavaScript and C++. Needs a network; says what
+# is absent.
 package-test: install
-	$(BIN)/pytest tests/installation tests/test_docs.py -m package
+	$(BIN)/pytest tests/installation tests/test_docs.py -m package -rs
 
-# The page of tqexport page in Chromium, and verify in Node. Needs a network, npm and Chromium; says what is absent.
+# The page of tqexport page and the program for LiteRT.js in Chromium, and verify in Node. Needs a network, npm and Chromium; says what is absent.
 page-test: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[page-test]'
 	$(BIN)/pytest tests/page -m package -rs
 
 # The documentation, into build/site; a warning is an error. The links have the pages under their paths in the repository.
-PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport
+PAGES := README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md docs benchmarks cli experiments tests tqexport
 docs: install
 	@rm -rf build/pages && mkdir -p build/pages
 	@for name in $(PAGES); do ln -s "$(CURDIR)/$$name" build/pages/$$name; done
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The command reference anew, with the examples as they print now.
 commands: install

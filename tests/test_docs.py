@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from commands import run
 from places import DIGITS, DIGITS_DATA, ROOT, artifact
+from programs import program
 from tqexport.cli import cli
 
-import tqexport
 from tqexport.backends.onnx.web_package import VERSION
 from tqexport.runtime import SwitchableModel
 
@@ -54,13 +59,6 @@ def test_the_examples_print_what_the_page_shows(runtime_files, tmp_path):
         done = run(*commands.EXAMPLES[name].split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert commands.section(name, commands.tidy(done.stdout)) in PAGE, f"{name} prints otherwise: run make commands"
-
-
-def program(language, name):
-    """A program of the page that shows how files are used."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (DOCS / "use.md").read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = [block for block in blocks if name in block.partition("\n")[0]]
-    return block
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +129,69 @@ def test_the_javascript_program_gives_the_answer_of_onnxruntime(device):
         assert np.allclose(json.loads(done.stdout), expected[0], atol=1e-5)
 
 
-def test_every_public_name_is_in_the_api_reference():
-    page = (DOCS / "api" / "tqexport.md").read_text(encoding="utf-8")
-    missing = [name for name in tqexport.__all__ if not re.search(rf"\.{name}$|`tqexport\.{name}`", page, re.MULTILINE)]
-    assert missing == []
+DEBIAN = "http://deb.debian.org/debian/pool/main/o/onnxruntime/libonnxruntime-dev_1.21.0+dfsg-1_amd64.deb"
+DEBIAN_SHA256 = "14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08"
+
+
+@pytest.fixture
+def onnxruntime_headers(tmp_path):
+    """The folder of the C++ headers: installed ones, or those of Debian's package, which are the same everywhere."""
+    installed = Path("/usr/include/onnxruntime")
+    if (installed / "onnxruntime_cxx_api.h").exists():
+        return installed
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("onnxruntime's headers are not installed, and there is no dpkg-deb to unpack them with")
+    try:
+        with urllib.request.urlopen(DEBIAN, timeout=60) as answer:
+            content = answer.read()
+    except OSError as error:
+        pytest.skip(f"onnxruntime's headers are not installed and cannot be had from {DEBIAN}: {error}")
+    assert hashlib.sha256(content).hexdigest() == DEBIAN_SHA256
+    (tmp_path / "headers.deb").write_bytes(content)
+    subprocess.run(["dpkg-deb", "-x", "headers.deb", "unpacked"], cwd=tmp_path, check=True)
+    return tmp_path / "unpacked" / installed.relative_to("/")
+
+
+@pytest.fixture
+def onnxruntime_library(tmp_path):
+    """A folder with the library of the installed onnxruntime under the names that linker and loader look for."""
+    libraries = [*(Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*")]
+    if not libraries:
+        pytest.skip("the installed onnxruntime has no shared library for Linux")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(libraries[0])
+    return tmp_path
+
+
+@pytest.mark.package  # fetches headers
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler is installed")
+def test_the_cpp_program_gives_the_scores_of_onnxruntime(device, onnxruntime_headers, onnxruntime_library):
+    source = program("cpp", "run.cpp")
+    (device / "run.cpp").write_text(source)
+    build = re.match(r"// (c\+\+ .*) && \./run FILE \[BITS\]\n", source)[1].split()
+    places = {
+        **os.environ,
+        "CPLUS_INCLUDE_PATH": str(onnxruntime_headers),
+        "LIBRARY_PATH": str(onnxruntime_library),
+        "LD_LIBRARY_PATH": str(onnxruntime_library),
+    }
+    built = subprocess.run([*build, "-Wall", "-Wextra"], cwd=device, env=places, capture_output=True, text=True)
+    assert (built.returncode, built.stderr) == (0, "")
+    sample = np.full((1, 1, 8, 8), 0.5, np.float32)
+    for file, bits in (("fixed.onnx", None), ("all.onnx", 1), ("all.onnx", 3), ("all.onnx", 8)):
+        arguments, feeds = ([], {}) if bits is None else ([str(bits)], {"bits": np.array(bits, np.uint8)})
+        done = subprocess.run(["./run", file, *arguments], cwd=device, env=places, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (expected,) = ort.InferenceSession(device / file).run(None, {"input": sample, **feeds})
+        assert np.allclose([*map(float, done.stdout.split())], expected[0], rtol=0, atol=1e-5)
+
+
+def test_every_public_name_has_a_page_in_the_api_reference():
+    """The site makes a page of each that it reads from the source, and fails where one has no docstring."""
+    modules = [module for page in (DOCS / "api").glob("*.md") for module in hooks.modules_of(page)]
+    assert {"tqexport", "tqexport.runtime"} < {*modules}
+    for module in modules:
+        assert [*hooks.public_names(module)] == [*importlib.import_module(module).__all__]
 
 
 def test_sentences_that_pages_quote_are_those_that_refuse():

@@ -35,7 +35,9 @@ __all__ = [
 ]
 
 DAMAGED = "was changed or damaged since its export; export it again"
-TEXT_FACTS = frozenset({"architecture", "checkpoint_sha256", "quantizer", "layout"})  # plain text, not JSON, in ONNX
+"""What is said of a file that is not as it was exported."""
+TEXT_FACTS = frozenset({"architecture", "checkpoint_sha256", "quantizer", "layout"})
+"""The facts that ONNX files hold as plain text and not as JSON."""
 _NOT_OURS = "was not written by tqexport: it does not say its width"
 
 # Keys of files with several widths, besides those of a fixed file and those of the format's own tables.
@@ -103,6 +105,7 @@ class MultiWidthFacts:
 
 
 Facts = ArtifactFacts | MultiWidthFacts
+"""What a file of either make says of itself."""
 
 
 def facts_of_model(

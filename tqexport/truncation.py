@@ -51,11 +51,15 @@ __all__ = [
 ]
 
 STORED_BITS = 8
+"""The width at which codes are stored, and from which they are shifted."""
 WIDTHS = tuple(range(1, STORED_BITS + 1))
-_SETTLING_STEPS = 16  # of 2^-24: what tanh (of a weight and of the largest, 3 ulp each) and three roundings take x
-FLOAT_BITS = 32  # "32 bits" in the research family: the full-precision path
-
+"""Every width that a stored code can be cut to."""
+FLOAT_BITS = 32
+"""The full-precision path, which is called 32 bits in the research family."""
 Quantizer = Literal["truncquant", "dorefa"]
+"""How weights are quantised in training; :class:`Scheme` says what each means."""
+
+_SETTLING_STEPS = 16  # of 2^-24: what tanh (of a weight and of the largest, 3 ulp each) and three roundings take x
 
 
 @dataclass(frozen=True)

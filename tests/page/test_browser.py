@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import shutil
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -23,22 +19,10 @@ from tqexport.page.build import build_page, write_page
 from tqexport.verification.samples import noise, read_samples
 from tqexport.verification.trial import project_of
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = range(1, 9)
 NOTHING = "\N{EN DASH}"
 PHONE = {"width": 390, "height": 844}
-pytestmark = [
-    pytest.mark.package,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-]
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install '.[page-test]'"
-)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+pytestmark = pytest.mark.package
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +34,7 @@ def package():
 
 
 @pytest.fixture(scope="module")
-def address(package, tmp_path_factory):
+def address(package, serve, tmp_path_factory):
     """Pages of three networks, given out by Python's server: /integer/, /exact/ and /sequence/."""
     root = tmp_path_factory.mktemp("pages")
     digits = read_samples(DIGITS_DATA, load_checkpoint(DIGITS).info.signature)
@@ -66,19 +50,7 @@ def address(package, tmp_path_factory):
         ("sequence", sequence, noise(4, sequence.info.signature)),
     ):
         write_page(root / name, build_page(project_of(model), samples, package, 60))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", root
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    return serve(root), root
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from tqexport.truncation import WIDTHS, Scheme
 __all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "enter_artifact", "read_manifest", "relative_to"]
 
 FILE_NAME = "tqexport.json"
+"""The manifest's name in its export folder."""
 SCHEMA_VERSION = 1
 _LONGEST_NAME = 255  # bytes between two slashes
 

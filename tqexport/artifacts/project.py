@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_FOLDER", "Project", "open_project"]
 
 DEFAULT_FOLDER = Path("tqexport-out")
+"""Where exports go that are given no folder."""
 DEFAULT_WIDTH = 8
 
 _SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".safetensors")  # of checkpoints, taken off in this order

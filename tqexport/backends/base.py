@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EXACT", "EXACT_PACKED", "Backend", "Source", "TensorInfo", "input_infos", "is_exact"]
 
-EXACT = "exact"  # the kernel that every back end has: it computes what PyTorch computes, up to float32 rounding
-EXACT_PACKED = "exact-packed"  # the same, of weights that take fewer than 8 bits in the file
+EXACT = "exact"
+"""The kernel that every back end has: it computes what PyTorch computes, up to float32 rounding."""
+EXACT_PACKED = "exact-packed"
+"""The kernel that computes the same from weights that take fewer than 8 bits in the file."""
 
 
 def is_exact(kernel: str | None) -> bool:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
-    Batch = tuple[Array, ...]  # samples: an array (N, ...) for each input of a network, in its order
+    Batch = tuple[Array, ...]
+    """Samples: an array (N, ...) for each input of a network, in its order."""
 
 __all__ = ["Batch", "Runner", "RuntimeRun", "Session", "Stretches", "median_seconds", "other_orders"]
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DYNAMIC_TOLERANCE", "Comparison", "Verdict", "compare"]
 
-DYNAMIC_TOLERANCE = 0.02  # of the range: kernels that round their input to 8 bits, five times a single rounding
+DYNAMIC_TOLERANCE = 0.02
+"""How far kernels that round their input to 8 bits may be off, of the range: five times a single rounding."""
 
 Array = npt.NDArray[Any]
 
