@@ -115,3 +115,16 @@ def test_a_device_without_pytorch_refuses_what_is_no_artifact(tmp_path, command)
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
     assert done.stderr.strip().endswith("empty.onnx is not a valid ONNX, TFLite or C file; export it again")
+
+
+def test_a_device_without_pytorch_reads_what_a_c_file_says(calibrated, tmp_path):
+    from tqexport.backends.c.source import render_c
+    from tqexport.facts import facts_of_model
+    from tqexport.integer.build import integer_model
+
+    facts = facts_of_model(calibrated, 2, "channels last", "integer")
+    (tmp_path / "net.c").write_text(render_c([integer_model(calibrated, 2)], "net", facts).source)
+    arguments = [sys.executable, "-c", ONLY + CALL, BASE, "inspect", str(tmp_path / "net.c")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 bits fixed" in done.stdout

@@ -1,4 +1,4 @@
-"""Reading a C file of tqexport back: what it says of itself, and its tables. It takes numpy alone, as a device has it."""
+"""Reading a C file of tqexport back: what it says of itself, and its tables. Like a device, it needs numpy alone."""
 
 from __future__ import annotations
 
