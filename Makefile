@@ -1,7 +1,7 @@
 # make demo   the main job on a bundled checkpoint
 # make test   lint, types and tests
 # make experiments   what the paper claims, on real data: every table and picture anew, in a quarter of an hour
-# Both set everything up first; only Python 3.11 and a network are needed.
+# Both set everything up first; only Python 3.11 or newer and a network are needed.
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin

@@ -22,7 +22,7 @@ from tqexport.files import atomic_path, ensure_folder, temporary_folder, write_b
 LEAVE = (
     "import os, pathlib, sys, tqexport.files as files\n"
     "with files.atomic_path(pathlib.Path('net.onnx')) as a, files.temporary_folder() as b:\n"
-    "    a.write_bytes(b'half'); (b / 'part').write_bytes(b'half'); print(a.name, b.name); os._exit(9)\n"
+    "    a.write_bytes(b'half'); (b / 'part').write_bytes(b'half'); print(a.name, b.name, flush=True); os._exit(9)\n"
 )
 
 

@@ -10,7 +10,8 @@ from artifacts import ArtifactReader
 from mutators import mutated_bytes, mutated_value
 
 from tqexport.artifacts.truncate import open_artifact
-from tqexport.backends.c.source import FACTS, render_c
+from tqexport.backends.c.reading import FACTS
+from tqexport.backends.c.source import render_c
 from tqexport.facts import facts_of_model
 from tqexport.integer.build import integer_model
 from tqexport.integer.names import INTEGER

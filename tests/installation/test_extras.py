@@ -67,13 +67,15 @@ class Only:
         if name.partition(".")[0] not in {*sys.stdlib_module_names, "tqexport", *ALLOWED}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-ALLOWED = sys.argv[1].split(",")
+ALLOWED = sys.argv.pop(1).split(",")
 sys.meta_path.insert(0, Only())
+"""
+SWITCH = """
 import numpy as np
 from tqexport.runtime import SwitchableModel
 
-model = SwitchableModel(sys.argv[2])
-shape = (1, 3, 40, 40) if sys.argv[2].endswith("onnx") else (1, 40, 40, 3)
+model = SwitchableModel(sys.argv[1])
+shape = (1, 3, 40, 40) if sys.argv[1].endswith("onnx") else (1, 40, 40, 3)
 for model.bits in model.widths:
     print(model.bits, model.run(np.ones(shape, np.float32)).shape)
 """
@@ -83,16 +85,46 @@ LITERT = "numpy,ai_edge_litert,flatbuffers,google,ml_dtypes,typing_extensions,tq
 
 @pytest.mark.parametrize(("file", "allowed"), [("svhnq.onnx", ONNXRUNTIME), ("svhnq.tflite", LITERT)])
 def test_a_device_switches_widths_with_numpy_and_one_runtime(file, allowed):
-    arguments = [sys.executable, "-c", ONLY, allowed, str(DATA / "v0.1" / file)]
+    arguments = [sys.executable, "-c", ONLY + SWITCH, allowed, str(DATA / "v0.1" / file)]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{bits} (1, 10)" for bits in (1, 2, 4, 8)]
 
 
 def test_a_device_without_the_runtime_is_told_what_to_install():
-    arguments = [sys.executable, "-c", ONLY, "numpy", str(DATA / "v0.1" / "svhnq.tflite")]
+    arguments = [sys.executable, "-c", ONLY + SWITCH, "numpy", str(DATA / "v0.1" / "svhnq.tflite")]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode != 0
     last = done.stderr.splitlines()[-1]
     assert last.startswith("tqexport.errors.HostError: this machine lacks ")
     assert last.endswith("pip install 'tqexport[litert]'")
+
+
+CALL = """
+from tqexport.cli import main
+
+main()
+"""
+BASE = "numpy,click,rich,pygments,markdown_it,mdurl"
+
+
+@pytest.mark.parametrize("command", ["inspect", "truncate", "split"])
+def test_a_device_without_pytorch_refuses_what_is_no_artifact(tmp_path, command):
+    (tmp_path / "empty.onnx").touch()
+    arguments = [sys.executable, "-c", ONLY + CALL, BASE, command, str(tmp_path / "empty.onnx")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert done.stderr.strip().endswith("empty.onnx is not a valid ONNX, TFLite or C file; export it again")
+
+
+def test_a_device_without_pytorch_reads_what_a_c_file_says(calibrated, tmp_path):
+    from tqexport.backends.c.source import render_c
+    from tqexport.facts import facts_of_model
+    from tqexport.integer.build import integer_model
+
+    facts = facts_of_model(calibrated, 2, "channels last", "integer")
+    (tmp_path / "net.c").write_text(render_c([integer_model(calibrated, 2)], "net", facts).source)
+    arguments = [sys.executable, "-c", ONLY + CALL, BASE, "inspect", str(tmp_path / "net.c")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 bits fixed" in done.stdout

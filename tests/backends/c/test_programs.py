@@ -19,7 +19,8 @@ from random_integers import integer_models
 
 from tqexport import load_checkpoint
 from tqexport.backends.c.arena import Block, blocks_of, buffers_of, is_reordered, place
-from tqexport.backends.c.source import FORMAT, render_c
+from tqexport.backends.c.reading import FORMAT
+from tqexport.backends.c.source import render_c
 from tqexport.errors import ConversionError, InputError
 from tqexport.integer.arithmetic import FixedPoint, layer_factor
 from tqexport.integer.build import integer_model

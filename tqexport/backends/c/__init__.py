@@ -75,7 +75,7 @@ class CBackend(Backend):
         }
 
     def recognises(self, content: bytes) -> bool:
-        from tqexport.backends.c.source import MAGIC
+        from tqexport.backends.c.reading import MAGIC
 
         return content.startswith(MAGIC.encode())
 

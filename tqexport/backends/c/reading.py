@@ -1,4 +1,4 @@
-"""Reading a C file of tqexport back: what it says of itself, and its tables."""
+"""Reading a C file of tqexport back: what it says of itself, and its tables. Like a device, it needs numpy alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.backends.c.source import FACTS, FORMAT, MAGIC
 from tqexport.backends.packing import unpacked
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED
@@ -16,7 +15,11 @@ from tqexport.reading import records
 from tqexport.reading.records import mapping, parse_json
 from tqexport.truncation import STORED_BITS
 
-__all__ = ["record_of", "stem_of", "stored_codes"]
+__all__ = ["FACTS", "FORMAT", "MAGIC", "record_of", "stem_of", "stored_codes"]
+
+MAGIC = "/* A TruncQuant network in integers, written by tqexport."  # begins every file
+FORMAT = 1  # of the text; another one is another number
+FACTS = "tqexport: "  # begins the line of the head that holds the facts
 
 _FACTS_LINE = re.compile(rf"^ \* {re.escape(FACTS)}(\{{.*\}})$", re.MULTILINE)
 _INCLUDE = re.compile(r'^#include "(.*)\.h"$', re.MULTILINE)

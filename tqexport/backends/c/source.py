@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqexport.backends.c.arena import Block, blocks_of, buffers_of, is_reordered, place
+from tqexport.backends.c.reading import FACTS, FORMAT, MAGIC
 from tqexport.backends.c.text import COLUMNS, array, comment_words, identifier, prefix_of
 from tqexport.backends.packing import PACKED_WIDTHS, packed
 from tqexport.errors import ConversionError
@@ -44,11 +45,8 @@ from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import multiplier_at
 from tqexport.truncation import STORED_BITS, max_code
 
-__all__ = ["BAD_WIDTH", "FACTS", "FORMAT", "MAGIC", "Program", "render_c"]
+__all__ = ["BAD_WIDTH", "Program", "render_c"]
 
-MAGIC = "/* A TruncQuant network in integers, written by tqexport."  # begins every file
-FORMAT = 1  # of the text; another one is another number
-FACTS = "tqexport: "  # begins the line of the head that holds the facts
 BAD_WIDTH = -1
 
 _NO_WEIGHTS = 64  # as in kernels/convolution.c
