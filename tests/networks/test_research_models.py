@@ -328,7 +328,7 @@ def test_parity_of_every_architecture_in_both_formats(tmp_path, architecture, ar
     """From the file that the training scripts write."""
     torch.save(training_file(randomize_(build(architecture, arguments), 1), architecture), tmp_path / "net.pth.tar")
     model = load_checkpoint(tmp_path / "net.pth.tar", ReadOptions(input_shape=shape, bias_correction=correction))
-    widths = (1, 2, 4, 8)
+    widths = (1, 2, 4, 8) if architecture == "svhnq" else (1, 8)  # of the others each graph is much larger
     files = dict(export_onnx(model, widths))
     converted = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in widths])
     for found in (*onnx_parity(model, files), *assert_parity(model, dict(zip(widths, converted, strict=True)), 3)):

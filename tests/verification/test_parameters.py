@@ -16,7 +16,7 @@ from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import HostError
 from tqexport.verification.fresh import FreshExports
 
-CHANGED = 12  # files of each kind; tests/torture.py tries as many as one likes
+CHANGED = 8  # files of each kind; tests/torture.py tries as many as one likes
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnx
 
 from tqexport.errors import ConversionError, HostError
 from tqexport.files import temporary_folder
 
-__all__ = ["check_converter", "in_converters_order", "run_onnx2tf"]
+__all__ = ["check_converter", "in_converters_order", "run_onnx2tf", "run_worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,24 +68,30 @@ def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
         for model, source in zip(models, sources, strict=True):
             source.write_bytes(model)
         pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
-        with subprocess.Popen(
-            [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
-            cwd=folder,
-            env={**os.environ, "TMPDIR": str(folder)},  # whatever the libraries leave behind goes with the folder
-            stdin=subprocess.PIPE,  # never written to; it ends with this process, and the worker with it
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process:
-            try:
-                assert process.stdout is not None
-                printed = process.stdout.read().decode(errors="replace")
-                process.wait()
-            finally:  # an interrupt must not leave TensorFlow working on
-                process.kill()
+        returncode, printed = run_worker(folder, pairs)
         _log.debug("onnx2tf printed:\n%s", printed)
-        if process.returncode or not all(target.is_file() for target in targets):
-            raise ConversionError(f"onnx2tf could not convert the network: {_last_words(process.returncode, printed)}")
+        if returncode or not all(target.is_file() for target in targets):
+            raise ConversionError(f"onnx2tf could not convert the network: {_last_words(returncode, printed)}")
         return tuple(target.read_bytes() for target in targets)
+
+
+def run_worker(folder: Path, pairs: Sequence[str]) -> tuple[int, str]:
+    """Run :mod:`tqexport.backends.tflite.onnx2tf_worker` in a folder; returns its exit code and what it printed."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tqexport.backends.tflite.onnx2tf_worker", *pairs],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder)},  # whatever the libraries leave behind goes with the folder
+        stdin=subprocess.PIPE,  # never written to; it ends with this process, and the worker with it
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            printed = process.stdout.read().decode(errors="replace")
+            process.wait()
+        finally:  # an interrupt must not leave TensorFlow working on
+            process.kill()
+    return process.returncode, printed
 
 
 def _last_words(returncode: int, printed: str) -> str:

@@ -17,10 +17,12 @@ import numpy as np
 # onnx2tf downloads this file when an input looks like an image and it is not in the working folder.
 _CALIBRATION = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
+
 
 def main(arguments: list[str]) -> None:
     """Convert each float ONNX file to a float TFLite file."""
-    os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0", CUDA_VISIBLE_DEVICES="-1")
+    os.environ.update(ENVIRONMENT)
     threading.Thread(target=_end_with_caller, daemon=True).start()
     np.save(_CALIBRATION, np.zeros((20, 128, 128, 3), np.float32))
     for source, target in zip(arguments[::2], arguments[1::2], strict=True):
