@@ -236,7 +236,7 @@ def test_the_commands_on_a_research_file(tmp_path):
     manifest = json.loads((tmp_path / "tqexport-out" / "tqexport.json").read_text())
     assert manifest["options"] == {"act_bits": [4]}
     assert manifest["artifacts"][0]["file"] == "model_best-w2.onnx"
-    checked = run("verify", "--samples", "2", cwd=tmp_path)
+    checked = run("verify", "--samples", "2", "--runtime", "onnxruntime", cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     again = run("onnx", "model_best.pth.tar", "--bits", "8", "--act-bits", "4", cwd=tmp_path)
     assert (again.returncode, again.stderr) == (0, "")

@@ -324,16 +324,19 @@ PARITY = {
 
 
 @pytest.mark.parametrize(("architecture", "arguments", "shape", "correction"), PARITY.values(), ids=PARITY)
-def test_parity_of_every_architecture_in_both_formats(tmp_path, architecture, arguments, shape, correction):
+def test_parity_of_every_architecture(tmp_path, architecture, arguments, shape, correction):
     """From the file that the training scripts write."""
     torch.save(training_file(randomize_(build(architecture, arguments), 1), architecture), tmp_path / "net.pth.tar")
     model = load_checkpoint(tmp_path / "net.pth.tar", ReadOptions(input_shape=shape, bias_correction=correction))
     widths = (1, 2, 4, 8) if architecture == "svhnq" else (1, 8)  # of the others each graph is much larger
     files = dict(export_onnx(model, widths))
-    converted = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in widths])
-    for found in (*onnx_parity(model, files), *assert_parity(model, dict(zip(widths, converted, strict=True)), 3)):
-        assert found.codes > 10_000
-        assert found.activations > 1_000
+    found = onnx_parity(model, files)
+    if "switchable" not in arguments.values() and "shared-bn" not in arguments.values():  # the graph of any-precision
+        converted = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in widths])
+        found += assert_parity(model, dict(zip(widths, converted, strict=True)), 3)
+    for verdict in found:
+        assert verdict.codes > 10_000
+        assert verdict.activations > 1_000
 
 
 def test_parity_with_float_activations():
