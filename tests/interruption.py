@@ -246,11 +246,13 @@ def is_operation(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """sha256 by name of every visible file."""
+    """sha256 by name of every visible file; ``tmp`` is where temporary ones are."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.parts) and "tmp" not in path.parts[-2:]
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.parts)
+        and "tmp" not in path.relative_to(folder).parts
     }
 
 
