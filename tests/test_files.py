@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -122,3 +123,21 @@ def test_a_process_under_other_circumstances_gives_the_same_bytes(digits, tmp_pa
     subprocess.run(line, cwd=folder, env={**os.environ, **circumstances}, check=True, capture_output=True)
     assert (folder / "out" / artifact.file).read_bytes() == (tmp_path / "here" / artifact.file).read_bytes()
     assert (folder / "again.safetensors").read_bytes() == (tmp_path / "net.safetensors").read_bytes()
+
+
+def test_a_folder_that_another_process_still_writes_to_is_removed(monkeypatch):
+    """It writes on for a moment, as a converter does that was told to end while it started."""
+    remove, calls = shutil.rmtree, []
+
+    def remove_and_be_late(path, **options):
+        remove(path, **options)
+        calls.append(path)
+        if len(calls) < 3:
+            path.mkdir()
+            (path / "late").touch()
+
+    monkeypatch.setattr(shutil, "rmtree", remove_and_be_late)
+    with temporary_folder() as folder:
+        (folder / "early").touch()
+    assert calls == [folder] * 3
+    assert not folder.exists()

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ except ImportError:  # Windows
 
 __all__ = ["atomic_path", "ensure_folder", "exclusive", "sha256_of", "temporary_folder", "write_bytes", "write_folder"]
 
+_TRIES, _SECONDS_BETWEEN = 50, 0.1  # to remove a folder
 _SUFFIX = ".tqexport.tmp"
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
 _PREFIX = "tqexport.tmp."  # of temporary folders
@@ -122,10 +124,14 @@ def temporary_folder() -> Iterator[Path]:
                 if _TEMPORARY_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                     _remove_if_dead(path)
         while True:
-            with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name, _locked(Path(name)):
-                if Path(name).is_dir():  # another run may have taken it for a dead one's before it was locked
-                    yield Path(name)
-                    return
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            try:
+                with _locked(path):
+                    if path.is_dir():  # another run may have taken it for a dead one's before it was locked
+                        yield path
+                        return
+            finally:
+                _remove_folder(path)
     except OSError as error:
         raise HostError(f"cannot write a temporary file: {error.strerror or error}") from error
 
@@ -178,6 +184,15 @@ def _temporary_directory(folder: Path) -> Iterator[Path]:
                     return
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove a folder that a process which was just told to end may still write to."""
+    for _ in range(_TRIES):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(_SECONDS_BETWEEN)
 
 
 @contextmanager
