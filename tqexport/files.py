@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -123,15 +123,8 @@ def temporary_folder() -> Iterator[Path]:
             with suppress(OSError):  # it is somebody else's, or gone
                 if _TEMPORARY_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                     _remove_if_dead(path)
-        while True:
-            path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-            try:
-                with _locked(path):
-                    if path.is_dir():  # another run may have taken it for a dead one's before it was locked
-                        yield path
-                        return
-            finally:
-                _remove_folder(path)
+        with _new_folder(lambda: Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(4)}"), 0o700) as path:
+            yield path
     except OSError as error:
         raise HostError(f"cannot write a temporary file: {error.strerror or error}") from error
 
@@ -163,7 +156,7 @@ def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
         finally:
             try:
                 path.unlink(missing_ok=True)
-            except KeyboardInterrupt:  # the first thing that an interrupt must not leave
+            except BaseException:  # an interrupt, the first thing that one must not leave
                 path.unlink(missing_ok=True)
                 raise
             finally:
@@ -173,26 +166,37 @@ def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
 
 @contextmanager
 def _temporary_directory(folder: Path) -> Iterator[Path]:
-    """A new folder that is locked; whatever has its name at the end is removed."""
+    """A new folder in another that is locked; whatever has its name at the end is removed."""
+    with _new_folder(lambda: folder / f".{secrets.token_hex(4)}{_SUFFIX}", 0o777) as path:
+        yield path
+
+
+@contextmanager
+def _new_folder(name: Callable[[], Path], mode: int) -> Iterator[Path]:
+    """A new folder that is locked; its name is known before it is made, so that an interrupt leaves none."""
     while True:
-        path = folder / f".{secrets.token_hex(4)}{_SUFFIX}"
+        path = name()
         try:
-            path.mkdir()
+            path.mkdir(mode)
             with _locked(path):
                 if path.is_dir():  # another run may have taken it for a dead one's before it was locked
                     yield path
                     return
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path)
 
 
 def _remove_folder(path: Path) -> None:
     """Remove a folder that a process which was just told to end may still write to."""
-    for _ in range(_TRIES):
+    try:
+        for _ in range(_TRIES):
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                return
+            time.sleep(_SECONDS_BETWEEN)
+    except BaseException:  # an interrupt, the first thing that one must not leave
         shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
-            return
-        time.sleep(_SECONDS_BETWEEN)
+        raise
 
 
 @contextmanager
