@@ -155,3 +155,21 @@ def test_zero_is_always_on_a_level():
         grid = grid_of_range(low, high)
         assert 0 <= grid.zero_point <= 255
         assert (255 - grid.zero_point) * grid.scale >= max(high, 0) - grid.scale
+
+
+def test_calibration_computes_on_one_thread(digits, digits_samples, monkeypatch):
+    """On two, sums have other last bits, and so have the grids."""
+    seen, conv = set(), nn.Conv2d.forward
+
+    def look(self, x):
+        seen.add(torch.get_num_threads())
+        return conv(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", look)
+    torch.set_num_threads(2)
+    try:
+        calibrate(digits, digits_samples.inputs[:64])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == {1}
