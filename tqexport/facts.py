@@ -244,13 +244,8 @@ def _sizes_of(record: Any) -> dict[str, int]:
 
 
 _KEYS = {item.name for item in (*fields(ArtifactFacts), *fields(Scheme))} - {"scheme"}
-_OPTIONAL = {
-    "normalization",
-    "kernel",
-    "channels_first",
-    "input_limits",
-    "dynamic_sizes",
-}  # left out of a record where they are empty
+# Left out of a record where they are empty.
+_OPTIONAL = {"normalization", "kernel", "channels_first", "input_limits", "dynamic_sizes"}
 _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is read from plain values
     **{key: partial(records.text, name=key) for key in ("architecture", "checkpoint_sha256", "layout", "kernel")},
     **{

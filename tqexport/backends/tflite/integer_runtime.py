@@ -15,7 +15,7 @@ from tqexport.backends.tflite.integer_form import render_tflite
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.micro import MicroSession, check_micro
 from tqexport.backends.tflite.packing import unpacked_filters
-from tqexport.backends.tflite.session import LiteRTSession
+from tqexport.backends.tflite.session import LiteRTSession, in_groups
 from tqexport.errors import HostError, InputError
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.grids import OFFSET
@@ -87,11 +87,11 @@ class _TfliteRuntime(IntegerRuntime):
         return IntegerRun({}, self.run_untouched(inputs))
 
     def _groups(self, inputs: Inputs) -> Iterator[Array]:
-        """Samples as the file takes them, so many at once; the last group is filled up with the last sample."""
+        """Samples as the file takes them, so many at once."""
         levels = to_grid(inputs, self._network.grids[INPUT]).astype(np.int16) - OFFSET
         samples = to_channels_last(inputs if self._float_io else levels.astype(np.int8))
-        for start in range(0, len(samples), self._batch):
-            yield samples[np.minimum(np.arange(start, start + self._batch), len(samples) - 1)]
+        for (group,), _ in in_groups((samples,), self._batch):
+            yield group
 
     def _levels(self, groups: Sequence[Array], name: str, count: int) -> Levels:
         """A value of the file as levels of so many samples, channels first."""

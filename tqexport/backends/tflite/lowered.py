@@ -6,7 +6,7 @@ the operator's definition in ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -178,9 +178,7 @@ def _layer_norm(place: Place) -> Writer | None:
     writer, axes = Writer(place.node.name), range(first, len(shape))
 
     def mean(value: str) -> str:
-        for axis in reversed(axes):
-            value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
-        return value
+        return _mean(writer, value, axes)
 
     value = _normalised(writer, place.node.input[0], mean, attributes.get("epsilon", 1e-5))
     for operator, name in zip(("Mul", "Add"), place.node.input[1:], strict=False):
@@ -238,14 +236,20 @@ def _group_norm(place: Place) -> Writer | None:
     of_groups = writer.numbers(matrix.reshape(channels, channels, *[1] * (len(shape) - 2)))
 
     def mean(value: str) -> str:
-        for axis in range(len(shape) - 1, 1, -1):
-            value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
+        value = _mean(writer, value, range(2, len(shape)))
         if len(shape) == 2:
             return writer.add("MatMul", value, of_groups)
         return writer.add("Conv", value, of_groups, kernel_shape=[1] * (len(shape) - 2))
 
     epsilon = next((helper.get_attribute_value(each) for each in norm.attribute if each.name == "epsilon"), 1e-5)
     return _ended(writer, _normalised(writer, to_groups.input[0], mean, epsilon), place)
+
+
+def _mean(writer: Writer, value: str, axes: Sequence[int]) -> str:
+    """The mean over axes, which it keeps: over one after the other, the last one first."""
+    for axis in reversed(axes):
+        value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
+    return value
 
 
 def _normalised(writer: Writer, value: str, mean: Callable[[str], str], epsilon: float) -> str:

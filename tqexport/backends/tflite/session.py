@@ -18,7 +18,7 @@ from tqexport.errors import InputError
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch
 
-__all__ = ["LiteRTSession"]
+__all__ = ["LiteRTSession", "in_groups"]
 
 
 class LiteRTSession(Session):
@@ -71,16 +71,8 @@ class LiteRTSession(Session):
         return max(1, next((shape[0] for shape in self._shapes if shape), 1))
 
     def groups(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
-        """Samples in groups of as many as the file takes; the last one is filled up with its last sample.
-
-        Yields:
-            A group, and how many of its samples are those of the batch.
-        """
-        size, samples = self.batch, len(batch[0])
-        for start in range(0, samples, size):
-            count = min(size, samples - start)
-            numbers = np.minimum(np.arange(start, start + size), samples - 1)
-            yield batch if samples == size else tuple(values[numbers] for values in batch), count
+        """Samples in groups of as many as the file takes, see :func:`in_groups`."""
+        return in_groups(batch, self.batch)
 
     def of_samples(self, value: Array, count: int) -> Array:
         """What belongs to the first samples of a value of a group, whose samples are in front."""
@@ -141,6 +133,19 @@ class LiteRTSession(Session):
         inputs, outputs = self._signature_ends
         results = self._signature(**dict(zip(inputs, values, strict=True)))
         return [results[name] for name in outputs]
+
+
+def in_groups(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
+    """Samples in groups of one size; the last one is filled up with its last sample.
+
+    Yields:
+        A group, and how many of its samples are those of the batch.
+    """
+    samples = len(batch[0])
+    for start in range(0, samples, size):
+        count = min(size, samples - start)
+        numbers = np.minimum(np.arange(start, start + size), samples - 1)
+        yield batch if samples == size else tuple(values[numbers] for values in batch), count
 
 
 def _first_line(error: Exception) -> str:
