@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -244,29 +245,53 @@ def run_and_exit(cli: click.Group) -> int:
     arguments themselves.
     """
     arguments = sys.argv[1:]
-    interrupts: list[int] = []
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):  # either way what is temporary is removed
-            signal.signal(number, interrupt)
-    try:
-        result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except BaseException as error:
-        # Compiled code may turn the interrupt into an error of its own on the way here.
-        if interrupts or isinstance(error, click.Abort | KeyboardInterrupt):
-            click.echo("interrupted", err=True)
-            return 128 + next(iter(interrupts), signal.SIGINT)
-        if not isinstance(error, Exception):
-            raise
-        text, exit_code = _explain(error, verbose="--verbose" in arguments)
+    with _interrupts() as interrupts:
+        try:
+            result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
+            return result if isinstance(result, int) else 0
+        except BaseException as error:
+            # Compiled code may turn the interrupt into an error of its own on the way here.
+            if interrupts or isinstance(error, click.Abort | KeyboardInterrupt):
+                click.echo("interrupted", err=True)
+                return 128 + next(iter(interrupts), signal.SIGINT)
+            if not isinstance(error, Exception):
+                raise
+            text, exit_code = _explain(error, verbose="--verbose" in arguments)
     if "--json" in arguments:
         click.echo(json.dumps({"error": text, "exit_code": exit_code}, indent=2))
     return exit_code
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt, so that either way what is temporary is removed.
+
+    Python drops what is raised while an object is destroyed; an interrupt that comes in such a moment is sent again.
+
+    Yields:
+        The numbers of the signals that came.
+    """
+    numbers: list[int] = []
+    report_dropped = sys.unraisablehook
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        numbers.append(number)
+        raise KeyboardInterrupt
+
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        if numbers and isinstance(dropped.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, os.kill, (os.getpid(), numbers[-1])).start()
+        else:
+            report_dropped(dropped)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+    sys.unraisablehook = send_again
+    try:
+        yield numbers
+    finally:
+        sys.unraisablehook = report_dropped
 
 
 def printable(text: str) -> str:

@@ -57,6 +57,27 @@ def test_an_interrupt_leaves_nothing_half_written(exported, seconds):
     assert [name for name in files(exported) if name.endswith(".tmp")] == []
 
 
+def test_an_interrupt_while_an_object_is_destroyed_is_not_lost():
+    code = """
+import signal, sys, time
+import click
+from tqexport.cli.common import run_and_exit
+
+class Destroyed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+@click.command()
+def command():
+    Destroyed()
+    time.sleep(60)
+
+sys.exit(run_and_exit(command))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (143, "", "interrupted")
+
+
 def test_help_does_not_wait_for_the_heavy_imports():
     heavy = ("torch", "tensorflow", "onnx", "onnxruntime", "onnx2tf", "numpy", "rich")
     code = f"import sys, tqexport.cli; print([name for name in {heavy} if name in sys.modules])"
