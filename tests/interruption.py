@@ -47,9 +47,10 @@ from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WRITES = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given", "web")  # inputs, which no command may touch
+WRITES = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given", "parts", "web")  # inputs, which no command may touch
 OTHERS = (".ses",)  # what onnxruntime leaves among temporary files
 VARIES = ("report.html",)  # with the clock, so that only its end is looked at
+GROWS = ("counts.jsonl",)  # line by line, so that a beginning of it is right
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp", "fcntl.flock")
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 SMALLEST_LIMIT = 4096  # bytes, so that what a command says still fits in a file
@@ -85,7 +86,16 @@ COMMANDS = {
     "page again": Command(
         "page ckpt.pt --data data.npz --onnxruntime-web web -o page", ("page other.pt --onnxruntime-web web -o page",)
     ),
+    "split": Command("split given/ckpt.onnx -o out"),
+    "join": Command(
+        "join parts/ckpt-w2-exact-packed.onnx parts/ckpt-w2-rest.zip -o out", ("split given/ckpt.onnx -o parts",)
+    ),
     "tflite": Command("tflite given --bits 4 -o out", slow=True),
+    "evaluate": Command(
+        "evaluate given --bits 4 --runtime onnxruntime --data data.npz --workers 1 --resume counts.jsonl "
+        "--report report.html",
+        slow=True,
+    ),
 }
 EVERYTHING = (*COMMANDS, "two at once", "checkpoint replaced")
 
@@ -147,6 +157,9 @@ def prepare(root: Path, names: list[str]) -> Workplace:
         place.seconds[name] = time.monotonic() - began
         place.operations[name] = int(counted.read_text())
         place.wanted[name] = hashes(folder)
+        for grown in filter(lambda file: file.endswith(GROWS), place.wanted[name]):
+            (root / "whole").mkdir(exist_ok=True)
+            shutil.copy(folder / grown, root / "whole" / grown)
         require(not temporary(folder), f"{name} leaves {temporary(folder)}")
     return place
 
@@ -291,6 +304,10 @@ def check_files(folder: Path, wanted: dict[str, str], previous: dict[str, str], 
         if name.endswith(VARIES):
             require((folder / name).read_text().rstrip().endswith("</html>"), f"{name} is half-written")
             continue
+        if name.endswith(GROWS):
+            whole = (folder.parent / "whole" / name).read_bytes()
+            require(whole.startswith((folder / name).read_bytes()), f"{name} is no beginning of the whole")
+            continue
         require(sha256 in (wanted.get(name), previous.get(name)), f"{name} is half-written")
     for manifest in folder.rglob(FILE_NAME):
         for artifact in read_manifest(manifest.parent).artifacts:
@@ -361,7 +378,7 @@ def wait_for_children(folder: Path) -> None:
         working = []
         for entry in Path("/proc").glob("[0-9]*/cwd"):
             with contextlib.suppress(OSError):
-                if str(entry.readlink()).startswith(str(folder / "tmp")):
+                if str(entry.readlink()).startswith(str(folder)):
                     working.append(entry.parent.name)
         if not working:
             return

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+import dask
 from distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker
 from distributed.client import FutureCancelledError
 
@@ -22,6 +23,7 @@ from tqexport.errors import HostError, InputError, TqExportError
 from tqexport.evaluation.counts import Counts
 from tqexport.evaluation.shards import SampleFormat, Shard, read_shard
 from tqexport.evaluation.subjects import Delivery, Subject, open_subject
+from tqexport.files import temporary_folder
 from tqexport.reading.apart import Apart
 from tqexport.verification.classes import classes_of
 from tqexport.versions import versions
@@ -173,6 +175,8 @@ def workers(scheduler: str | None, count: int | None) -> Iterator[Client]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Whoever reaches a port of a cluster can run what he likes, so the ports of this one take its own keys alone.
         with (
+            temporary_folder() as folder,
+            dask.config.set({"temporary-directory": str(folder)}),
             LocalCluster(
                 n_workers=count or cores,
                 threads_per_worker=1,
