@@ -26,6 +26,7 @@ class Entry:
         inputs: What it takes.
         onnx: ``exact``, or words of the sentence that refuses it.
         tflite: The same.
+        float_layers: Names of the layers that stay in float; None for the first and the last.
         learned_ranges: Whether the ranges of its activations are learned.
     """
 
@@ -34,6 +35,7 @@ class Entry:
     inputs: tuple[InputInfo, ...] = PICTURE
     onnx: str = EXACT
     tflite: str = EXACT
+    float_layers: tuple[str, ...] | None = None
     learned_ranges: bool = False
 
 

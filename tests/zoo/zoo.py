@@ -72,7 +72,9 @@ def run_entry(entry: Entry) -> Outcome:
 def trained(entry: Entry) -> TruncModel:
     """The network after three steps of training on random numbers."""
     torch.manual_seed(0)
-    network = prepare(entry.build(), WIDTHS, learned_ranges=entry.learned_ranges).train()
+    network = prepare(
+        entry.build(), WIDTHS, float_layers=entry.float_layers, learned_ranges=entry.learned_ranges
+    ).train()
     batch = tuple(map(torch.from_numpy, noise(8, entry.inputs).inputs))
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(_STEPS):

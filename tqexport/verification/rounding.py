@@ -60,6 +60,12 @@ class RoundingErrors(TorchDispatchMode):
         self._layers[value] = ()
         return value
 
+    def rounded(self, value: Tensor) -> None:
+        """Count a tensor that depends on no exact one as rounded: each computation has computed it by itself."""
+        if value.is_floating_point() and value not in self._variances:
+            self._variances[value] = (UNIT * value).square()
+            self._layers[value] = ()
+
     def mark(self, value: Tensor, layer: str) -> None:
         """Remember that an inexact tensor is the output of a layer."""
         self._layers[value] = (*self.layers(value), layer)

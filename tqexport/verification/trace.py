@@ -149,8 +149,15 @@ class Trace:
                     output,
                 )
 
+            hooks.enter_context(module.register_forward_pre_hook(self._count_as_rounded))
             hooks.enter_context(module.register_forward_hook(hook))
         return hooks
+
+    def _count_as_rounded(self, _module: nn.Module, args: Any) -> None:
+        """Layers may work on constants, as on a table of distances: what they make of these is rounded all the same."""
+        for value in args[:1]:
+            if isinstance(value, Tensor):
+                self._errors.rounded(value)
 
     def _given(self, value: Array) -> Tensor:
         """A value of the runtime in PyTorch's order in memory, which code that calls view() counts on."""

@@ -24,6 +24,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import opset20 as op
 from onnxscript.optimizer import fold_constants
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, write_facts
@@ -100,7 +101,9 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     sizes = {name: torch.export.Dim(name) for name in ("batch", *dynamic_sizes(inputs))}
     axes = [{0: "batch", **{axis + 1: name for axis, name in each.dynamic_axes.items()}} for each in inputs]
     try:
-        with _quiet():
+        # Attention is written out, and then its results have another order in memory than those of a fused kernel: a
+        # reshape behind it that was traced with that one might not fit.
+        with _quiet(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 deployed,
                 sample,

@@ -79,13 +79,10 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
         weights: The quantised ones.
 
     Raises:
-        ConversionError: An operator reads a part of a weight, or the same rows of it always; it names the layer.
+        ConversionError: An operator reads a part of a weight; it names the layer.
     """
     layers = {weight.name: weight.layer for weight in weights}
-    of_sample = {value.name for value in model.graph.input}
     for node in model.graph.node:
-        if node.op_type != "Shape" and of_sample.intersection(node.input):
-            of_sample.update(node.output)
         layer = next((layers[name] for name in node.input if name in layers), None)
         if layer is None:
             continue
@@ -94,11 +91,6 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
             raise ConversionError(
                 f"layer {layer} multiplies with parts of its weight, by {node.op_type} ({node.name}), and a filter in "
                 "TFLite has its codes whole; keep the layer in float, or deploy the network as ONNX"
-            )
-        if node.op_type == "Gather" and node.input[1] not in of_sample:
-            raise ConversionError(
-                f"layer {layer} looks the same rows up for every sample, which the converter makes a constant of; "
-                "keep the layer in float, or deploy the network as ONNX"
             )
 
 

@@ -8,7 +8,7 @@ go back in (``encode.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,8 +28,9 @@ from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.float_graph import FloatGraph, for_batch, with_float_weights, without_batch_norms
 from tqexport.backends.tflite.layout import LAYOUT
+from tqexport.backends.tflite.lookups import with_numbers_as_constants, with_numbers_as_inputs
 from tqexport.backends.tflite.lowered import lowered
-from tqexport.backends.tflite.onnx2tf import in_converters_order, run_onnx2tf
+from tqexport.backends.tflite.onnx2tf import ends, in_converters_order, run_onnx2tf
 from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.backends.tflite.template import (
@@ -105,7 +106,9 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         ConversionError: As :func:`convert_to_tflite`.
     """
     weights = [coded_weights(model) for model in models]
-    for model, coded, converted in zip(models, weights, _converted(_float_graphs(models, batch)), strict=True):
+    tables = {weight.name for coded in weights for weight in coded}
+    results = _converted(_float_graphs(models, batch), tables)
+    for model, coded, converted in zip(models, weights, results, strict=True):
         flat, origins, channels_first = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
@@ -133,9 +136,13 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
 
 
 def _converted(
-    graphs: Sequence[FloatGraph],
+    graphs: Sequence[FloatGraph], tables: Collection[str]
 ) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, Sequence[str]]]:
     """Convert float networks to TFLite; those that differ in their parameters alone are converted once.
+
+    Args:
+        graphs: The networks.
+        tables: Names of the weights that have codes.
 
     Yields:
         The file of each; where its filters come from, None where the converter combined parameters beyond recognition;
@@ -146,9 +153,9 @@ def _converted(
     one_of = dict(zip(keys, models, strict=True))
     for model in one_of.values():
         refuse_operators(model)
-    rounds = {key: _rounds(model) for key, model in one_of.items()}
+    rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
     marked = {key: with_fingerprints(model) for key, model in one_of.items()}
-    converted = run_onnx2tf(list(marked.values()))
+    converted = _run_onnx2tf(list(marked.values()), tables)
     templates = {
         key: locate_parameters(content, graph) for (key, graph), content in zip(marked.items(), converted, strict=True)
     }
@@ -156,7 +163,7 @@ def _converted(
     singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
     fine = {key: with_fine_levels(model) for key, model in one_of.items()}
     unknown = [fine[key] for key, template in templates.items() if template is None]
-    single = iter(run_onnx2tf(unknown + singly) if singly else [])
+    single = iter(_run_onnx2tf(unknown + singly, tables) if singly else [])
 
     def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
         template = templates[key]
@@ -171,6 +178,13 @@ def _converted(
         flat = written(key, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
         yield flat, origins, channels_first[key]
+
+
+def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: Collection[str]) -> list[bytes]:
+    """Convert float networks in a way that leaves rows to be looked up in the file."""
+    pairs = [with_numbers_as_inputs(model, tables) for model in models]
+    contents = run_onnx2tf([model for model, _ in pairs])
+    return [with_numbers_as_constants(content, numbers) for content, (_, numbers) in zip(contents, pairs, strict=True)]
 
 
 def run_once(content: bytes, bits: int | None = None) -> None:
@@ -240,33 +254,13 @@ def _name_tensors(flat: FlatModel, graph: onnx.GraphProto, rounds: Sequence[str]
     flat.graph.name = "network"
 
 
-def _ends(flat: FlatModel) -> tuple[dict[str, int], dict[str, int]]:
-    """Which value is which input, by name, and which output, by ``output_0``, ``output_1`` and so on.
-
-    A signature says it, except of networks that TensorFlow cannot save as a model first, such as those with grouped
-    convolutions; their outputs are called ``Identity``, ``Identity_1`` and so on.
-    """
-    for signature in flat.model.signatureDefs or ():
-        given, returned = (
-            {entry.name.decode(): int(entry.tensorIndex) for entry in part}
-            for part in (signature.inputs, signature.outputs)
-        )
-        return given, returned
-    given = {flat.name(index): index for index in map(int, flat.graph.inputs)}
-    returned = {}
-    for index in map(int, flat.graph.outputs):
-        if number := re.fullmatch(r"Identity(?:_(\d+))?", flat.name(index)):
-            returned[f"output_{number[1] or 0}"] = index
-    return given, returned
-
-
 def _put_ends_in_order(flat: FlatModel, graph: onnx.GraphProto) -> None:
     """Put inputs and outputs in the order of the network; the converter has another.
 
     Raises:
         ConversionError: Two ends are the same value, or the converter left one out.
     """
-    given, returned = _ends(flat)
+    given, returned = ends(flat)
     try:
         inputs = [given[value.name] for value in graph.input]
         outputs = [returned[f"output_{number}"] for number in range(len(graph.output))]

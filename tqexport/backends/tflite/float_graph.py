@@ -166,7 +166,9 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
     before = {tensor.name for tensor in model.graph.initializer}
     of_the_network = {name for name in before if not name.startswith(CONSTANT_PREFIX)}
-    graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    without_shapes = copy.deepcopy(model)  # those of an earlier pass would stay, also where more is known now
+    del without_shapes.graph.value_info[:]
+    graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(without_shapes, data_prop=True))
 
     def depends_on_it(node: ir.Node) -> bool:  # its result would differ from width to width
         return any(value is not None and value.name in of_the_network for value in node.inputs)

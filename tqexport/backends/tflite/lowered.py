@@ -21,6 +21,7 @@ from tqexport.backends.tflite.onnx_writing import Place, Writer, rewritten
 __all__ = ["lowered"]
 
 _MOST_TERMS = 128  # of a sum that is written out
+_MOST_REPEATED = 1 << 16  # elements of a parameter that is stored as often as it is repeated
 _BROADCAST = (
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul"),
     *("Or", "Pow", "Sub", "Where", "Xor"),
@@ -38,7 +39,7 @@ def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _written(place: Place) -> Writer | None:
     kind = place.node.op_type
-    return _WAYS[kind](place) if place.shape or kind in ("Unsqueeze", *_BROADCAST) else None
+    return _WAYS[kind](place) if place.shape or kind in ("Concat", "Expand", "Unsqueeze", *_BROADCAST) else None
 
 
 def _circular_pad(place: Place) -> Writer | None:
@@ -197,6 +198,53 @@ def _broadcast(place: Place) -> Writer | None:
     return _ended(writer, writer.add(place.node.op_type, *names), place) if writer.constants else None
 
 
+def _expanded(place: Place) -> Writer | None:
+    """A parameter that is repeated, as a token for the class is for each sample: the same parameter in that shape."""
+    values, shape = place.constant(0), place.shapes.get(place.node.output[0], ())
+    if values is None or not all(shape) or prod(shape) > max(values.size, _MOST_REPEATED):
+        return None
+    writer = Writer(place.node.name)
+    writer.parameter(place.node.output[0], np.ascontiguousarray(np.broadcast_to(values, shape)))
+    return writer
+
+
+def _joined(place: Place) -> Writer | None:
+    """A concatenation with constants: zeros beside the values, and the constants added in their places."""
+    names, shape = place.node.input, place.shapes.get(place.node.output[0], ())
+    constants = {name: place.values[name] for name in names if name in place.values}
+    if len(constants) in (0, len({*names})) or len(shape) < 3 or not all(shape):
+        return None
+    if any(values.dtype != np.float32 for values in constants.values()):
+        return None
+    writer, rank, axis = Writer(place.node.name), len(shape), int(place.attributes["axis"]) % len(shape)
+    table = [constants[name] if name in constants else np.zeros(place.shapes[name], np.float32) for name in names]
+    ends = np.cumsum([values.shape[axis] for values in table]).tolist()
+    last = max(number for number, name in enumerate(names) if name not in constants)
+    parts, filled = [], 0
+    for number, (name, end) in enumerate(zip(names, ends, strict=True)):
+        if name not in constants:
+            pads = [0] * 2 * rank
+            pads[axis] = end - table[number].shape[axis] - filled
+            pads[axis + rank] = ends[-1] - end if number == last else 0
+            parts.append(writer.add("Pad", name, writer.constant(pads)) if any(pads) else name)
+            filled = end
+    value = parts[0] if len(parts) == 1 else writer.add("Concat", *parts, axis=axis)
+    constant = writer.parameter(f"{place.node.output[0]}/constants", np.concatenate(table, axis))
+    return _ended(writer, writer.add("Add", value, constant), place)
+
+
+def _norm(place: Place) -> Writer | None:
+    """The root of the sum of squares over axes."""
+    axes = place.constant(1)
+    if axes is None or not place.shape:
+        return None
+    writer, value = Writer(place.node.name), place.node.input[0]
+    value = writer.add("Mul", value, value)
+    for axis in sorted((int(axis) % len(place.shape) for axis in axes), reverse=True):
+        value = writer.add("ReduceSum", value, writer.constant([axis]), keepdims=place.attributes.get("keepdims", 1))
+    return _ended(writer, writer.add("Sqrt", value), place)
+
+
 def _with_axes(writer: Writer, place: Place, name: str, count: int) -> str | None:
     """A constant with so many axes of one element in front; None where it is not one."""
     values = place.values.get(name)
@@ -321,10 +369,13 @@ def _ended(writer: Writer, value: str, place: Place) -> Writer:
 
 _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     **dict.fromkeys(_BROADCAST, _broadcast),
+    "Concat": _joined,
     "CumSum": _running_sum,
     "Einsum": _einsum,
+    "Expand": _expanded,
     "LayerNormalization": _layer_norm,
     "Pad": _circular_pad,
+    "ReduceL2": _norm,
     "Reshape": _reshape,
     "Resize": _resized,
     "Slice": _backwards,

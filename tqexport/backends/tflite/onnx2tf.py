@@ -15,10 +15,11 @@ from pathlib import Path
 
 import onnx
 
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import ConversionError, HostError
 from tqexport.files import temporary_folder
 
-__all__ = ["check_converter", "in_converters_order", "run_onnx2tf", "run_worker"]
+__all__ = ["check_converter", "ends", "in_converters_order", "run_onnx2tf", "run_worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,26 @@ def in_converters_order(model: onnx.ModelProto) -> list[str]:
     import onnx_graphsurgeon
 
     return [str(node.name) for node in onnx_graphsurgeon.import_onnx(model).cleanup().toposort().nodes]
+
+
+def ends(flat: FlatModel) -> tuple[dict[str, int], dict[str, int]]:
+    """Which value is which input, by name, and which output, by ``output_0``, ``output_1`` and so on.
+
+    A signature says it, except of networks that TensorFlow cannot save as a model first, such as those with grouped
+    convolutions; their outputs are called ``Identity``, ``Identity_1`` and so on.
+    """
+    for signature in flat.model.signatureDefs or ():
+        given, returned = (
+            {entry.name.decode(): int(entry.tensorIndex) for entry in part}
+            for part in (signature.inputs, signature.outputs)
+        )
+        return given, returned
+    given = {flat.name(index): index for index in map(int, flat.graph.inputs)}
+    returned = {}
+    for index in map(int, flat.graph.outputs):
+        if number := re.fullmatch(r"Identity(?:_(\d+))?", flat.name(index)):
+            returned[f"output_{number[1] or 0}"] = index
+    return given, returned
 
 
 def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
