@@ -208,7 +208,7 @@ def _why_not_captured(error: Exception) -> ConversionError:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's notes about itself (absent torchvision, deprecations, graphs) off the user's terminal."""
-    loggers = {name: logging.getLogger(name) for name in ("torch.onnx", "torch.fx")}
+    loggers = {name: logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript")}
     levels = {name: logger.level for name, logger in loggers.items()}
     for logger in loggers.values():
         logger.setLevel(logging.ERROR)
@@ -227,7 +227,8 @@ def _simplify(model: ir.Model, named: set[str]) -> None:
     def independent(node: ir.Node) -> bool:
         return all(value is None or value.name not in named for value in node.inputs)
 
-    fold_constants(model, should_fold=lambda node: None if independent(node) else False)
+    with _quiet():  # of operators that it cannot evaluate, which stay
+        fold_constants(model, should_fold=lambda node: None if independent(node) else False)
     for node in model.graph:
         if node.op_type == "Conv" and len(node.inputs) == 3:
             bias = node.inputs[2]

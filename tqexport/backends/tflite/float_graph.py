@@ -170,10 +170,12 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     del without_shapes.graph.value_info[:]
     graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(without_shapes, data_prop=True))
 
-    def depends_on_it(node: ir.Node) -> bool:  # its result would differ from width to width
-        return any(value is not None and value.name in of_the_network for value in node.inputs)
+    def is_left(node: ir.Node) -> bool:
+        # What depends on the network would differ from width to width; ONNX cannot evaluate GatherElements of one row.
+        of_it = any(value is not None and value.name in of_the_network for value in node.inputs)
+        return of_it or node.op_type == "GatherElements"
 
-    fold_constants(graph_model, should_fold=lambda node: False if depends_on_it(node) else None)
+    fold_constants(graph_model, should_fold=lambda node: False if is_left(node) else None)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph_model)
     passes.RemoveUnusedNodesPass()(graph_model)
     initializers = graph_model.graph.initializers

@@ -26,6 +26,7 @@ _BROADCAST = (
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul"),
     *("Or", "Pow", "Sub", "Where", "Xor"),
 )
+_OF_CONSTANTS = ("Concat", "Expand", "GatherElements", "Unsqueeze", *_BROADCAST)  # whose first input may be one
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -39,7 +40,11 @@ def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _written(place: Place) -> Writer | None:
     kind = place.node.op_type
-    return _WAYS[kind](place) if place.shape or kind in ("Concat", "Expand", "Unsqueeze", *_BROADCAST) else None
+    return (
+        _WAYS[kind](place)
+        if place.shape or kind in ("Concat", "Expand", "GatherElements", "Unsqueeze", *_BROADCAST)
+        else None
+    )
 
 
 def _circular_pad(place: Place) -> Writer | None:
@@ -208,6 +213,18 @@ def _expanded(place: Place) -> Writer | None:
     return writer
 
 
+def _taken(place: Place) -> Writer | None:
+    """Elements of a constant that a constant names: they are one, too."""
+    values, indices = place.constant(0), place.constant(1)
+    if values is None or indices is None:
+        return None
+    axis = int(place.attributes.get("axis", 0)) % values.ndim
+    beside = tuple(slice(None if each == axis else size) for each, size in enumerate(indices.shape))
+    writer = Writer(place.node.name)
+    writer.parameter(place.node.output[0], np.take_along_axis(values[beside], indices, axis))
+    return writer
+
+
 def _joined(place: Place) -> Writer | None:
     """A concatenation with constants: zeros beside the values, and the constants added in their places."""
     names, shape = place.node.input, place.shapes.get(place.node.output[0], ())
@@ -254,11 +271,13 @@ def _with_axes(writer: Writer, place: Place, name: str, count: int) -> str | Non
 
 
 def _unsqueezed(place: Place) -> Writer | None:
-    """A parameter with further axes of one element: the same parameter in that shape."""
-    values, axes = place.constant(0), place.constant(1)
-    if values is None or axes is None:
+    """A parameter with further axes of one element is one of another shape; of other values it is a reshape."""
+    values, axes, shape = place.constant(0), place.constant(1), place.shapes.get(place.node.output[0], ())
+    if axes is None:
         return None
     writer = Writer(place.node.name)
+    if values is None:
+        return _ended(writer, writer.reshape(place.node.input[0], shape), place) if shape and all(shape) else None
     writer.parameter(place.node.output[0], np.expand_dims(values, tuple(map(int, axes))))
     return writer
 
@@ -373,6 +392,7 @@ _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     "CumSum": _running_sum,
     "Einsum": _einsum,
     "Expand": _expanded,
+    "GatherElements": _taken,
     "LayerNormalization": _layer_norm,
     "Pad": _circular_pad,
     "ReduceL2": _norm,
