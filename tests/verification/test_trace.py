@@ -1,4 +1,4 @@
-"""Modules that a network calls several times: right files pass, and what is wrong in them is found."""
+"""Modules that are called several times, or on constants: right files pass, and what is wrong in them is found."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import onnx
 import pytest
+import torch
 from damage import changed_onnx, changed_tflite, flip_a_bit
 from exactness import verdicts
 from networks import model_of, randomize_, samples_for
@@ -16,6 +17,7 @@ from tqexport import prepare
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.errors import ConversionError
 from tqexport.verification.trace import count_calls
 
 WIDTHS = (2, 8)
@@ -46,8 +48,6 @@ def shared():
 
 
 def test_the_modules_are_called_several_times():
-    import torch
-
     model, _ = shared()
     with torch.no_grad():
         _, calls = count_calls(model.module, [torch.from_numpy(samples_for(model, 2))])
@@ -91,3 +91,40 @@ def test_damage_to_a_shared_layer_is_found(kind, bits, change):
         assert not found.passed
         assert (found.codes_wrong > 0) == (change is changed_code)
         assert found.activations_wrong > 0 or change is changed_code
+
+
+class Distances(nn.Module):
+    """A value for each place, which layers compute from a table of distances, as in Swin Transformer V2."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.act = nn.Linear(9, 9), nn.Linear(9, 4), nn.ReLU()
+        self.near, self.far = nn.Linear(2, 30), nn.Linear(30, 1, bias=False)
+        self.register_buffer("table", torch.linspace(-1.3, 1.7, 18).reshape(9, 2).tanh())
+
+    def forward(self, x):
+        return self.last(self.first(x) + self.far(self.act(self.near(self.table))).transpose(0, 1))
+
+
+@functools.cache
+def distances():
+    """The network, and its ONNX files by width."""
+    model = model_of(randomize_(prepare(Distances(), WIDTHS, float_layers=["first", "last"]), 3), (9,), WIDTHS)
+    return model, dict(export_onnx(model, WIDTHS))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_what_layers_make_of_a_constant_is_rounded_and_its_damage_is_found(bits):
+    model, files = distances()
+    for verdict in verdicts(model, files[bits], bits):
+        assert verdict.passed, verdict.problems
+    for name in ("near.bias", "table", "last.bias"):
+        content = changed_onnx(files[bits], name, lambda value: value + np.float32(0.01))
+        for verdict in verdicts(model, content, bits):
+            assert not verdict.passed, name
+
+
+def test_a_layer_of_a_constant_is_refused_by_name_for_tflite():
+    _, files = distances()
+    with pytest.raises(ConversionError, match="layer near works on a constant"):
+        convert_to_tflite([onnx.load_from_string(files[8])])

@@ -72,17 +72,26 @@ def refuse_operators(model: onnx.ModelProto) -> None:
 
 
 def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> None:
-    """Refuse a network whose quantised weights are not whole filters, before the time is spent on converting it.
+    """Refuse a network whose quantised weights are not filters of a sample, before the time is spent on converting it.
 
     Args:
         model: With float32 weights by the names of ``weights``.
         weights: The quantised ones.
 
     Raises:
-        ConversionError: An operator reads a part of a weight; it names the layer.
+        ConversionError: An operator reads a part of a weight, or multiplies it with a constant; it names the layer.
     """
     layers = {weight.name: weight.layer for weight in weights}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    turned = dict(layers)  # a linear layer's weight is transposed first
     for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in layers:
+            turned[node.output[0]] = layers[node.input[0]]
+        elif node.op_type in ONNX_OPERATORS and node.input[1] in turned and node.input[0] in constants:
+            raise ConversionError(
+                f"layer {turned[node.input[1]]} works on a constant, and the converter computes what it gives; keep "
+                "the layer in float, or deploy the network as ONNX"
+            )
         layer = next((layers[name] for name in node.input if name in layers), None)
         if layer is None:
             continue
