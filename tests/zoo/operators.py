@@ -97,5 +97,6 @@ ENTRIES = [
     applied("pixel unshuffle", lambda x: functional.pixel_unshuffle(x, 2), 32),
     applied("a table per place", lambda x: torch.maximum(x, TABLE) * TABLE),
     applied("where", lambda x: torch.where(x > 0.3, x, x * x)),
+    applied("response norm of channels", lambda x: x * x.norm(dim=(2, 3), keepdim=True) / 16),
     applied("normalised vectors", lambda x: functional.normalize(x, dim=1)),
 ]

@@ -2,6 +2,7 @@
 
 python tests/zoo/run.py              every network; make zoo does the same
 python tests/zoo/run.py GRU LSTM     those whose name contains one of these; writes nothing
+python tests/zoo/run.py --published  the architectures of published.py, and docs/published.md; make published does so
 
 Exit code 1 where a network comes out otherwise than the zoo expects.
 """
@@ -13,8 +14,9 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,26 +24,44 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from entry import EXACT, Entry
-from zoo import ENTRIES, GROUPS, WIDTHS, Outcome, run_entry
+from zoo import GROUPS, WIDTHS, Outcome, run_entry
 
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
-_TOP = f"""# Which networks it takes
+DOCS = Path(__file__).parents[2] / "docs"
+PUBLISHED = "--published"
+_TITLES = {
+    "zoo.md": "# Which networks it takes",
+    "published.md": """# Published architectures
 
+These are the classes of [transformers](https://huggingface.co/docs/transformers), small and with random weights, as
+they come: no line of theirs was changed.""",
+}
+_TOP = f"""
 Every network here was prepared, trained for three steps, exported to ONNX and TFLite, as a file for each of
 {", ".join(map(str, WIDTHS[:-1]))} and {WIDTHS[-1]} bits and as one run-time file, and each file was verified layer by
 layer. *exact* means that all of them equal PyTorch; otherwise the sentence is the one that refuses the network. The
 first and the last layer stay in float, as `prepare` has it. `tqexport check` says the same of
-[a network of yours](your-network.md#before-training). Written by `make zoo`.
+[a network of yours](your-network.md#before-training). Written by `make {{}}`.
 """
 
 
-def page(outcomes: dict[str, Outcome]) -> str:
+def groups(published: bool) -> Mapping[str, Sequence[Entry]]:
+    """The networks by kind: those of the zoo, or the published ones."""
+    if not published:
+        return GROUPS
+    import published as of_transformers
+
+    return {"": of_transformers.ENTRIES}
+
+
+def page(name: str, kinds: Mapping[str, Sequence[Entry]], outcomes: dict[str, Outcome]) -> str:
     """The table of every network."""
     exact = sum(outcome.onnx == outcome.tflite == EXACT for outcome in outcomes.values())
-    parts = [_TOP, f"Of {len(outcomes)} networks {exact} are exact in both formats.\n"]
-    for group, entries in GROUPS.items():
+    parts = [_TITLES[name], _TOP.format(Path(name).stem)]
+    parts.append(f"Of {len(outcomes)} networks {exact} are exact in both formats.\n")
+    for group, entries in kinds.items():
         rows = [row(entry, outcomes[entry.name]) for entry in entries]
-        parts.append(f"## {group}\n\n| network | takes | ONNX | TFLite |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+        heading = f"## {group}\n\n" if group else ""
+        parts.append(f"{heading}| network | takes | ONNX | TFLite |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
@@ -60,21 +80,26 @@ def cell(outcome: str) -> str:
     return re.sub(r"\x1b\[\d+m", "", outcome).replace("|", "\\|").replace("\n", " ")
 
 
-def work(name: str) -> tuple[Outcome, float]:
+def work(published: bool, name: str) -> tuple[Outcome, float]:
     """Run one network in a process of its own, and time it."""
     warnings.simplefilter("ignore")
     began = time.monotonic()
-    return run_entry(next(entry for entry in ENTRIES if entry.name == name)), time.monotonic() - began
+    entries = [entry for entries in groups(published).values() for entry in entries]
+    return run_entry(next(entry for entry in entries if entry.name == name)), time.monotonic() - began
 
 
 def main(words: Sequence[str]) -> int:
     """Run the networks, two at a time."""
-    chosen = [entry for entry in ENTRIES if not words or any(word.lower() in entry.name.lower() for word in words)]
+    published, words = PUBLISHED in words, [word.lower() for word in words if word != PUBLISHED]
+    kinds = groups(published)
+    entries = [entry for entries in kinds.values() for entry in entries]
+    chosen = [entry for entry in entries if not words or any(word in entry.name.lower() for word in words)]
     outcomes: dict[str, Outcome] = {}
     unexpected = 0
     began = time.monotonic()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for entry, (outcome, seconds) in zip(chosen, pool.map(work, [entry.name for entry in chosen]), strict=True):
+        results = pool.map(partial(work, published), [entry.name for entry in chosen])
+        for entry, (outcome, seconds) in zip(chosen, results, strict=True):
             outcomes[entry.name] = outcome
             good = outcome.as_expected(entry)
             unexpected += not good
@@ -83,7 +108,8 @@ def main(words: Sequence[str]) -> int:
             say(f"  onnx: {outcome.onnx}\n  tflite: {outcome.tflite}")
     say(f"{len(chosen)} networks in {time.monotonic() - began:.0f} s, {unexpected} came out otherwise than expected")
     if not words:
-        PAGE.write_text(page(outcomes), encoding="utf-8")
+        name = "published.md" if published else "zoo.md"
+        (DOCS / name).write_text(page(name, kinds, outcomes), encoding="utf-8")
     return 1 if unexpected else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from entry import Entry
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tqexport import InputInfo
 
@@ -73,6 +74,63 @@ class Windows(nn.Module):
         windows = x.reshape(n, h // 4, 4, w // 4, 4, c).transpose(2, 3).reshape(-1, 16, c)
         x = self.block(windows).reshape(n, h // 4, w // 4, 4, 4, c).transpose(2, 3).reshape(n, h, w, c)
         return self.last(x.mean((1, 2)))
+
+
+class Published(nn.Module):
+    """Attention by PyTorch's own function, as published networks write it, with a bias for each distance."""
+
+    def __init__(self, windows: bool) -> None:
+        super().__init__()
+        self.windows = windows
+        self.patches, self.token = nn.Conv2d(3, 24, 2, 2), nn.Parameter(torch.randn(1, 1, 24) / 5)
+        self.qkv, self.out, self.last = nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 4)
+        length = 16 if windows else 65
+        self.places, self.norm = nn.Parameter(torch.randn(1, length, 24) / 5), nn.LayerNorm(24)
+        self.distances = nn.Parameter(torch.randn(2 * length - 1, 2) / 5)
+        steps = torch.arange(length)
+        self.register_buffer("distance", steps[:, None] - steps[None, :] + length - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        if self.windows:  # 4 of 4x4 patches
+            n, c, h, w = x.shape
+            x = x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        else:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = x + self.places
+        bias = self.distances[self.distance.view(-1)].view(*self.distance.shape, 2).permute(2, 0, 1).unsqueeze(0)
+        q, k, v = (part.unflatten(2, (2, 12)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, 2))
+        mixed = functional.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).contiguous()
+        x = x + self.out(mixed.reshape(x.shape))
+        return self.last(x.reshape(n, -1, c).mean(1) if self.windows else x[:, 0])
+
+
+class KindsOfTokens(nn.Module):
+    """Tokens, their places, and their kinds, which a buffer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places, self.kinds = nn.Embedding(50, 20), nn.Embedding(30, 20), nn.Embedding(2, 20)
+        self.register_buffer("of_place", torch.arange(30)[None])
+        self.register_buffer("of_kind", torch.zeros(1, 30, dtype=torch.int64))
+        self.norm, self.block, self.last = nn.LayerNorm(20), Block(20), nn.Linear(20, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = self.of_place[:, : tokens.shape[1]]
+        kinds = self.of_kind.expand(tokens.shape[0], -1).gather(1, places.expand(tokens.shape[0], -1))
+        return self.last(self.block(self.norm(self.table(tokens) + self.kinds(kinds) + self.places(places))).mean(1))
+
+
+class Spectrogram(nn.Module):
+    """Frames of a sound as a picture of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.act, self.second = nn.Conv2d(1, 10, 4, 4), nn.ReLU(), nn.Conv2d(10, 12, 2)
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.act(self.second(self.act(self.patches(x.unsqueeze(1).transpose(2, 3))))).mean((2, 3)))
 
 
 class Mixer(nn.Module):
@@ -183,6 +241,10 @@ ENTRIES = [
     Entry("TransformerEncoder", Encoder, SEQUENCE),
     Entry("vision transformer", Vision),
     Entry("attention in moved windows", Windows),
+    Entry("a token for the class, PyTorch's attention", lambda: Published(windows=False)),
+    Entry("PyTorch's attention in windows", lambda: Published(windows=True)),
+    Entry("tokens, their places and their kinds", KindsOfTokens, (TOKENS,)),
+    Entry("a spectrogram as a picture", Spectrogram, (InputInfo("input", (20, 12)),)),
     Entry("mixer", Mixer, SEQUENCE),
     Entry("tokens and a mask", Tokens, (TOKENS, MASK)),
     Entry("tokens in front of convolutions", Embedded, (TOKENS,)),

@@ -23,6 +23,7 @@ from tqexport.backends.tflite.check import (
     refuse_parts_of_weights,
     with_fine_levels,
 )
+from tqexport.backends.tflite.computed import with_constants_computed
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -129,7 +130,8 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
         weights, facts = coded_weights(model), read_facts(model)
         sizes = facts.dynamic_sizes if isinstance(facts, ArtifactFacts) else {}
         graph = for_batch(without_batch_norms(with_float_weights(model, weights)), batch, sizes)
-        graph = replace(graph, model=lowered(unrolled(graph.model)))
+        steps = with_constants_computed(unrolled(graph.model), {weight.name for weight in weights})
+        graph = replace(graph, model=lowered(steps))
         refuse_parts_of_weights(graph.model, weights)
         graphs.append(graph)
     return graphs

@@ -21,12 +21,11 @@ from tqexport.backends.tflite.onnx_writing import Place, Writer, rewritten
 __all__ = ["lowered"]
 
 _MOST_TERMS = 128  # of a sum that is written out
-_MOST_REPEATED = 1 << 16  # elements of a parameter that is stored as often as it is repeated
 _BROADCAST = (
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul"),
     *("Or", "Pow", "Sub", "Where", "Xor"),
 )
-_OF_CONSTANTS = ("Concat", "Expand", "GatherElements", "Unsqueeze", *_BROADCAST)  # whose first input may be one
+_OF_CONSTANTS = ("Concat", *_BROADCAST)  # whose first input may be one
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -203,28 +202,6 @@ def _broadcast(place: Place) -> Writer | None:
     return _ended(writer, writer.add(place.node.op_type, *names), place) if writer.constants else None
 
 
-def _expanded(place: Place) -> Writer | None:
-    """A parameter that is repeated, as a token for the class is for each sample: the same parameter in that shape."""
-    values, shape = place.constant(0), place.shapes.get(place.node.output[0], ())
-    if values is None or not all(shape) or prod(shape) > max(values.size, _MOST_REPEATED):
-        return None
-    writer = Writer(place.node.name)
-    writer.parameter(place.node.output[0], np.ascontiguousarray(np.broadcast_to(values, shape)))
-    return writer
-
-
-def _taken(place: Place) -> Writer | None:
-    """Elements of a constant that a constant names: they are one, too."""
-    values, indices = place.constant(0), place.constant(1)
-    if values is None or indices is None:
-        return None
-    axis = int(place.attributes.get("axis", 0)) % values.ndim
-    beside = tuple(slice(None if each == axis else size) for each, size in enumerate(indices.shape))
-    writer = Writer(place.node.name)
-    writer.parameter(place.node.output[0], np.take_along_axis(values[beside], indices, axis))
-    return writer
-
-
 def _joined(place: Place) -> Writer | None:
     """A concatenation with constants: zeros beside the values, and the constants added in their places."""
     names, shape = place.node.input, place.shapes.get(place.node.output[0], ())
@@ -271,15 +248,12 @@ def _with_axes(writer: Writer, place: Place, name: str, count: int) -> str | Non
 
 
 def _unsqueezed(place: Place) -> Writer | None:
-    """A parameter with further axes of one element is one of another shape; of other values it is a reshape."""
-    values, axes, shape = place.constant(0), place.constant(1), place.shapes.get(place.node.output[0], ())
-    if axes is None:
+    """Further axes of one element, as a reshape."""
+    shape = place.shapes.get(place.node.output[0], ())
+    if not shape or not all(shape):
         return None
     writer = Writer(place.node.name)
-    if values is None:
-        return _ended(writer, writer.reshape(place.node.input[0], shape), place) if shape and all(shape) else None
-    writer.parameter(place.node.output[0], np.expand_dims(values, tuple(map(int, axes))))
-    return writer
+    return _ended(writer, writer.reshape(place.node.input[0], shape), place)
 
 
 def _group_norm(place: Place) -> Writer | None:
@@ -391,8 +365,6 @@ _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     "Concat": _joined,
     "CumSum": _running_sum,
     "Einsum": _einsum,
-    "Expand": _expanded,
-    "GatherElements": _taken,
     "LayerNormalization": _layer_norm,
     "Pad": _circular_pad,
     "ReduceL2": _norm,

@@ -1,0 +1,105 @@
+"""Architectures as Hugging Face's transformers publishes them, small and with random weights.
+
+``make published`` installs that package and runs them; nothing is downloaded but it.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from entry import Entry
+
+from tqexport import InputInfo
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+PIXELS, SPEECH = (InputInfo("pixel_values", (3, 32, 32)),), (InputInfo("input_values", (400,)),)
+LARGER = (InputInfo("pixel_values", (3, 64, 64)),)
+TOKENS = (InputInfo("input_ids", (16,), "int64", below=50),)
+MASKED = (*TOKENS, InputInfo("attention_mask", (16,), "int64", below=2))
+MEL, FRAMES = (InputInfo("input_features", (16, 32)),), (InputInfo("input_values", (32, 16)),)
+
+BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+PATCHES = {**BODY, "image_size": 32, "patch_size": 8}
+WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+STAGES = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
+LANGUAGE = {**BODY, "vocab_size": 50}
+
+
+def build(name: str, head: str, **options: Any) -> Any:
+    """A network with random weights."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = getattr(transformers, f"{name}Config")(**options)
+    return getattr(transformers, f"{name}{head}")(config)
+
+
+def entry(title: str, inputs: tuple[InputInfo, ...], name: str, head: str, options: Any, **expected: str) -> Entry:
+    return Entry(title, partial(build, name, head, **options), inputs, **expected)
+
+
+def picture(title: str, name: str, options: Any, inputs: tuple[InputInfo, ...] = PIXELS, **expected: str) -> Entry:
+    return entry(title, inputs, name, "ForImageClassification", options, **expected)
+
+
+def text(title: str, name: str, options: Any) -> Entry:
+    return entry(title, MASKED, name, "ForSequenceClassification", options)
+
+
+WHISPER = {
+    **{"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_layers": 1},
+    **{"decoder_attention_heads": 2, "decoder_ffn_dim": 64, "num_mel_bins": 16, "max_source_positions": 16},
+    **{"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+}
+WAV2VEC2 = {
+    **{**LANGUAGE, "conv_dim": (8, 8, 8), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3)},
+    **{"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
+    "classifier_proj_size": 16,
+}
+ENTRIES = [
+    picture("ResNet", "ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
+    picture("RegNet", "RegNet", {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8}),
+    picture("MobileNetV1", "MobileNetV1", {"image_size": 32, "depth_multiplier": 0.25}),
+    picture("MobileNetV2", "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.25}),
+    picture("EfficientNet", "EfficientNet", {
+        **{"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
+    }),
+    picture("ConvNeXt", "ConvNext", {**STAGES, "patch_size": 2}),
+    picture("ConvNeXt V2", "ConvNextV2", {**STAGES, "patch_size": 2}),
+    picture("PoolFormer", "PoolFormer", STAGES),
+    picture("ViT", "ViT", PATCHES),
+    picture("DeiT", "DeiT", PATCHES),
+    picture("BEiT", "Beit", PATCHES),
+    picture("DINOv2", "Dinov2", {**PATCHES, "mlp_ratio": 2}),
+    picture("Swin", "Swin", WINDOWS),
+    picture("Swin V2", "Swinv2", WINDOWS, tflite="works on a constant"),
+    picture("MobileViT", "MobileViT", {
+        **{"image_size": 32, "hidden_sizes": [16, 16, 24], "neck_hidden_sizes": [8, 8, 8, 16, 16, 24, 32]},
+        "num_attention_heads": 2,
+    }),
+    picture("LeViT", "Levit", {
+        **{"image_size": 64, "hidden_sizes": [16, 16, 24], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1]},
+        "key_dim": [8, 8, 8],
+    }, LARGER),
+    picture("CvT", "Cvt", {"embed_dim": [16, 16, 24], "num_heads": [1, 1, 1], "depth": [1, 1, 1]}, LARGER),
+    picture("PVT", "Pvt", {**STAGES, "image_size": 64, "num_attention_heads": [1, 1, 2, 2]}, LARGER),
+    entry("SegFormer", LARGER, "Segformer", "ForSemanticSegmentation", {
+        **STAGES, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 20,
+    }),
+    text("BERT", "Bert", LANGUAGE),
+    text("DistilBERT", "DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50}),
+    text("RoBERTa", "Roberta", {**LANGUAGE, "max_position_embeddings": 40}),
+    text("ALBERT", "Albert", {**LANGUAGE, "embedding_size": 16}),
+    entry("GPT-2", TOKENS, "GPT2", "LMHeadModel", {
+        "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "use_cache": False,
+    }),
+    entry("Llama", TOKENS, "Llama", "ForCausalLM", {**LANGUAGE, "num_key_value_heads": 1, "use_cache": False}),
+    entry("Whisper, encoder", MEL, "Whisper", "ForAudioClassification", WHISPER),
+    entry("wav2vec 2.0", SPEECH, "Wav2Vec2", "ForSequenceClassification", WAV2VEC2),
+    entry("Audio Spectrogram Transformer", FRAMES, "AST", "ForAudioClassification", {
+        **{**BODY, "patch_size": 8, "max_length": 32, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
+    }),
+]  # fmt: skip
