@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint types unit coverage package-test page-test docs commands device-test torture fuzz interruption repeatability zoo install fixtures benchmark experiments open-questions clean
+.PHONY: demo test lint types unit coverage package-test page-test docs commands device-test torture fuzz interruption repeatability zoo published install fixtures benchmark experiments open-questions clean
 
 demo: install
 	@rm -rf build/demo && mkdir -p build/demo && cp fixtures/digits-resnet8.pt build/demo/ckpt.pt
@@ -75,6 +75,11 @@ repeatability: install
 # Every kind of network there is a small one of: trained a little, exported, verified; writes docs/zoo.md. Ten minutes.
 zoo: install
 	$(BIN)/python tests/zoo/run.py
+
+# The same of architectures as transformers publishes them; writes docs/published.md. A quarter of an hour.
+published: install
+	$(BIN)/pip install --quiet --constraint constraints.txt transformers==5.24.0
+	$(BIN)/python tests/zoo/run.py --published
 
 # Hostile inputs for every reader, ten thousand of them: half an hour. FUZZ="--seed 10000 --count 2000" chooses others.
 FUZZ ?= --count 10000
