@@ -76,6 +76,8 @@ def _of_constants(model: onnx.ModelProto, kept: Collection[str]) -> Iterator[onn
         given = [name for name in node.input if name]
         if not constants.issuperset(given) or outputs.intersection(node.output) or not given:
             continue
+        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+            continue  # a branch may read whatever there is
         if node.op_type == "Transpose" and node.output[0] in weights:
             continue
         largest = max(_MOST_ELEMENTS, *(sizes.get(name, 0) for name in given))

@@ -38,7 +38,7 @@ def with_numbers_as_inputs(model: onnx.ModelProto, tables: Collection[str]) -> t
     numbers: dict[str, npt.NDArray[Any]] = {}
     for node in changed.graph.node:
         if node.op_type == "Gather" and node.input[0] in tables and node.input[1] in constants:
-            tensor, name = constants[node.input[1]], f"rows_{len(numbers)}"
+            tensor, name = constants[node.input[1]], f"tqexport_rows_{len(numbers)}"
             numbers[name] = numpy_helper.to_array(tensor)
             changed.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
             node.input[1] = name
