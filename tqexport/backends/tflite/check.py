@@ -84,23 +84,27 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
     layers = {weight.name: weight.layer for weight in weights}
     constants = {tensor.name for tensor in model.graph.initializer}
     turned = dict(layers)  # a linear layer's weight is transposed first
+    of_constants: dict[str, bool] = {}  # by layer: whether all that it works on is constant
     for node in model.graph.node:
         if node.op_type == "Transpose" and node.input[0] in layers:
             turned[node.output[0]] = layers[node.input[0]]
-        elif node.op_type in ONNX_OPERATORS and node.input[1] in turned and node.input[0] in constants:
-            raise ConversionError(
-                f"layer {turned[node.input[1]]} works on a constant, and the converter computes what it gives; keep "
-                "the layer in float, or deploy the network as ONNX"
-            )
-        layer = next((layers[name] for name in node.input if name in layers), None)
-        if layer is None:
+        elif node.op_type in ONNX_OPERATORS and node.input[1] in turned:
+            layer = turned[node.input[1]]
+            of_constants[layer] = of_constants.get(layer, True) and node.input[0] in constants
+        read = next((layers[name] for name in node.input if name in layers), None)
+        if read is None:
             continue
         grouped = any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
         if node.op_type in _INTO_PARTS or (node.op_type == "ConvTranspose" and grouped):
             raise ConversionError(
-                f"layer {layer} multiplies with parts of its weight, by {node.op_type} ({node.name}), and a filter in "
+                f"layer {read} multiplies with parts of its weight, by {node.op_type} ({node.name}), and a filter in "
                 "TFLite has its codes whole; keep the layer in float, or deploy the network as ONNX"
             )
+    for layer in (layer for layer, constant in of_constants.items() if constant):
+        raise ConversionError(
+            f"layer {layer} works on a constant, and the converter computes what it gives; keep the layer in float, or "
+            "deploy the network as ONNX"
+        )
 
 
 def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
