@@ -8,7 +8,7 @@ go back in (``encode.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
 from tqexport.backends.tflite.check import (
-    channels_first_values,
+    layout_of_values,
     refuse_operators,
     refuse_parts_of_weights,
     with_fine_levels,
@@ -106,11 +106,13 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
     """
     weights = [coded_weights(model) for model in models]
     for model, coded, converted in zip(models, weights, _converted(_float_graphs(models, batch)), strict=True):
-        flat, origins, channels_first = converted
+        flat, origins, (channels_first, steps) = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
             raise InputError("the ONNX file holds several widths; convert a file of one width each")
-        facts = replace(facts, layout=LAYOUT, channels_first=tuple(channels_first), dynamic_sizes={})
+        facts = replace(
+            facts, layout=LAYOUT, channels_first=tuple(channels_first), steps_in_front=steps, dynamic_sizes={}
+        )
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
@@ -134,12 +136,12 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
 
 def _converted(
     graphs: Sequence[FloatGraph],
-) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, Sequence[str]]]:
+) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, tuple[Sequence[str], Mapping[str, int]]]]:
     """Convert float networks to TFLite; those that differ in their parameters alone are converted once.
 
     Yields:
         The file of each; where its filters come from, None where the converter combined parameters beyond recognition;
-        and the values in it that are channels first all the same.
+        and how its values lie, see :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
     models = [graph.model for graph in graphs]
     keys = [graph_key(model) for model in models]
@@ -165,12 +167,12 @@ def _converted(
         _name_tensors(flat, model.graph, rounds[key])
         return flat
 
-    channels_first = {key: channels_first_values(model, written(key, model)) for key, model in fine.items()}
+    layouts = {key: layout_of_values(model, written(key, model)) for key, model in fine.items()}
     for graph, key in zip(graphs, keys, strict=True):
         template = templates[key]
         flat = written(key, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
-        yield flat, origins, channels_first[key]
+        yield flat, origins, layouts[key]
 
 
 def run_once(content: bytes, bits: int | None = None) -> None:
