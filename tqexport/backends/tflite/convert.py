@@ -17,6 +17,7 @@ import onnx
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
+from tqexport.backends.tflite.batches import number_for_converter, with_batch
 from tqexport.backends.tflite.check import (
     layout_of_values,
     refuse_operators,
@@ -105,7 +106,7 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         ConversionError: As :func:`convert_to_tflite`.
     """
     weights = [coded_weights(model) for model in models]
-    for model, coded, converted in zip(models, weights, _converted(_float_graphs(models, batch)), strict=True):
+    for model, coded, converted in zip(models, weights, _converted(models, batch), strict=True):
         flat, origins, (channels_first, steps) = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
@@ -135,30 +136,41 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
 
 
 def _converted(
-    graphs: Sequence[FloatGraph],
+    sources: Sequence[onnx.ModelProto], batch: int
 ) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, tuple[Sequence[str], Mapping[str, int]]]]:
-    """Convert float networks to TFLite; those that differ in their parameters alone are converted once.
+    """Convert ONNX files to float TFLite; those that differ in their parameters alone are converted once.
 
     Yields:
         The file of each; where its filters come from, None where the converter combined parameters beyond recognition;
         and how its values lie, see :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
+    graphs = _float_graphs(sources, batch)
     models = [graph.model for graph in graphs]
     keys = [graph_key(model) for model in models]
     one_of = dict(zip(keys, models, strict=True))
     for model in one_of.values():
         refuse_operators(model)
+    given, number = models, batch  # to the converter
+    if batch > 1:
+        number = number_for_converter([graph.model for graph in _float_graphs(sources, 1)])
+        given = [graph.model for graph in _float_graphs(sources, number)]
+    given_of = dict(zip(keys, given, strict=True))
+
+    def convert(networks: Sequence[onnx.ModelProto]) -> list[bytes]:
+        files = run_onnx2tf(networks)
+        return [with_batch(content, number, batch) for content in files] if batch > 1 else files
+
     rounds = {key: _rounds(model) for key, model in one_of.items()}
-    marked = {key: with_fingerprints(model) for key, model in one_of.items()}
-    converted = run_onnx2tf(list(marked.values()))
+    converted = convert([with_fingerprints(model) for model in given_of.values()])
     templates = {
-        key: locate_parameters(content, graph) for (key, graph), content in zip(marked.items(), converted, strict=True)
+        key: locate_parameters(content, with_fingerprints(model))
+        for (key, model), content in zip(one_of.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
+    singly = [model for model, key in zip(given, keys, strict=True) if templates[key] is None]
+    unknown = [with_fine_levels(given_of[key]) for key, template in templates.items() if template is None]
+    single = iter(convert(unknown + singly) if singly else [])
     fine = {key: with_fine_levels(model) for key, model in one_of.items()}
-    unknown = [fine[key] for key, template in templates.items() if template is None]
-    single = iter(run_onnx2tf(unknown + singly) if singly else [])
 
     def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
         template = templates[key]

@@ -1,0 +1,87 @@
+"""Files that take several samples at once.
+
+onnx2tf tells axes apart by their sizes: where a batch has as many samples as there are channels or steps, it takes one
+for the other. So it is given a number of samples that no size of the network is like, a prime that divides none of
+them, and that is replaced in what it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.errors import ConversionError
+
+__all__ = ["number_for_converter", "with_batch"]
+
+_LEAST = 7  # above what axes are numbered by
+
+
+def number_for_converter(models: Sequence[onnx.ModelProto]) -> int:
+    """A number of samples that divides no size and no whole number of some networks, whose batch is 1."""
+    numbers = {1}
+    for model in models:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            numbers.update(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for tensor in graph.initializer:
+            numbers.update(tensor.dims)
+            if tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
+                numbers.update(numpy_helper.to_array(tensor).ravel().tolist())
+    return next(
+        number
+        for number in count(_LEAST, 2)
+        if all(number % factor for factor in range(3, number, 2)) and all(other % number for other in numbers - {0})
+    )
+
+
+def with_batch(content: bytes, number: int, batch: int) -> bytes:
+    """A file for so many samples, from one for another number that no other size in it is a multiple of.
+
+    Args:
+        content: As the converter wrote it.
+        number: How many samples it takes.
+        batch: How many it is to take.
+
+    Raises:
+        ConversionError: A constant has something else for each sample.
+    """
+    flat = FlatModel(content)
+    for index, tensor in enumerate(flat.graph.tensors):
+        value, sizes = flat.constant(index), np.array(flat.shape(index), np.int32)
+        if value is not None and np.issubdtype(value.dtype, np.integer):
+            value = _scaled(value, number, batch)
+        if value is not None:
+            for axis in np.flatnonzero((sizes > 0) & (sizes % number == 0)):
+                value = _repeated(value, int(axis), number, batch)
+            flat.set_constant(index, value)
+        if tensor.shape is not None:
+            tensor.shape = _scaled(sizes, number, batch)
+        if tensor.shapeSignature is not None:
+            tensor.shapeSignature = _scaled(np.asarray(tensor.shapeSignature), number, batch)
+    for operator in flat.graph.operators:
+        if (shape := getattr(operator.builtinOptions, "newShape", None)) is not None:
+            operator.builtinOptions.newShape = _scaled(np.asarray(shape), number, batch)
+    return flat.pack()
+
+
+def _scaled(values: npt.NDArray[Any], number: int, batch: int) -> npt.NDArray[Any]:
+    """Whole numbers, those that count samples in another number of them."""
+    return np.where(values % number == 0, values // number * batch, values).astype(values.dtype)
+
+
+def _repeated(value: npt.NDArray[Any], axis: int, number: int, batch: int) -> npt.NDArray[Any]:
+    """A constant that has the same for every sample along an axis, for another number of samples."""
+    before, times, after = value.shape[:axis], value.shape[axis] // number, value.shape[axis + 1 :]
+    apart = value.reshape(*before, times, number, *after)
+    one = apart.take([0], axis + 1)
+    if not np.array_equal(np.broadcast_to(one, apart.shape), apart):
+        raise ConversionError("a constant has something else for each sample of a batch; leave --batch out")
+    return one.repeat(batch, axis + 1).reshape(*before, times * batch, *after)
