@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -12,13 +13,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends import backend_of, open_runner, run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.backends.tflite.convert import check_convertible, convert_to_tflite
+from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.backends.tflite.unrolled import MOST_STEPS
 from tqexport.errors import ConversionError
 from tqexport.training.quantizers import quantized_weights
 from tqexport.training.widths import at_width
+from tqexport.verification.comparison import compare
 
 WIDTHS = (2, 8)
 SHAPE = (2, 6)
@@ -40,6 +45,22 @@ class Recurrent(nn.Module):
         if self.recurrent.batch_first:
             return self.last(self.recurrent(x)[0])
         return self.last(self.recurrent(x.transpose(0, 1))[0].transpose(0, 1))
+
+
+class Rounding(nn.Module):
+    """A recurrent layer whose states are rounded, in front of one whose states are rounded behind a linear layer."""
+
+    def __init__(self, kind, other, **options):
+        super().__init__()
+        self.first, self.act0, self.a, self.act1 = nn.Linear(6, 7), nn.ReLU(), kind(7, 5, **options), nn.ReLU()
+        self.b = other((1 + self.a.bidirectional) * (self.a.proj_size or 5), 4, batch_first=self.a.batch_first)
+        self.middle, self.act2, self.last = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.act0(self.first(x))
+        x = x if self.a.batch_first else x.transpose(0, 1)
+        x = self.last(self.act2(self.middle(self.b(self.act1(self.a(x)[0]))[0])))
+        return x if self.a.batch_first else x.transpose(0, 1)
 
 
 class Both(nn.Module):
@@ -168,6 +189,37 @@ def test_it_is_exact_in_both_formats_and_a_wrong_file_of_tflite_is_found():
         (file,) = convert_to_tflite([onnx.load_from_string(changed(content, name, change))])
         for verdict in verdicts(model, file, bits):
             assert not verdict.passed, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "options", "batch"),
+    [
+        pytest.param(nn.LSTM, nn.GRU, {}, 3, id="steps first"),
+        pytest.param(nn.LSTM, nn.GRU, {"batch_first": True, "bidirectional": True}, 2, id="a batch as long as steps"),
+        pytest.param(nn.RNN, nn.LSTM, {"batch_first": True}, 5, id="a batch as large as a state"),
+    ],
+)
+def test_tflite_files_of_a_batch_are_exact_where_states_are_rounded(kind, other, options, batch):
+    model = model_of(prepared(Rounding(kind, other, **options)))
+    models = [onnx.load_from_string(content) for _, content in export_onnx(model, WIDTHS)]
+    run_time, fixed = convert_to_runtime_tflite(models, batch=batch)
+    samples = np.random.default_rng(0).standard_normal((batch + 2, *SHAPE), np.float32)  # more than a batch
+    for bits, content in fixed.items():
+        assert truncate_file(run_time, bits) == content
+        assert backend_of(content).batch(content) == batch
+        for file, width in ((content, None), (run_time, bits)):
+            for deployed in (True, False):
+                runner = open_runner(file, width, deployed=deployed)
+                found = compare(model, bits, runner.run((samples,)), samples)
+                assert found.passed, found.problems
+                assert found.activations == samples.size // 6 * (7 + 5 * (1 + model.module.a.bidirectional) + 6)
+    if batch == 3:
+        for name, change in (("b.weight_hh_l0", flip_a_bit), ("b.bias_hh_l0", scale)):
+            (_, onnx_file), *_ = export_onnx(model, (8,))
+            key = f"{name}.codes" if change is flip_a_bit else name
+            wrong = onnx.load_from_string(changed(onnx_file, key, change))
+            (file,) = convert_to_tflite([wrong], batch=batch)
+            assert not compare(model, 8, run_file(file, samples), samples).passed, name
 
 
 def test_tflite_refuses_more_steps_than_can_be_written_out():

@@ -13,7 +13,7 @@ from tqexport import prepare
 from tqexport.artifacts.truncate import truncate_file
 from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.tflite.convert import convert_to_tflite
+from tqexport.backends.tflite.convert import check_convertible, convert_to_tflite
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.errors import ConversionError
 from tqexport.runtime import SwitchableModel
@@ -66,3 +66,18 @@ def test_samples_that_depend_on_each_other_are_refused():
     _, models = files(Mixing(), (6,), (8,))
     with pytest.raises(ConversionError, match=r"every sample by itself.*leave --batch out"):
         convert_to_tflite(models, batch=2)
+
+
+def test_an_output_with_the_steps_of_a_sequence_in_front_is_refused_before_the_conversion():
+    class StepsFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.middle, self.last = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(self.middle(self.act(self.first(x)).transpose(0, 1)))
+
+    _, models = files(StepsFirst(), (4, 6), (8,))
+    check_convertible(models)
+    with pytest.raises(ConversionError, match=r"has something else than its samples in front.*leave --batch out"):
+        check_convertible(models, batch=2)

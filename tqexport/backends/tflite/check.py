@@ -31,7 +31,13 @@ from tqexport.errors import ConversionError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.layer_kinds import ONNX_OPERATORS
 
-__all__ = ["layout_of_values", "refuse_operators", "refuse_parts_of_weights", "with_fine_levels"]
+__all__ = [
+    "layout_of_values",
+    "refuse_dependent_samples",
+    "refuse_operators",
+    "refuse_parts_of_weights",
+    "with_fine_levels",
+]
 
 _TOLERANCE = 1e-3  # of a value's largest element; a wrong axis is off by a tenth and more
 _GROWTH = 30  # times the largest error before it: rounding errors grow on their way through a deep network
@@ -103,6 +109,26 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
             )
 
 
+def refuse_dependent_samples(model: onnx.ModelProto) -> None:
+    """Refuse a network that no file can compute for its batch, before the time is spent on converting it.
+
+    Whoever runs the file fills a batch up with any samples, and takes those of his own from the front of the outputs.
+
+    Raises:
+        ConversionError: Samples depend on each other, or are not in front in an output.
+    """
+    _, outputs, batches = _ends_and_batches(model)
+    if len(batches) == 1:
+        return
+    runs, samples = _run_onnx(model, (), batches), len(batches[0][0])
+    for name in outputs:
+        if _steps_in_front(name, [run[name] for run in runs], samples) > 1:
+            raise ConversionError(
+                f"{name} has something else than its samples in front, as the steps of a sequence, so that no file can "
+                f"take {samples} of them at once; transpose it in the network, or leave --batch out"
+            )
+
+
 def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with 2^20 levels in each activation quantiser, so that it is all but continuous."""
     changed = copy.deepcopy(model)
@@ -161,13 +187,8 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
 
     Activations come first, in the order they are computed. Values are as those of one sample at a time.
     """
-    rounds = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
-    outputs = [output.name for output in model.graph.output]
-    batch = _samples(model)
-    samples = len(batch[0])
-    batches = [batch]
-    if samples > 1:  # backwards, without the first and with the last once more in its place
-        batches.append(tuple(values[[*range(samples - 1, 0, -1), samples - 1]] for values in batch))
+    rounds, outputs, batches = _ends_and_batches(model)
+    samples = len(batches[0][0])
     expected = _run_onnx(model, rounds, batches)
     converted = _run_tflite(flat, [tuple(map(to_channels_last, each)) for each in batches])
     for name in (*rounds, *outputs):
@@ -183,10 +204,20 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
         yield name, ours, theirs, steps[1]
 
 
+def _ends_and_batches(model: onnx.ModelProto) -> tuple[list[str], list[str], list[Batch]]:
+    """Names of rounded values and of outputs; and samples, where they are several backwards as well.
+
+    Backwards, the last stands for the first, too: the sum of all samples would not depend on their order.
+    """
+    rounds = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
+    outputs = [output.name for output in model.graph.output]
+    batch = _samples(model)
+    order = [*range(len(batch[0]) - 1, 0, -1), len(batch[0]) - 1]
+    return rounds, outputs, [batch, *([tuple(values[order] for values in batch)] if len(order) > 1 else [])]
+
+
 def _steps_in_front(name: str, values: Sequence[Array], samples: int) -> int:
     """How often all samples of a batch come one behind the other in a value; 1 where they are in front.
-
-    Whoever runs the file fills a batch up with any samples, so those must be independent of each other.
 
     Args:
         name: Of the value.

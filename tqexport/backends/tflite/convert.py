@@ -20,6 +20,7 @@ from tqexport.backends.onnx.file import coded_weights, read_facts
 from tqexport.backends.tflite.batches import number_for_converter, with_batch
 from tqexport.backends.tflite.check import (
     layout_of_values,
+    refuse_dependent_samples,
     refuse_operators,
     refuse_parts_of_weights,
     with_fine_levels,
@@ -93,10 +94,11 @@ def check_convertible(models: Sequence[onnx.ModelProto], batch: int = 1) -> None
     """Refuse ONNX files of tqexport that cannot be converted, as far as that shows without converting them.
 
     Raises:
-        ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators`.
+        ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators` and ``refuse_dependent_samples``.
     """
     for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models, batch)}.values():
         refuse_operators(model)
+        refuse_dependent_samples(with_fine_levels(model))
 
 
 def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterator[FloatNetwork]:
@@ -150,6 +152,7 @@ def _converted(
     one_of = dict(zip(keys, models, strict=True))
     for model in one_of.values():
         refuse_operators(model)
+        refuse_dependent_samples(with_fine_levels(model))
     given, number = models, batch  # to the converter
     if batch > 1:
         number = number_for_converter([graph.model for graph in _float_graphs(sources, 1)])
