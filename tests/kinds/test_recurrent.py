@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import onnx
@@ -77,10 +78,10 @@ class Both(nn.Module):
         return self.last(self.rnn(self.gru(x)[0])[0]), state[-1] + cell[-1]
 
 
-def prepared(network):
+def prepared(network, std=0.4):
     torch.manual_seed(4)
     for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.4)
+        nn.init.normal_(parameter, std=std)
     return prepare(network, WIDTHS).eval()
 
 
@@ -145,7 +146,7 @@ def changed(content, name, change):
 
 
 def flip_a_bit(codes):
-    codes[5, 3] ^= 0x80
+    codes[-1, -2] ^= 0x80
 
 
 def scale(values):
@@ -176,7 +177,7 @@ def test_the_layer_is_compared_and_a_wrong_file_is_found():
         found = verdicts(model, file, bits)
         assert not any(verdict.passed for verdict in found), what
         assert "recurrent" in found[0].problems[0], what
-    assert "(5, 3)" in verdicts(model, wrong["a code"], bits)[0].problems[0]
+    assert "(19, 3)" in verdicts(model, wrong["a code"], bits)[0].problems[0]
 
 
 def test_it_is_exact_in_both_formats_and_a_wrong_file_of_tflite_is_found():
@@ -197,10 +198,12 @@ def test_it_is_exact_in_both_formats_and_a_wrong_file_of_tflite_is_found():
         pytest.param(nn.LSTM, nn.GRU, {}, 3, id="steps first"),
         pytest.param(nn.LSTM, nn.GRU, {"batch_first": True, "bidirectional": True}, 2, id="a batch as long as steps"),
         pytest.param(nn.RNN, nn.LSTM, {"batch_first": True}, 5, id="a batch as large as a state"),
+        pytest.param(nn.LSTM, nn.LSTM, {"batch_first": True, "proj_size": 3}, 7, id="projected, of as many as inputs"),
     ],
 )
 def test_tflite_files_of_a_batch_are_exact_where_states_are_rounded(kind, other, options, batch):
-    model = model_of(prepared(Rounding(kind, other, **options)))
+    model = model_of(prepared(Rounding(kind, other, **options), std=1.0))
+    states = (model.module.a.proj_size or 5) * (1 + model.module.a.bidirectional)
     models = [onnx.load_from_string(content) for _, content in export_onnx(model, WIDTHS)]
     run_time, fixed = convert_to_runtime_tflite(models, batch=batch)
     samples = np.random.default_rng(0).standard_normal((batch + 2, *SHAPE), np.float32)  # more than a batch
@@ -212,7 +215,7 @@ def test_tflite_files_of_a_batch_are_exact_where_states_are_rounded(kind, other,
                 runner = open_runner(file, width, deployed=deployed)
                 found = compare(model, bits, runner.run((samples,)), samples)
                 assert found.passed, found.problems
-                assert found.activations == samples.size // 6 * (7 + 5 * (1 + model.module.a.bidirectional) + 6)
+                assert found.activations == samples.size // 6 * (7 + states + 6)
     if batch == 3:
         for name, change in (("b.weight_hh_l0", flip_a_bit), ("b.bias_hh_l0", scale)):
             (_, onnx_file), *_ = export_onnx(model, (8,))
@@ -231,9 +234,24 @@ def test_tflite_refuses_more_steps_than_can_be_written_out():
         check_convertible([file])
 
 
-def test_a_projection_is_refused_by_name():
-    projected = nn.Sequential(nn.Linear(6, 7), nn.LSTM(7, 5, proj_size=2, batch_first=True))
-    model = model_of(prepare(projected, WIDTHS, float_layers=["0"]).eval())
-    assert [weight.parameter for weight in quantized_weights(model.module).values()][-1] == "weight_hr_l0"
-    with pytest.raises(ConversionError, match="layer 1 is an LSTM with proj_size"):
-        next(export_onnx(model, (8,)))
+def test_projected_states_are_exact_in_both_formats_and_a_wrong_file_is_found():
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.3}
+    network = prepared(Rounding(nn.LSTM, nn.GRU, proj_size=3, **options), std=1.0)
+    names = [weight.parameter for weight in quantized_weights(network).values() if weight.module_name == "a"]
+    assert names[:3] == ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]
+    assert len(names) == 12
+    assert_exact(network, SHAPE, WIDTHS)
+    model = model_of(network)
+    ((bits, content),) = export_onnx(model, (8,))
+    assert all("a" in verdict.layers for verdict in verdicts(model, content, bits))
+    for name, change in (("a.weight_hr_l1_reverse.codes", flip_a_bit), ("a.bias_hh_l0", scale)):
+        wrong = changed(content, name, change)
+        (file,) = convert_to_tflite([onnx.load_from_string(wrong)])
+        for verdict in (*verdicts(model, wrong, bits), *verdicts(model, file, bits)):
+            assert not verdict.passed, (name, verdict.runtime)
+            assert re.search(r"\ba\b", verdict.problems[0]), verdict.problems
+
+
+def test_projected_states_without_biases_and_steps_first_are_exact():
+    network = prepared(Rounding(nn.LSTM, nn.RNN, proj_size=2, bias=False), std=1.0)
+    assert_exact(network, SHAPE, WIDTHS)

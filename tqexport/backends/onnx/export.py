@@ -159,7 +159,7 @@ class _ProjectionsByStep(TorchFunctionMode):
     """Within the block, an LSTM with ``proj_size`` is PyTorch's own steps: the LSTM of ONNX has no projection."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         operator = torch.ops.aten.lstm.input
         self._steps = get_decompositions([operator])[operator]  # the exporter puts a loop in its place
 

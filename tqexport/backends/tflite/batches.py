@@ -1,13 +1,13 @@
-"""Files that take several samples at once.
+"""How many samples a file takes at once, which the converter must not see.
 
 onnx2tf tells axes apart by their sizes: where a batch has as many samples as there are channels or steps, it takes one
-for the other. So it is given a number of samples that no size of the network is like, a prime that divides none of
-them, and that is replaced in what it wrote.
+for the other, and an axis of one sample for any other of 1. So it is given a number of samples that no size of the
+network is like, a prime that divides none of them, and that is replaced in what it wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -24,8 +24,8 @@ __all__ = ["number_for_converter", "with_batch"]
 _LEAST = 7  # above what axes are numbered by
 
 
-def number_for_converter(models: Sequence[onnx.ModelProto]) -> int:
-    """A number of samples that divides no size and no whole number of some networks, whose batch is 1."""
+def number_for_converter(models: Iterable[onnx.ModelProto]) -> int:
+    """A number of samples that divides no size and no whole number of some networks."""
     numbers = {1}
     for model in models:
         graph = onnx.shape_inference.infer_shapes(model).graph
@@ -56,12 +56,12 @@ def with_batch(content: bytes, number: int, batch: int) -> bytes:
     flat = FlatModel(content)
     for index, tensor in enumerate(flat.graph.tensors):
         value, sizes = flat.constant(index), np.array(flat.shape(index), np.int32)
-        if value is not None and np.issubdtype(value.dtype, np.integer):
-            value = _scaled(value, number, batch)
-        if value is not None:
-            for axis in np.flatnonzero((sizes > 0) & (sizes % number == 0)):
+        axes = np.flatnonzero((sizes > 0) & (sizes % number == 0))
+        whole = value is not None and np.issubdtype(value.dtype, np.integer)
+        if value is not None and (whole or len(axes)):
+            for axis in axes:
                 value = _repeated(value, int(axis), number, batch)
-            flat.set_constant(index, value)
+            flat.set_constant(index, _scaled(value, number, batch) if whole else value)
         if tensor.shape is not None:
             tensor.shape = _scaled(sizes, number, batch)
         if tensor.shapeSignature is not None:

@@ -8,7 +8,7 @@ go back in (``encode.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,7 +119,7 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
+def _float_graphs(models: Iterable[onnx.ModelProto], batch: int) -> list[FloatGraph]:
     """What the converter is given for each file.
 
     Raises:
@@ -153,16 +153,15 @@ def _converted(
     for model in one_of.values():
         refuse_operators(model)
         refuse_dependent_samples(with_fine_levels(model))
-    given, number = models, batch  # to the converter
-    if batch > 1:
-        number = number_for_converter([graph.model for graph in _float_graphs(sources, 1)])
-        given = [graph.model for graph in _float_graphs(sources, number)]
-    given_of = dict(zip(keys, given, strict=True))
+    number = number_for_converter(one_of.values())
+
+    def given(files: Iterable[onnx.ModelProto]) -> list[onnx.ModelProto]:
+        return [graph.model for graph in _float_graphs(files, number)]
 
     def convert(networks: Sequence[onnx.ModelProto]) -> list[bytes]:
-        files = run_onnx2tf(networks)
-        return [with_batch(content, number, batch) for content in files] if batch > 1 else files
+        return [with_batch(content, number, batch) for content in run_onnx2tf(networks)]
 
+    given_of = dict(zip(one_of, given(dict(zip(keys, sources, strict=True)).values()), strict=True))
     rounds = {key: _rounds(model) for key, model in one_of.items()}
     converted = convert([with_fingerprints(model) for model in given_of.values()])
     templates = {
@@ -170,7 +169,7 @@ def _converted(
         for (key, model), content in zip(one_of.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = [model for model, key in zip(given, keys, strict=True) if templates[key] is None]
+    singly = given(source for source, key in zip(sources, keys, strict=True) if templates[key] is None)
     unknown = [with_fine_levels(given_of[key]) for key, template in templates.items() if template is None]
     single = iter(convert(unknown + singly) if singly else [])
     fine = {key: with_fine_levels(model) for key, model in one_of.items()}
