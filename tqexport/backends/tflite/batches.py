@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import ConversionError
@@ -25,7 +24,7 @@ _LEAST = 7  # above what axes are numbered by
 
 
 def number_for_converter(models: Iterable[onnx.ModelProto]) -> int:
-    """A number of samples that divides no size and no whole number of some networks."""
+    """A number of samples that divides no size of some networks."""
     numbers = {1}
     for model in models:
         graph = onnx.shape_inference.infer_shapes(model).graph
@@ -33,8 +32,6 @@ def number_for_converter(models: Iterable[onnx.ModelProto]) -> int:
             numbers.update(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for tensor in graph.initializer:
             numbers.update(tensor.dims)
-            if tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
-                numbers.update(numpy_helper.to_array(tensor).ravel().tolist())
     return next(
         number
         for number in count(_LEAST, 2)
@@ -54,14 +51,14 @@ def with_batch(content: bytes, number: int, batch: int) -> bytes:
         ConversionError: A constant has something else for each sample.
     """
     flat = FlatModel(content)
+    for index, (value, places) in _shapes(flat, number).items():
+        flat.set_constant(index, np.where(places, _scaled(value, number, batch), value).astype(value.dtype))
     for index, tensor in enumerate(flat.graph.tensors):
         value, sizes = flat.constant(index), np.array(flat.shape(index), np.int32)
-        axes = np.flatnonzero((sizes > 0) & (sizes % number == 0))
-        whole = value is not None and np.issubdtype(value.dtype, np.integer)
-        if value is not None and (whole or len(axes)):
+        if value is not None and len(axes := np.flatnonzero((sizes > 0) & (sizes % number == 0))):
             for axis in axes:
                 value = _repeated(value, int(axis), number, batch)
-            flat.set_constant(index, _scaled(value, number, batch) if whole else value)
+            flat.set_constant(index, value)
         if tensor.shape is not None:
             tensor.shape = _scaled(sizes, number, batch)
         if tensor.shapeSignature is not None:
@@ -70,6 +67,22 @@ def with_batch(content: bytes, number: int, batch: int) -> bytes:
         if (shape := getattr(operator.builtinOptions, "newShape", None)) is not None:
             operator.builtinOptions.newShape = _scaled(np.asarray(shape), number, batch)
     return flat.pack()
+
+
+def _shapes(flat: FlatModel, number: int) -> dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+    """The constants that are shapes or bounds of slices, and where in them an axis of samples is meant."""
+    found: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = {}
+    for operator in flat.graph.operators:
+        shapes = [np.array(flat.shape(int(index))) for index in (*operator.inputs[:1], *operator.outputs)]
+        for index in map(int, operator.inputs):
+            value = flat.constant(index) if index >= 0 else None
+            if value is None or value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
+                continue
+            sizes = flat.operator_name(operator) == "SPLIT_V"  # of its results, each along one axis
+            of_samples = [shape % number == 0 for shape in shapes if len(shape) == len(value)]
+            places = np.any([np.full(len(value), sizes), *of_samples], axis=0)
+            found[index] = (value, places | found[index][1] if index in found else places)
+    return found
 
 
 def _scaled(values: npt.NDArray[Any], number: int, batch: int) -> npt.NDArray[Any]:
