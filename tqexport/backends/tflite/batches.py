@@ -48,11 +48,11 @@ def with_batch(content: bytes, number: int, batch: int) -> bytes:
         batch: How many it is to take.
 
     Raises:
-        ConversionError: A constant has something else for each sample.
+        ConversionError: A constant is another for each sample.
     """
     flat = FlatModel(content)
-    for index, (value, places) in _shapes(flat, number).items():
-        flat.set_constant(index, np.where(places, _scaled(value, number, batch), value).astype(value.dtype))
+    for index, (shape, places) in _shapes(flat, number).items():
+        flat.set_constant(index, np.where(places, _scaled(shape, number, batch), shape))
     for index, tensor in enumerate(flat.graph.tensors):
         value, sizes = flat.constant(index), np.array(flat.shape(index), np.int32)
         if value is not None and len(axes := np.flatnonzero((sizes > 0) & (sizes % number == 0))):
@@ -64,8 +64,8 @@ def with_batch(content: bytes, number: int, batch: int) -> bytes:
         if tensor.shapeSignature is not None:
             tensor.shapeSignature = _scaled(np.asarray(tensor.shapeSignature), number, batch)
     for operator in flat.graph.operators:
-        if (shape := getattr(operator.builtinOptions, "newShape", None)) is not None:
-            operator.builtinOptions.newShape = _scaled(np.asarray(shape), number, batch)
+        if (target := getattr(operator.builtinOptions, "newShape", None)) is not None:
+            operator.builtinOptions.newShape = _scaled(np.asarray(target), number, batch)
     return flat.pack()
 
 
@@ -96,5 +96,5 @@ def _repeated(value: npt.NDArray[Any], axis: int, number: int, batch: int) -> np
     apart = value.reshape(*before, times, number, *after)
     one = apart.take([0], axis + 1)
     if not np.array_equal(np.broadcast_to(one, apart.shape), apart):
-        raise ConversionError("a constant has something else for each sample of a batch; leave --batch out")
+        raise ConversionError("onnx2tf wrote a constant that is another for each sample; deploy the network as ONNX")
     return one.repeat(batch, axis + 1).reshape(*before, times * batch, *after)
