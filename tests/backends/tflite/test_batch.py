@@ -81,3 +81,21 @@ def test_an_output_with_the_steps_of_a_sequence_in_front_is_refused_before_the_c
     check_convertible(models)
     with pytest.raises(ConversionError, match=r"has something else than its samples in front.*leave --batch out"):
         check_convertible(models, batch=2)
+
+
+def test_an_index_is_not_taken_for_a_number_of_samples():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.middle, self.last = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(self.middle(self.act(self.first(x)))[:, -1])
+
+    steps = 8  # the last of which is 7, the least number that the converter is given
+    model, models = files(Last(), (steps, 6), (8,))
+    samples = np.random.default_rng(0).random((5, steps, 6), np.float32)
+    for batch in (1, BATCH):
+        (content,) = convert_to_tflite(models, batch=batch)
+        found = compare(model, 8, run_file(content, samples), samples)
+        assert found.passed, found.problems
