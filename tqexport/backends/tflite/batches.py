@@ -1,13 +1,13 @@
 """How many samples a file takes at once, which the converter must not see.
 
 onnx2tf tells axes apart by their sizes: where a batch has as many samples as there are channels or steps, it takes one
-for the other, and an axis of one sample for any other of 1. So it is given a number of samples that no size of the
-network is like, a prime that divides none of them, and that is replaced in what it wrote.
+for the other, and where steps come in front, an axis of one sample for another of 1. So it is then given a number of
+samples that no size of the network is like, a prime that divides none of them, and that is replaced in what it wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -23,8 +23,13 @@ __all__ = ["number_for_converter", "with_batch"]
 _LEAST = 7  # above what axes are numbered by
 
 
-def number_for_converter(models: Iterable[onnx.ModelProto]) -> int:
-    """A number of samples that divides no size of some networks."""
+def number_for_converter(models: Sequence[onnx.ModelProto], batch: int) -> int:
+    """How many samples the converter is told that some networks take, which are to take ``batch``.
+
+    One sample at a time is what it does best, as long as samples stay in front.
+    """
+    if batch == 1 and not any(map(_puts_steps_in_front, models)):
+        return 1
     numbers = {1}
     for model in models:
         graph = onnx.shape_inference.infer_shapes(model).graph
@@ -39,6 +44,17 @@ def number_for_converter(models: Iterable[onnx.ModelProto]) -> int:
     )
 
 
+def _puts_steps_in_front(model: onnx.ModelProto) -> bool:
+    """Whether a network exchanges samples and steps of a sequence, as recurrent layers do."""
+    of_sample = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type != "Shape" and of_sample.intersection(node.input):
+            of_sample.update(node.output)
+            if node.op_type == "Transpose" and [*node.attribute[0].ints] == [1, 0, 2]:
+                return True
+    return False
+
+
 def with_batch(content: bytes, number: int, batch: int) -> bytes:
     """A file for so many samples, from one for another number that no other size in it is a multiple of.
 
@@ -50,6 +66,8 @@ def with_batch(content: bytes, number: int, batch: int) -> bytes:
     Raises:
         ConversionError: A constant is another for each sample.
     """
+    if number == batch:
+        return content
     flat = FlatModel(content)
     for index, (shape, places) in _shapes(flat, number).items():
         flat.set_constant(index, np.where(places, _scaled(shape, number, batch), shape))

@@ -153,7 +153,7 @@ def _converted(
     for model in one_of.values():
         refuse_operators(model)
         refuse_dependent_samples(with_fine_levels(model))
-    number = number_for_converter(one_of.values())
+    number = number_for_converter([*one_of.values()], batch)
 
     def given(files: Iterable[onnx.ModelProto]) -> list[onnx.ModelProto]:
         return [graph.model for graph in _float_graphs(files, number)]
