@@ -28,6 +28,7 @@ FACTS = ArtifactFacts(
     normalization=Normalization((0.5, 0.25), (1.0, 2.0)),
     kernel="dynamic",
     channels_first=("output",),
+    steps_in_front={"act/Round": 3},
 )
 RUNTIME = MultiWidthFacts(
     {bits: replace(FACTS, width=bits, kernel=kernel) for bits, kernel in ((2, None), (8, "exact"))},
@@ -56,6 +57,7 @@ some_facts = st.builds(
     normalization=st.none() | normalizations,
     kernel=st.none() | st.sampled_from(["exact", "dynamic"]),
     channels_first=words,
+    steps_in_front=st.dictionaries(st.text(max_size=5), st.integers(1, 128), max_size=3),
 )
 
 
@@ -81,9 +83,10 @@ def test_facts_of_run_time_and_truncatable_files_come_back(facts):
 
 
 def test_a_record_says_nothing_that_is_not_so():
-    plain = replace(FACTS, normalization=None, kernel=None, channels_first=())
-    assert not {"normalization", "kernel", "channels_first"} & set(encode(plain))
-    assert {"normalization", "kernel", "channels_first"} <= set(encode(FACTS))
+    optional = {"normalization", "kernel", "channels_first", "steps_in_front"}
+    plain = replace(FACTS, normalization=None, kernel=None, channels_first=(), steps_in_front={})
+    assert not optional & set(encode(plain))
+    assert optional <= set(encode(FACTS))
 
 
 def test_facts_of_a_network_are_those_of_its_description():
@@ -103,7 +106,7 @@ def test_a_record_without_a_width_is_not_of_tqexport(width):
         decode(record)
 
 
-NEEDED = sorted(set(encode(FACTS)) - {"width", "normalization", "kernel", "channels_first"})
+NEEDED = sorted(set(encode(FACTS)) - {"width", "normalization", "kernel", "channels_first", "steps_in_front"})
 
 
 @pytest.mark.parametrize("key", NEEDED)
@@ -125,6 +128,8 @@ def test_a_record_that_lacks_a_fact_is_damaged(key):
         ("normalization", {"mean": ["x"], "std": [1]}),
         ("normalization", "none"),
         ("channels_first", 1),
+        ("steps_in_front", ["act/Round"]),
+        ("steps_in_front", {"act/Round": 0}),
     ],
 )
 def test_a_fact_of_another_kind_is_damage(key, value):

@@ -63,6 +63,8 @@ class ArtifactFacts:
         normalization: How raw input becomes network input, if known.
         kernel: How it multiplies; None in a format that has one way alone.
         channels_first: Names of the values that are channels first although the layout is not.
+        steps_in_front: By name, of values of a file that takes several samples at once, how often all samples come one
+            behind the other where that is more than once: for every step of a sequence.
         input_limits: By input, what its whole numbers are below; 0 for floats. Empty where all inputs are floats.
         dynamic_sizes: By name, the size in the checkpoint of each axis whose size is free in the file.
     """
@@ -78,6 +80,7 @@ class ArtifactFacts:
     normalization: Normalization | None = None
     kernel: str | None = None
     channels_first: tuple[str, ...] = ()
+    steps_in_front: Mapping[str, int] = field(default_factory=dict)
     input_limits: tuple[int, ...] = ()
     dynamic_sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -238,14 +241,13 @@ def normalization_of(record: Any) -> Normalization:
     return Normalization(mean, std)
 
 
-def _sizes_of(record: Any) -> dict[str, int]:
-    sizes = records.mapping(record, "dynamic_sizes")
-    return {records.text(name, "dynamic_sizes"): records.whole(size, name, low=1) for name, size in sizes.items()}
+def _sizes_of(record: Any, name: str) -> dict[str, int]:
+    return {key: records.whole(size, key, low=1) for key, size in records.mapping(record, name).items()}
 
 
 _KEYS = {item.name for item in (*fields(ArtifactFacts), *fields(Scheme))} - {"scheme"}
 # Left out of a record where they are empty.
-_OPTIONAL = {"normalization", "kernel", "channels_first", "input_limits", "dynamic_sizes"}
+_OPTIONAL = {"normalization", "kernel", "channels_first", "steps_in_front", "input_limits", "dynamic_sizes"}
 _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is read from plain values
     **{key: partial(records.text, name=key) for key in ("architecture", "checkpoint_sha256", "layout", "kernel")},
     **{
@@ -256,6 +258,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {  # how each fact but the scheme is
     "class_names": partial(records.names, name="class_names"),
     "channels_first": partial(records.names, name="channels_first"),
     "input_limits": partial(records.wholes, name="input_limits"),
-    "dynamic_sizes": _sizes_of,
+    **{key: partial(_sizes_of, name=key) for key in ("steps_in_front", "dynamic_sizes")},
     "normalization": normalization_of,
 }

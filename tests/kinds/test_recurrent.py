@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -12,13 +14,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, prepare
+from tqexport.artifacts.truncate import truncate_file
+from tqexport.backends import backend_of, open_runner, run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.backends.tflite.convert import check_convertible, convert_to_tflite
+from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.backends.tflite.unrolled import MOST_STEPS
 from tqexport.errors import ConversionError
 from tqexport.training.quantizers import quantized_weights
 from tqexport.training.widths import at_width
+from tqexport.verification.comparison import compare
 
 WIDTHS = (2, 8)
 SHAPE = (2, 6)
@@ -42,6 +48,22 @@ class Recurrent(nn.Module):
         return self.last(self.recurrent(x.transpose(0, 1))[0].transpose(0, 1))
 
 
+class Rounding(nn.Module):
+    """A recurrent layer whose states are rounded, in front of one whose states are rounded behind a linear layer."""
+
+    def __init__(self, kind, other, **options):
+        super().__init__()
+        self.first, self.act0, self.a, self.act1 = nn.Linear(6, 7), nn.ReLU(), kind(7, 5, **options), nn.ReLU()
+        self.b = other((1 + self.a.bidirectional) * (self.a.proj_size or 5), 4, batch_first=self.a.batch_first)
+        self.middle, self.act2, self.last = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.act0(self.first(x))
+        x = x if self.a.batch_first else x.transpose(0, 1)
+        x = self.last(self.act2(self.middle(self.b(self.act1(self.a(x)[0]))[0])))
+        return x if self.a.batch_first else x.transpose(0, 1)
+
+
 class Both(nn.Module):
     """An LSTM, whose last state is used as well, and a GRU in both directions; then a layer without gates."""
 
@@ -56,10 +78,10 @@ class Both(nn.Module):
         return self.last(self.rnn(self.gru(x)[0])[0]), state[-1] + cell[-1]
 
 
-def prepared(network):
+def prepared(network, std=0.4):
     torch.manual_seed(4)
     for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.4)
+        nn.init.normal_(parameter, std=std)
     return prepare(network, WIDTHS).eval()
 
 
@@ -124,7 +146,7 @@ def changed(content, name, change):
 
 
 def flip_a_bit(codes):
-    codes[5, 3] ^= 0x80
+    codes[-1, -2] ^= 0x80
 
 
 def scale(values):
@@ -155,7 +177,7 @@ def test_the_layer_is_compared_and_a_wrong_file_is_found():
         found = verdicts(model, file, bits)
         assert not any(verdict.passed for verdict in found), what
         assert "recurrent" in found[0].problems[0], what
-    assert "(5, 3)" in verdicts(model, wrong["a code"], bits)[0].problems[0]
+    assert "(19, 3)" in verdicts(model, wrong["a code"], bits)[0].problems[0]
 
 
 def test_it_is_exact_in_both_formats_and_a_wrong_file_of_tflite_is_found():
@@ -170,6 +192,35 @@ def test_it_is_exact_in_both_formats_and_a_wrong_file_of_tflite_is_found():
             assert not verdict.passed, name
 
 
+@pytest.mark.parametrize(
+    ("kind", "other", "options", "batch"),
+    [
+        pytest.param(nn.LSTM, nn.GRU, {"bidirectional": True}, 2, id="steps first, of as many as steps"),
+        pytest.param(nn.RNN, nn.LSTM, {"batch_first": True}, 5, id="of as many as states"),
+        pytest.param(nn.LSTM, nn.LSTM, {"batch_first": True, "proj_size": 3}, 7, id="projected, of as many as inputs"),
+    ],
+)
+def test_tflite_files_of_a_batch_are_exact_where_states_are_rounded(kind, other, options, batch):
+    model = model_of(prepared(Rounding(kind, other, **options), std=1.0))
+    states = (model.module.a.proj_size or 5) * (1 + model.module.a.bidirectional)
+    models = [onnx.load_from_string(content) for _, content in export_onnx(model, WIDTHS)]
+    run_time, fixed = convert_to_runtime_tflite(models, batch=batch)
+    samples = np.random.default_rng(0).standard_normal((batch + 2, *SHAPE), np.float32)  # more than a batch
+    for bits, content in fixed.items():
+        assert truncate_file(run_time, bits) == content
+        assert backend_of(content).batch(content) == batch
+        for file, width in ((content, None), (run_time, bits)):
+            for deployed in (True, False):
+                runner = open_runner(file, width, deployed=deployed)
+                found = compare(model, bits, runner.run((samples,)), samples)
+                assert found.passed, found.problems
+                assert found.activations == samples.size // 6 * (7 + states + 6)
+    ((_, content),) = export_onnx(model, (8,))
+    for name, change in (("b.weight_hh_l0.codes", flip_a_bit), ("b.bias_hh_l0", scale)):
+        (file,) = convert_to_tflite([onnx.load_from_string(changed(content, name, change))], batch=batch)
+        assert not compare(model, 8, run_file(file, samples), samples).passed, name
+
+
 def test_tflite_refuses_more_steps_than_can_be_written_out():
     ((_, content),) = export_onnx(model_of(prepared(Recurrent(nn.GRU, batch_first=True))), (8,))
     file = onnx.load_from_string(content)
@@ -179,9 +230,24 @@ def test_tflite_refuses_more_steps_than_can_be_written_out():
         check_convertible([file])
 
 
-def test_a_projection_is_refused_by_name():
-    projected = nn.Sequential(nn.Linear(6, 7), nn.LSTM(7, 5, proj_size=2, batch_first=True))
-    model = model_of(prepare(projected, WIDTHS, float_layers=["0"]).eval())
-    assert [weight.parameter for weight in quantized_weights(model.module).values()][-1] == "weight_hr_l0"
-    with pytest.raises(ConversionError, match="layer 1 is an LSTM with proj_size"):
-        next(export_onnx(model, (8,)))
+def test_projected_states_are_exact_in_both_formats_and_a_wrong_file_is_found():
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.3}
+    network = prepared(Rounding(nn.LSTM, nn.GRU, proj_size=3, **options), std=1.0)
+    names = [weight.parameter for weight in quantized_weights(network).values() if weight.module_name == "a"]
+    assert names[:3] == ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]
+    assert len(names) == 12
+    assert_exact(network, SHAPE, WIDTHS)
+    model = model_of(network)
+    ((bits, content),) = export_onnx(model, (8,))
+    assert any("a" in verdict.layers for verdict in verdicts(model, content, bits))
+    for name, change in (("a.weight_hr_l1_reverse.codes", flip_a_bit), ("a.bias_hh_l0", scale)):
+        wrong = changed(content, name, change)
+        (file,) = convert_to_tflite([onnx.load_from_string(wrong)])
+        for verdict in (*verdicts(model, wrong, bits), *verdicts(model, file, bits)):
+            assert not verdict.passed, (name, verdict.runtime)
+            assert re.search(r"\ba\b", verdict.problems[0]), verdict.problems
+
+
+def test_projected_states_without_biases_and_steps_first_are_exact():
+    network = prepared(Rounding(nn.LSTM, nn.RNN, proj_size=2, bias=False), std=1.0)
+    assert_exact(network, SHAPE, WIDTHS)

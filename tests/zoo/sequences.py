@@ -180,7 +180,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.first, self.middle, self.act = nn.Linear(16, 16), nn.Linear(16, 16), nn.ReLU()
         self.recurrent = kind(16, 16, batch_first=True, **options)
-        self.last = nn.Linear(32 if self.recurrent.bidirectional else 16, 4)
+        self.last = nn.Linear((self.recurrent.proj_size or 16) * (1 + self.recurrent.bidirectional), 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.recurrent(self.act(self.middle(self.first(x))))[0][:, -1])
@@ -249,6 +249,7 @@ ENTRIES = [
     Entry("tokens and a mask", Tokens, (TOKENS, MASK)),
     Entry("tokens in front of convolutions", Embedded, (TOKENS,)),
     Entry("LSTM", lambda: Recurrent(nn.LSTM), SEQUENCE),
+    Entry("LSTM, projected states", lambda: Recurrent(nn.LSTM, proj_size=8), SEQUENCE),
     Entry("GRU", lambda: Recurrent(nn.GRU), SEQUENCE),
     Entry("GRU, two layers in both directions", lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), SHORT),
     Entry(

@@ -7,6 +7,7 @@ computed must not outlive the call, as a tensor with a history can be neither co
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ def read_weights_in_calls(module: nn.RNNBase) -> None:
     forward = own.forward
 
     def forward_with_weights(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
-        with parametrize.cached():
+        with parametrize.cached(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # as it is anywhere
             return forward(self, *args, **kwargs)
 
     own._flat_weights = property(_weights, lambda _self, _list: None)

@@ -13,7 +13,7 @@ from tqexport import prepare
 from tqexport.artifacts.truncate import truncate_file
 from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.tflite.convert import convert_to_tflite
+from tqexport.backends.tflite.convert import check_convertible, convert_to_tflite
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.errors import ConversionError
 from tqexport.runtime import SwitchableModel
@@ -66,3 +66,36 @@ def test_samples_that_depend_on_each_other_are_refused():
     _, models = files(Mixing(), (6,), (8,))
     with pytest.raises(ConversionError, match=r"every sample by itself.*leave --batch out"):
         convert_to_tflite(models, batch=2)
+
+
+def test_an_output_with_the_steps_of_a_sequence_in_front_is_refused_before_the_conversion():
+    class StepsFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.middle, self.last = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(self.middle(self.act(self.first(x)).transpose(0, 1)))
+
+    _, models = files(StepsFirst(), (4, 6), (8,))
+    check_convertible(models)
+    with pytest.raises(ConversionError, match=r"has something else than its samples in front.*leave --batch out"):
+        check_convertible(models, batch=2)
+
+
+def test_an_index_is_not_taken_for_a_number_of_samples():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.middle, self.last = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(self.middle(self.act(self.first(x)))[:, -1])
+
+    steps = 8  # the last of which is 7, the least number that the converter is given
+    model, models = files(Last(), (steps, 6), (8,))
+    samples = np.random.default_rng(0).random((5, steps, 6), np.float32)
+    for batch in (1, BATCH):
+        (content,) = convert_to_tflite(models, batch=batch)
+        found = compare(model, 8, run_file(content, samples), samples)
+        assert found.passed, found.problems

@@ -24,7 +24,9 @@ from onnx_ir.passes import common as passes
 from onnxscript import opset20 as op
 from onnxscript.optimizer import fold_constants
 from torch import nn
+from torch._decomp import get_decompositions
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, write_facts
@@ -79,16 +81,10 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         The graph; its initializers carry the names of the deployed network's state dict.
 
     Raises:
-        ConversionError: torch.export cannot take the network, a size that is to be free is not, the network returns
-            something else than tensors, or ONNX has no such layer.
+        ConversionError: torch.export cannot take the network, a size that is to be free is not, or the network returns
+            something else than tensors.
     """
     sample = tuple(zeros_for(inputs, 2))
-    for name, module in deployed.named_modules():
-        if isinstance(module, nn.LSTM) and module.proj_size:
-            raise ConversionError(
-                f"layer {name} is an LSTM with proj_size, and the LSTM of ONNX has no projection; leave proj_size out, "
-                "with an nn.Linear behind the layer in its place"
-            )
     try:
         with torch.no_grad():
             outputs = run_network(deployed, sample)
@@ -103,7 +99,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     try:
         # Attention is written out, and then its results have another order in memory than those of a fused kernel: a
         # reshape behind it that was traced with that one might not fit.
-        with _quiet(), sdpa_kernel(SDPBackend.MATH):
+        with _quiet(), sdpa_kernel(SDPBackend.MATH), _ProjectionsByStep():
             program = torch.onnx.export(
                 deployed,
                 sample,
@@ -160,6 +156,24 @@ def render(template: ir.Model, deployed: nn.Module, facts: ArtifactFacts) -> byt
     content: bytes = proto.SerializeToString(deterministic=True)
     onnx.checker.check_model(content, full_check=True)
     return content
+
+
+class _ProjectionsByStep(TorchFunctionMode):
+    """Within the block, an LSTM with ``proj_size`` is PyTorch's own steps: the LSTM of ONNX has no projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        operator = torch.ops.aten.lstm.input
+        self._steps = get_decompositions([operator])[operator]  # the exporter puts a loop in its place
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.lstm and isinstance(args[1], Sequence):  # and not a packed sequence
+            hidden, cell = args[1]
+            if hidden.shape[2] != cell.shape[2]:
+                func = self._steps
+        return func(*args, **(kwargs or {}))
 
 
 def _check_free(graph: ir.Graph, axes: Sequence[Mapping[int, str]]) -> None:

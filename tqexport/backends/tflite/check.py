@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,19 @@ from tqexport.backends.onnx.file import LEVELS_SUFFIX, describe, read_facts
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.running import other_orders
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
+from tqexport.backends.tflite.layout import of_samples, to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import ConversionError, about
 from tqexport.facts import ArtifactFacts
 from tqexport.layer_kinds import ONNX_OPERATORS
 
-__all__ = ["channels_first_values", "refuse_operators", "refuse_parts_of_weights", "with_fine_levels"]
+__all__ = [
+    "layout_of_values",
+    "refuse_dependent_samples",
+    "refuse_operators",
+    "refuse_parts_of_weights",
+    "with_fine_levels",
+]
 
 _TOLERANCE = 1e-3  # of a value's largest element; a wrong axis is off by a tenth and more
 _GROWTH = 30  # times the largest error before it: rounding errors grow on their way through a deep network
@@ -107,6 +114,26 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
         )
 
 
+def refuse_dependent_samples(model: onnx.ModelProto) -> None:
+    """Refuse a network that no file can compute for its batch, before the time is spent on converting it.
+
+    Whoever runs the file fills a batch up with any samples, and takes those of his own from the front of the outputs.
+
+    Raises:
+        ConversionError: Samples depend on each other, or are not in front in an output.
+    """
+    _, outputs, batches = _ends_and_batches(model)
+    if len(batches) == 1:
+        return
+    runs, samples = _run_onnx(model, (), batches), len(batches[0][0])
+    for name in outputs:
+        if _steps_in_front(name, [run[name] for run in runs], samples) > 1:
+            raise ConversionError(
+                f"{name} has something else than its samples in front, as the steps of a sequence, so that no file can "
+                f"take {samples} of them at once; transpose it in the network, or leave --batch out"
+            )
+
+
 def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with 2^20 levels in each activation quantiser, so that it is all but continuous."""
     changed = copy.deepcopy(model)
@@ -116,7 +143,7 @@ def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
+def layout_of_values(model: onnx.ModelProto, flat: FlatModel) -> tuple[list[str], dict[str, int]]:
     """Run a network before and after conversion, and compare its output and its rounded activations.
 
     Args:
@@ -126,14 +153,18 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
 
     Returns:
         Names of the values of three axes or more that have the same axis order in both; all others are channels last
-        in the file.
+        in the file. And by name, how often all samples come one behind the other in the file, where it is several
+        times; see :func:`tqexport.backends.tflite.layout.of_samples`.
 
     Raises:
-        ConversionError: The two compute different things, or samples of a batch are not independent and in front.
+        ConversionError: The two compute different things, or samples of a batch are not independent, or not in front in
+            an output.
     """
-    in_same_order = []
+    in_same_order, steps_in_front = [], {}
     worst = 0.0
-    for name, expected, converted in _values(model, flat):
+    for name, expected, converted, steps in _values(model, flat):
+        if steps > 1:
+            steps_in_front[name] = steps
         if expected.size != converted.size:
             raise ConversionError(
                 f"the converter gave {name} the shape {converted.shape}, where it is {expected.shape}"
@@ -153,42 +184,74 @@ def channels_first_values(model: onnx.ModelProto, flat: FlatModel) -> list[str]:
                 f"{_suspects(model, name)}; replace the operator, or deploy the network as ONNX"
             )
         worst = max(worst, error)
-    return in_same_order
+    return in_same_order, steps_in_front
 
 
-def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Array, Array]]:
-    """Name, value by onnxruntime and value by LiteRT: activations first, in the order they are computed."""
+def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Array, Array, int]]:
+    """Name, value by onnxruntime, value by LiteRT, and how many steps the file has in front of the samples.
+
+    Activations come first, in the order they are computed. Values are as those of one sample at a time.
+    """
+    rounds, outputs, batches = _ends_and_batches(model)
+    samples = len(batches[0][0])
+    expected = _run_onnx(model, rounds, batches)
+    converted = _run_tflite(flat, [tuple(map(to_channels_last, each)) for each in batches])
+    for name in (*rounds, *outputs):
+        if name not in converted[0]:  # the converter drops what the output does not depend on
+            continue
+        both = [[run[name] for run in runs] for runs in (expected, converted)]
+        steps = [_steps_in_front(name, values, samples) for values in both]
+        if name in outputs and max(steps) > 1:
+            raise _samples_not_apart(name, samples)
+        ours, theirs = (
+            of_samples(values[0], samples, samples, count) for values, count in zip(both, steps, strict=True)
+        )
+        yield name, ours, theirs, steps[1]
+
+
+def _ends_and_batches(model: onnx.ModelProto) -> tuple[list[str], list[str], list[Batch]]:
+    """Names of rounded values and of outputs; and samples, where they are several backwards as well.
+
+    Backwards, the last stands for the first, too: the sum of all samples would not depend on their order.
+    """
     rounds = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
+    outputs = [output.name for output in model.graph.output]
     batch = _samples(model)
-    samples = len(batch[0])
-    expected = _run_onnx(model, rounds, batch)
-    backwards = tuple(values[[*range(samples - 1, 0, -1), samples - 1]] for values in batch)
-    of_backwards = _run_onnx(model, rounds, backwards) if samples > 1 else expected
-    converted = _run_tflite(flat, tuple(map(to_channels_last, batch)))
-    for name in (*rounds, *(output.name for output in model.graph.output)):
-        if name in converted:  # the converter drops what the output does not depend on
-            if samples > 1:
-                _check_samples_apart(name, samples, expected[name], of_backwards[name], converted[name].shape)
-            yield name, expected[name], converted[name]
+    order = [*range(len(batch[0]) - 1, 0, -1), len(batch[0]) - 1]
+    return rounds, outputs, [batch, *([tuple(values[order] for values in batch)] if len(order) > 1 else [])]
 
 
-def _check_samples_apart(name: str, samples: int, value: Array, of_backwards: Array, in_file: tuple[int, ...]) -> None:
-    """Refuse a value whose samples are not independent of each other and in front.
-
-    Whoever runs the file fills a batch up with any samples, and takes those of his own from the front.
+def _steps_in_front(name: str, values: Sequence[Array], samples: int) -> int:
+    """How often all samples of a batch come one behind the other in a value; 1 where they are in front.
 
     Args:
         name: Of the value.
+        values: It; and the same of the samples backwards, without the first and with the last once more in its place.
         samples: Size of the batch.
-        value: It.
-        of_backwards: The same of the samples backwards, without the first and with the last once more in its place.
-        in_file: Its shape in the converted file.
+
+    Raises:
+        ConversionError: Samples depend on each other.
     """
-    if value.size % samples == 0 and in_file and in_file[0] % samples == 0:
-        given, moved = (each.reshape(samples, -1).astype(np.float64) for each in (value, of_backwards))
-        if np.abs(given[1:] - moved[-2::-1]).max() <= _APART * max(float(np.abs(given).max()), 1e-30):
-            return
-    raise ConversionError(
+    if samples == 1:
+        return 1
+    value, of_backwards = values
+    largest = max(float(np.abs(value).max()), 1e-30)
+    shape = value.shape
+
+    def error(steps: int) -> float:
+        given, moved = (each.reshape(steps, samples, -1).astype(np.float64) for each in (value, of_backwards))
+        return float(np.abs(given[:, 1:] - moved[:, -2::-1]).max()) / largest
+
+    fitting = [axis for axis, length in enumerate(shape) if length % samples == 0]
+    places = [prod(shape[:axis]) * part for axis in fitting for part in (1, shape[axis] // samples)]
+    steps = min(places, key=error, default=0)
+    if not steps or not error(steps) <= _APART:
+        raise _samples_not_apart(name, samples)
+    return steps
+
+
+def _samples_not_apart(name: str, samples: int) -> ConversionError:
+    return ConversionError(
         f"{name} does not have every sample by itself, one behind the other, so that no file can take {samples} of "
         "them at once; leave --batch out"
     )
@@ -210,25 +273,25 @@ def _samples(model: onnx.ModelProto) -> Batch:
     return tuple(map(sample, inputs, limits))
 
 
-def _run_onnx(model: onnx.ModelProto, names: Sequence[str], batch: Batch) -> dict[str, Array]:
-    """The outputs and the named values, by onnxruntime."""
+def _run_onnx(model: onnx.ModelProto, names: Sequence[str], batches: Sequence[Batch]) -> list[dict[str, Array]]:
+    """The outputs and the named values of each batch, by onnxruntime."""
     traced = copy.deepcopy(model)
     outputs = [output.name for output in model.graph.output]
     traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = OnnxSession(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
-    return dict(zip((*outputs, *names), session.run(batch), strict=True))
+    return [dict(zip((*outputs, *names), session.run(batch), strict=True)) for batch in batches]
 
 
-def _run_tflite(flat: FlatModel, batch: Batch) -> dict[str, Array]:
-    """The outputs and the rounded activations by name, by LiteRT."""
+def _run_tflite(flat: FlatModel, batches: Sequence[Batch]) -> list[dict[str, Array]]:
+    """The outputs and the rounded activations of each batch by name, by LiteRT."""
     outputs, signatures = flat.graph.outputs, flat.model.signatureDefs
     rounded = [int(operator.outputs[0]) for operator in flat.graph.operators if flat.operator_name(operator) == "ROUND"]
     flat.graph.outputs, flat.model.signatureDefs = np.array([*outputs, *rounded], np.int32), None
     try:
         with about("LiteRT does not run what onnx2tf wrote:", ConversionError):
             session = LiteRTSession(flat.pack())
-            session.check(batch)
-            return dict(zip(session.output_names, session.run_group(*batch), strict=True))
+            session.check(batches[0])
+            return [dict(zip(session.output_names, session.run_group(*batch), strict=True)) for batch in batches]
     finally:
         flat.graph.outputs, flat.model.signatureDefs = outputs, signatures
 

@@ -8,7 +8,7 @@ go back in (``encode.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,10 @@ import onnx
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
+from tqexport.backends.tflite.batches import number_for_converter, with_batch
 from tqexport.backends.tflite.check import (
-    channels_first_values,
+    layout_of_values,
+    refuse_dependent_samples,
     refuse_operators,
     refuse_parts_of_weights,
     with_fine_levels,
@@ -94,10 +96,11 @@ def check_convertible(models: Sequence[onnx.ModelProto], batch: int = 1) -> None
     """Refuse ONNX files of tqexport that cannot be converted, as far as that shows without converting them.
 
     Raises:
-        ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators`.
+        ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators` and ``refuse_dependent_samples``.
     """
     for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models, batch)}.values():
         refuse_operators(model)
+        refuse_dependent_samples(with_fine_levels(model))
 
 
 def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterator[FloatNetwork]:
@@ -107,18 +110,18 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         ConversionError: As :func:`convert_to_tflite`.
     """
     weights = [coded_weights(model) for model in models]
-    tables = {weight.name for coded in weights for weight in coded}
-    results = _converted(_float_graphs(models, batch), tables)
-    for model, coded, converted in zip(models, weights, results, strict=True):
-        flat, origins, channels_first = converted
+    for model, coded, converted in zip(models, weights, _converted(models, batch), strict=True):
+        flat, origins, (channels_first, steps) = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
             raise InputError("the ONNX file holds several widths; convert a file of one width each")
-        facts = replace(facts, layout=LAYOUT, channels_first=tuple(channels_first), dynamic_sizes={})
+        facts = replace(
+            facts, layout=LAYOUT, channels_first=tuple(channels_first), steps_in_front=steps, dynamic_sizes={}
+        )
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
+def _float_graphs(models: Iterable[onnx.ModelProto], batch: int) -> list[FloatGraph]:
     """What the converter is given for each file.
 
     Raises:
@@ -138,34 +141,42 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
 
 
 def _converted(
-    graphs: Sequence[FloatGraph], tables: Collection[str]
-) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, Sequence[str]]]:
-    """Convert float networks to TFLite; those that differ in their parameters alone are converted once.
-
-    Args:
-        graphs: The networks.
-        tables: Names of the weights that have codes.
+    sources: Sequence[onnx.ModelProto], batch: int
+) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, tuple[Sequence[str], Mapping[str, int]]]]:
+    """Convert ONNX files to float TFLite; those that differ in their parameters alone are converted once.
 
     Yields:
         The file of each; where its filters come from, None where the converter combined parameters beyond recognition;
-        and the values in it that are channels first all the same.
+        and how its values lie, see :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
+    graphs = _float_graphs(sources, batch)
     models = [graph.model for graph in graphs]
     keys = [graph_key(model) for model in models]
     one_of = dict(zip(keys, models, strict=True))
     for model in one_of.values():
         refuse_operators(model)
+        refuse_dependent_samples(with_fine_levels(model))
+    tables = {weight.name for source in sources for weight in coded_weights(source)}
+    number = number_for_converter([*one_of.values()], batch)
+
+    def given(files: Iterable[onnx.ModelProto]) -> list[onnx.ModelProto]:
+        return [graph.model for graph in _float_graphs(files, number)]
+
+    def convert(networks: Sequence[onnx.ModelProto]) -> list[bytes]:
+        return [with_batch(content, number, batch) for content in _run_onnx2tf(networks, tables)]
+
+    given_of = dict(zip(one_of, given(dict(zip(keys, sources, strict=True)).values()), strict=True))
     rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
-    marked = {key: with_fingerprints(model) for key, model in one_of.items()}
-    converted = _run_onnx2tf(list(marked.values()), tables)
+    converted = convert([with_fingerprints(model) for model in given_of.values()])
     templates = {
-        key: locate_parameters(content, graph) for (key, graph), content in zip(marked.items(), converted, strict=True)
+        key: locate_parameters(content, with_fingerprints(model))
+        for (key, model), content in zip(one_of.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
+    singly = given(source for source, key in zip(sources, keys, strict=True) if templates[key] is None)
+    unknown = [with_fine_levels(given_of[key]) for key, template in templates.items() if template is None]
+    single = iter(convert(unknown + singly) if singly else [])
     fine = {key: with_fine_levels(model) for key, model in one_of.items()}
-    unknown = [fine[key] for key, template in templates.items() if template is None]
-    single = iter(_run_onnx2tf(unknown + singly, tables) if singly else [])
 
     def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
         template = templates[key]
@@ -174,15 +185,15 @@ def _converted(
         _name_tensors(flat, model.graph, rounds[key])
         return flat
 
-    channels_first = {key: channels_first_values(model, written(key, model)) for key, model in fine.items()}
+    layouts = {key: layout_of_values(model, written(key, model)) for key, model in fine.items()}
     for graph, key in zip(graphs, keys, strict=True):
         template = templates[key]
         flat = written(key, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
-        yield flat, origins, channels_first[key]
+        yield flat, origins, layouts[key]
 
 
-def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: Collection[str]) -> list[bytes]:
+def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str]) -> list[bytes]:
     """Convert float networks in a way that leaves rows to be looked up in the file."""
     pairs = [with_numbers_as_inputs(model, tables) for model in models]
     contents = run_onnx2tf([model for model, _ in pairs])

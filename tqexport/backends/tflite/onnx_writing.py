@@ -69,7 +69,8 @@ def rewritten(
         return model
     changed = copy.deepcopy(model)
     graph = changed.graph
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    del graph.value_info[:]  # which may be of before sizes were known
+    inferred = onnx.shape_inference.infer_shapes(changed).graph
     shapes = {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
@@ -86,7 +87,6 @@ def rewritten(
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
     before = {tensor.name for tensor in graph.initializer}
     initializers += [numpy_helper.from_array(values[name], name) for name in values if name in used - before]
-    del graph.value_info[:]
     rebuild(graph, nodes, initializers)
     return changed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from tqexport.backends.running import Runner
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import stored_integers
-from tqexport.backends.tflite.layout import batch_to_channels_last, to_channels_first
+from tqexport.backends.tflite.layout import batch_to_channels_last, of_samples, to_channels_first
 from tqexport.backends.tflite.provenance import filters
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.layer_kinds import FILTER_OPERATORS
@@ -34,6 +34,7 @@ class TfliteRunner(Runner):
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_runner`."""
         flat, facts = single_graph(content, bits)
         self._channels_first: Collection[str] = facts.channels_first if facts else ()
+        self._steps: Mapping[str, int] = facts.steps_in_front if facts else {}
         self._stored = stored_integers(flat) if bits is None else {}
         self._shifted = {} if bits is None else _shifted_codes(flat)
         activations, values = _kept_tensors(flat, layers=not deployed)
@@ -52,18 +53,15 @@ class TfliteRunner(Runner):
         for group, count in self._traced.groups(samples):
             traced.append(self._traced.run_group(*group))
             counts.append(count)
-        of_samples = len(traced[0]) - len(self._shifted)
+        shifted = traced[0][-len(self._shifted) :] if self._shifted else ()
         codes = {name: list(places) for name, places in self._stored.items()}
-        for (name, axes), value in zip(self._shifted.values(), traced[0][of_samples:], strict=True):
+        for (name, axes), value in zip(self._shifted.values(), shifted, strict=True):
             codes.setdefault(name, []).append(value.transpose(axes))
-        own = [
-            [self._traced.of_samples(value, count) for value in parts[:of_samples]]
-            for parts, count in zip(traced, counts, strict=True)
-        ]
-        columns = zip(*own, strict=True)
+        names = (*self._outputs, *self._activations, *self._values)
+        columns = zip(*(parts[: len(names)] for parts in traced), strict=True)
         return codes, [
-            to_channels_first(np.concatenate(parts), kept=name in self._channels_first)
-            for name, parts in zip((*self._outputs, *self._activations, *self._values), columns, strict=True)
+            to_channels_first(self._of_samples(name, parts, counts), kept=name in self._channels_first)
+            for name, parts in zip(names, columns, strict=True)
         ]
 
     def run_untouched(self, batch: Batch) -> list[Array]:
@@ -77,6 +75,11 @@ class TfliteRunner(Runner):
         """Median seconds that one sample (1, ...) takes: of a file of several samples at once, its share of them."""
         size = self._untouched.batch
         return super().latency(tuple(np.repeat(values, size, axis=0) for values in sample)) / size
+
+    def _of_samples(self, name: str, parts: Sequence[Array], counts: Sequence[int]) -> Array:
+        """A value of all samples from those of groups, each of which has so many of them."""
+        size, steps = self._traced.batch, self._steps.get(name, 1)
+        return np.concatenate([of_samples(part, count, size, steps) for part, count in zip(parts, counts, strict=True)])
 
     def _in_file(self, batch: Batch) -> Batch:
         """Samples in the layout of the file, if they fit it."""

@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import ends_of_signature, signature_of
+from tqexport.backends.tflite.layout import of_samples
 from tqexport.backends.tflite.packing import DECODE
 from tqexport.errors import InputError
 
@@ -61,7 +62,8 @@ class LiteRTSession(Session):
     def run(self, batch: Batch) -> list[Array]:
         self.check(batch)
         parts = [
-            [self.of_samples(value, count) for value in self.run_group(*group)] for group, count in self.groups(batch)
+            [of_samples(value, count, self.batch) for value in self.run_group(*group)]
+            for group, count in self.groups(batch)
         ]
         return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
@@ -73,10 +75,6 @@ class LiteRTSession(Session):
     def groups(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
         """Samples in groups of as many as the file takes, see :func:`in_groups`."""
         return in_groups(batch, self.batch)
-
-    def of_samples(self, value: Array, count: int) -> Array:
-        """What belongs to the first samples of a value of a group, whose samples are in front."""
-        return value if count == self.batch else value[: len(value) // self.batch * count]
 
     def check(self, batch: Batch) -> None:
         """Refuse samples of another shape, and inputs of different numbers of samples.
