@@ -16,7 +16,8 @@ graph (float[1, 3, 4] x) => (float[1, 5, 4] z)
     float[1, 1, 4] token = {1, 2, 3, 4}, float[3, 2] distances = {1, 2, 3, 4, 5, 6}, float[4] bias = {1, 2, 3, 4},
     float[4, 4] coded = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7},
     float[4, 4] weight = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6},
-    int64[3] "constant/shape" = {1, 1, 4}, int64[2, 2] "constant/rows" = {0, 2, 2, 1}, int64[1] "constant/axis" = {0},
+    int64[3] "constant/shape" = {1, 1, 4}, int64[3] "constant/more" = {2, 1, 4},
+    int64[2, 2] "constant/rows" = {0, 2, 2, 1}, int64[1] "constant/axis" = {0},
     int64[1] "constant/two" = {2}, int64[1, 2] "constant/first" = {0, 1}, int64[2] "constant/large" = {70000, 4},
     int64[1, 1] "constant/last" = {-1}, int64[1] "constant/five" = {5}, int64[1] "constant/one" = {1}
 >
@@ -27,6 +28,8 @@ graph (float[1, 3, 4] x) => (float[1, 5, 4] z)
     turned = Transpose<perm = [2, 0, 1]>(of_distances)
     two = Unsqueeze(turned, "constant/axis")
     flat = ReduceSum<keepdims = 0>(two)
+    for_each = Expand(token, "constant/more")
+    of_all = ReduceSum<keepdims = 1>(for_each)
     kept_rows = Gather(coded, "constant/first")
     of_linear = Transpose(weight)
     product = MatMul(x, of_linear)
@@ -35,7 +38,8 @@ graph (float[1, 3, 4] x) => (float[1, 5, 4] z)
     one = Gather(narrow, "constant/last")
     joined = Concat<axis = 1>(repeated, product, kept_rows)
     scaled = Mul(joined, flat)
-    small = Gather(scaled, "constant/axis")
+    all = Mul(scaled, of_all)
+    small = Gather(all, "constant/axis")
     shifted = Add(small, one)
     z = Slice(shifted, "constant/axis", "constant/five", "constant/one")
 }
@@ -48,8 +52,8 @@ def test_the_result_is_the_same_and_what_is_left_is_of_samples_of_codes_or_large
     onnx.checker.check_model(changed, full_check=True)
     left = [node.op_type for node in changed.graph.node]
     assert left == [
-        *("Gather", "Transpose", "MatMul", "Expand", "Slice", "Gather"),
-        *("Concat", "Mul", "Gather", "Add", "Slice"),
+        *("Expand", "ReduceSum", "Gather", "Transpose", "MatMul", "Expand", "Slice", "Gather"),
+        *("Concat", "Mul", "Mul", "Gather", "Add", "Slice"),
     ]
     x = np.random.default_rng(0).standard_normal((1, 3, 4)).astype(np.float32)
     (expected,), (result,) = (ReferenceEvaluator(one).run(None, {"x": x}) for one in (model, changed))

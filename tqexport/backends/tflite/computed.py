@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
 from tqexport.backends.onnx.session import OnnxSession
+from tqexport.backends.tflite.template import parameters
 
 __all__ = ["with_constants_computed"]
 
@@ -44,11 +45,11 @@ def with_constants_computed(model: onnx.ModelProto, kept: Collection[str]) -> on
     values = OnnxSession(only.SerializeToString(), optimized=False).run(())
 
     changed = copy.deepcopy(model)
-    parameters = {tensor.name for tensor in model.graph.initializer if not tensor.name.startswith(CONSTANT_PREFIX)}
+    own = {*parameters(model)}
     for node in computed:
-        if parameters.intersection(node.input):
-            parameters.update(node.output)
-    renamed = {name: name if name in parameters else f"{CONSTANT_PREFIX}{name}" for name in wanted}
+        if own.intersection(node.input):
+            own.update(node.output)
+    renamed = {name: name if name in own else f"{CONSTANT_PREFIX}{name}" for name in wanted}
     nodes = []
     for node in changed.graph.node:
         if not {*names}.intersection(node.output):
@@ -71,6 +72,7 @@ def _of_constants(model: onnx.ModelProto, kept: Collection[str]) -> Iterator[onn
     weights = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
     sizes.update({tensor.name: prod(tensor.dims) for tensor in model.graph.initializer})
     constants = {tensor.name for tensor in model.graph.initializer} - {*kept}
+    own = {*parameters(model)}
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
         given = [name for name in node.input if name]
@@ -80,7 +82,11 @@ def _of_constants(model: onnx.ModelProto, kept: Collection[str]) -> Iterator[onn
             continue  # a branch may read whatever there is
         if node.op_type == "Transpose" and node.output[0] in weights:
             continue
-        largest = max(_MOST_ELEMENTS, *(sizes.get(name, 0) for name in given))
+        largest = max(sizes.get(name, 0) for name in given)
+        of_parameter = not own.isdisjoint(given)
+        if not (of_parameter and node.op_type == "Expand"):  # which would be as large as the batch
+            largest = max(largest, _MOST_ELEMENTS)
         if all(0 < sizes.get(name, 0) <= largest for name in node.output):
             constants.update(node.output)
+            own.update(node.output if of_parameter else ())
             yield node

@@ -202,16 +202,32 @@ def _broadcast(place: Place) -> Writer | None:
     return _ended(writer, writer.add(place.node.op_type, *names), place) if writer.constants else None
 
 
+def _repeated(place: Place, name: str) -> npt.NDArray[Any] | None:
+    """A constant, or one sample of what repeats a constant for each; None for any other value."""
+    producer, shape = place.producers.get(name), place.shapes.get(name, ())
+    if producer is None:
+        return place.values.get(name)
+    values = place.values.get(producer.input[0]) if producer.op_type == "Expand" else None
+    if values is None or (values.ndim == len(shape) and len(values) > 1):
+        return None
+    return np.broadcast_to(values, (1, *shape[1:]))
+
+
 def _joined(place: Place) -> Writer | None:
     """A concatenation with constants: zeros beside the values, and the constants added in their places."""
     names, shape = place.node.input, place.shapes.get(place.node.output[0], ())
-    constants = {name: place.values[name] for name in names if name in place.values}
+    found = {name: _repeated(place, name) for name in names}
+    constants = {name: values for name, values in found.items() if values is not None}
     if len(constants) in (0, len({*names})) or len(shape) < 3 or not all(shape):
         return None
     if any(values.dtype != np.float32 for values in constants.values()):
         return None
     writer, rank, axis = Writer(place.node.name), len(shape), int(place.attributes["axis"]) % len(shape)
-    table = [constants[name] if name in constants else np.zeros(place.shapes[name], np.float32) for name in names]
+    if axis == 0:
+        return None
+    samples = max(map(len, constants.values()))  # 1 where constants are the same for each sample
+    parts_of_it = [constants.get(name, np.zeros((1, *place.shapes.get(name, ())[1:]), np.float32)) for name in names]
+    table = [np.broadcast_to(part, (samples, *part.shape[1:])) for part in parts_of_it]
     ends = np.cumsum([values.shape[axis] for values in table]).tolist()
     last = max(number for number, name in enumerate(names) if name not in constants)
     parts, filled = [], 0
