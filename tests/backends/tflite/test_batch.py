@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from damage import changed_tflite, flip_a_bit
 from networks import model_of, randomize_
 from torch import nn
@@ -50,6 +51,30 @@ def test_files_of_a_batch_pass_and_changed_ones_fail():
         assert np.array_equal(answers, run_file(content, SAMPLES).output)
     wrong = changed_tflite(fixed[8], "3.weight.codes", flip_a_bit)
     assert compare(model, 8, run_file(wrong, SAMPLES), SAMPLES).codes_wrong == 1
+
+
+def test_what_is_repeated_for_each_sample_is_in_the_file_once():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.token, self.act = nn.Parameter(torch.zeros(1, 1, 8)), nn.ReLU()
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.first(x)], 1)
+            return self.last(self.act(self.middle(x)).mean(1))
+
+    model, models = files(Tokens(), (4, 6))
+    samples = np.random.default_rng(0).random((5, 4, 6), np.float32)
+    one, several = convert_to_tflite(models), convert_to_tflite(models, batch=BATCH)
+    for bits, alone, content in zip((2, 8), one, several, strict=True):
+        assert len(content) < len(alone) + 500
+        for file in (alone, content):
+            found = compare(model, bits, run_file(file, samples), samples)
+            assert found.passed, found.problems
+    assert not compare(
+        model, 8, run_file(changed_tflite(several[1], "middle.weight.codes", flip_a_bit), samples), samples
+    ).passed
 
 
 def test_samples_that_depend_on_each_other_are_refused():

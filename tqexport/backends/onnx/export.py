@@ -185,7 +185,9 @@ def _check_free(graph: ir.Graph, axes: Sequence[Mapping[int, str]]) -> None:
                 why = "as where a layer behind a flatten has one number of inputs"
                 remedy = "pool before it, or leave it out of dynamic"
                 if name == "batch":
-                    remedy = "take it from the input's shape"
+                    remedy = (
+                        "take it from the input's shape: x.shape[0], not len(x), which is a number for torch.export"
+                    )
                 raise ConversionError(f"the network computes with a {name} of {size} alone, {why}; {remedy}")
 
 
