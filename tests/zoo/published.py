@@ -16,7 +16,6 @@ from tqexport import InputInfo
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 PIXELS, SPEECH = (InputInfo("pixel_values", (3, 32, 32)),), (InputInfo("input_values", (400,)),)
-LARGER = (InputInfo("pixel_values", (3, 64, 64)),)
 TOKENS = (InputInfo("input_ids", (16,), "int64", below=50),)
 MASKED = (*TOKENS, InputInfo("attention_mask", (16,), "int64", below=2))
 MEL, FRAMES = (InputInfo("input_features", (16, 32)),), (InputInfo("input_values", (32, 16)),)
@@ -76,19 +75,6 @@ ENTRIES = [
     picture("DINOv2", "Dinov2", {**PATCHES, "mlp_ratio": 2}),
     picture("Swin", "Swin", WINDOWS),
     picture("Swin V2", "Swinv2", WINDOWS, tflite="works on a constant"),
-    picture("MobileViT", "MobileViT", {
-        **{"image_size": 32, "hidden_sizes": [16, 16, 24], "neck_hidden_sizes": [8, 8, 8, 16, 16, 24, 32]},
-        "num_attention_heads": 2,
-    }),
-    picture("LeViT", "Levit", {
-        **{"image_size": 64, "hidden_sizes": [16, 16, 24], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1]},
-        "key_dim": [8, 8, 8],
-    }, LARGER),
-    picture("CvT", "Cvt", {"embed_dim": [16, 16, 24], "num_heads": [1, 1, 1], "depth": [1, 1, 1]}, LARGER),
-    picture("PVT", "Pvt", {**STAGES, "image_size": 64, "num_attention_heads": [1, 1, 2, 2]}, LARGER),
-    entry("SegFormer", LARGER, "Segformer", "ForSemanticSegmentation", {
-        **STAGES, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 20,
-    }),
     text("BERT", "Bert", LANGUAGE),
     text("DistilBERT", "DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50}),
     text("RoBERTa", "Roberta", {**LANGUAGE, "max_position_embeddings": 40}),
