@@ -34,22 +34,19 @@ def with_constants_computed(model: onnx.ModelProto, kept: Collection[str]) -> on
     computed = list(_of_constants(model, kept))
     if not computed:
         return model
-    names = [name for node in computed for name in node.output]
+    names = [name for node, _ in computed for name in node.output]
+    of_parameters = {name for node, of_parameter in computed if of_parameter for name in node.output}
     left = [node for node in model.graph.node if not {*names}.intersection(node.output)]
     ends = {name for node in left for name in node.input} | {value.name for value in model.graph.output}
     wanted = [name for name in names if name in ends]
     only = copy.deepcopy(model)
     del only.graph.input[:], only.graph.output[:], only.graph.value_info[:], only.graph.node[:]
-    only.graph.node.extend(computed)
+    only.graph.node.extend(node for node, _ in computed)
     only.graph.output.extend(map(helper.make_empty_tensor_value_info, wanted))
     values = OnnxSession(only.SerializeToString(), optimized=False).run(())
 
     changed = copy.deepcopy(model)
-    own = {*parameters(model)}
-    for node in computed:
-        if own.intersection(node.input):
-            own.update(node.output)
-    renamed = {name: name if name in own else f"{CONSTANT_PREFIX}{name}" for name in wanted}
+    renamed = {name: name if name in of_parameters else f"{CONSTANT_PREFIX}{name}" for name in wanted}
     nodes = []
     for node in changed.graph.node:
         if not {*names}.intersection(node.output):
@@ -63,8 +60,11 @@ def with_constants_computed(model: onnx.ModelProto, kept: Collection[str]) -> on
     return changed
 
 
-def _of_constants(model: onnx.ModelProto, kept: Collection[str]) -> Iterator[onnx.NodeProto]:
-    """The operators that depend on no sample, but for those that turn a weight, which converters take as they are."""
+def _of_constants(model: onnx.ModelProto, kept: Collection[str]) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """The operators that depend on no sample, and whether on a parameter.
+
+    Those that turn a weight are not among them: converters take these as they are.
+    """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     sizes = {
         value.name: prod(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in inferred.value_info
@@ -89,4 +89,4 @@ def _of_constants(model: onnx.ModelProto, kept: Collection[str]) -> Iterator[onn
         if all(0 < sizes.get(name, 0) <= largest for name in node.output):
             constants.update(node.output)
             own.update(node.output if of_parameter else ())
-            yield node
+            yield node, of_parameter
