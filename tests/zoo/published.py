@@ -72,7 +72,7 @@ ENTRIES = [
     picture("ViT", "ViT", PATCHES),
     picture("DeiT", "DeiT", PATCHES),
     picture("BEiT", "Beit", PATCHES),
-    picture("DINOv2", "Dinov2", {**PATCHES, "mlp_ratio": 2}),
+    picture("DINOv2", "Dinov2", {**PATCHES, "mlp_ratio": 2}, tflite="are not recognisable"),
     picture("Swin", "Swin", WINDOWS),
     picture("Swin V2", "Swinv2", WINDOWS, tflite="works on a constant"),
     text("BERT", "Bert", LANGUAGE),
