@@ -8,7 +8,7 @@ go back in (``encode.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -121,7 +121,7 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-def _float_graphs(models: Iterable[onnx.ModelProto], batch: int) -> list[FloatGraph]:
+def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
     """What the converter is given for each file.
 
     Raises:
@@ -153,19 +153,18 @@ def _converted(
     models = [graph.model for graph in graphs]
     keys = [graph_key(model) for model in models]
     one_of = dict(zip(keys, models, strict=True))
-    for model in one_of.values():
+    fine = {key: with_fine_levels(model) for key, model in one_of.items()}
+    for model in fine.values():
         refuse_operators(model)
-        refuse_dependent_samples(with_fine_levels(model))
+        refuse_dependent_samples(model)
     tables = {weight.name for source in sources for weight in coded_weights(source)}
     number = number_for_converter([*one_of.values()], batch)
-
-    def given(files: Iterable[onnx.ModelProto]) -> list[onnx.ModelProto]:
-        return [graph.model for graph in _float_graphs(files, number)]
+    given = models if number == batch else [graph.model for graph in _float_graphs(sources, number)]
+    given_of = dict(zip(keys, given, strict=True))
 
     def convert(networks: Sequence[onnx.ModelProto]) -> list[bytes]:
         return [with_batch(content, number, batch) for content in _run_onnx2tf(networks, tables)]
 
-    given_of = dict(zip(one_of, given(dict(zip(keys, sources, strict=True)).values()), strict=True))
     rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
     converted = convert([with_fingerprints(model) for model in given_of.values()])
     templates = {
@@ -173,10 +172,9 @@ def _converted(
         for (key, model), content in zip(one_of.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = given(source for source, key in zip(sources, keys, strict=True) if templates[key] is None)
+    singly = [model for model, key in zip(given, keys, strict=True) if templates[key] is None]
     unknown = [with_fine_levels(given_of[key]) for key, template in templates.items() if template is None]
     single = iter(convert(unknown + singly) if singly else [])
-    fine = {key: with_fine_levels(model) for key, model in one_of.items()}
 
     def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
         template = templates[key]
