@@ -48,12 +48,13 @@ def each_graph_is_converted_once(tmp_path_factory: pytest.TempPathFactory):
     The codes, the scales and everything else that tqexport puts in afterwards is made anew in every test.
     """
 
-    def kept(models):
+    def kept(models, samples):
         contents = [model.SerializeToString(deterministic=True) for model in models]
+        contents += [name.encode() + value.tobytes() for each in samples for name, value in each.items()]
         key = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()[:16]
 
         def make(folder):
-            for number, content in enumerate(run_onnx2tf(models)):
+            for number, content in enumerate(run_onnx2tf(models, samples)):
                 (folder / f"{number}.tflite").write_bytes(content)
 
         folder = made_once(tmp_path_factory, f"onnx2tf-{key}", make)

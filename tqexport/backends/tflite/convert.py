@@ -19,10 +19,12 @@ from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
 from tqexport.backends.tflite.batches import number_for_converter, with_batch
 from tqexport.backends.tflite.check import (
+    input_limits,
     layout_of_values,
     refuse_dependent_samples,
     refuse_operators,
     refuse_parts_of_weights,
+    samples_of,
     with_fine_levels,
 )
 from tqexport.backends.tflite.computed import with_constants_computed
@@ -158,12 +160,13 @@ def _converted(
         refuse_operators(model)
         refuse_dependent_samples(model)
     tables = {weight.name for source in sources for weight in coded_weights(source)}
+    limits = input_limits(sources[0])
     number = number_for_converter([*one_of.values()], batch)
     given = models if number == batch else [graph.model for graph in _float_graphs(sources, number)]
     given_of = dict(zip(keys, given, strict=True))
 
     def convert(networks: Sequence[onnx.ModelProto]) -> list[bytes]:
-        return [with_batch(content, number, batch) for content in _run_onnx2tf(networks, tables)]
+        return [with_batch(content, number, batch) for content in _run_onnx2tf(networks, tables, limits)]
 
     rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
     converted = convert([with_fingerprints(model) for model in given_of.values()])
@@ -191,10 +194,14 @@ def _converted(
         yield flat, origins, layouts[key]
 
 
-def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str]) -> list[bytes]:
+def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str], limits: Sequence[int]) -> list[bytes]:
     """Convert float networks in a way that leaves rows to be looked up in the file."""
     pairs = [with_numbers_as_inputs(model, tables) for model in models]
-    contents = run_onnx2tf([model for model, _ in pairs])
+    samples = [
+        {**dict(zip([value.name for value in model.graph.input], samples_of(model, limits), strict=True)), **numbers}
+        for model, (_, numbers) in zip(models, pairs, strict=True)
+    ]
+    contents = run_onnx2tf([model for model, _ in pairs], samples)
     return [with_numbers_as_constants(content, numbers) for content, (_, numbers) in zip(contents, pairs, strict=True)]
 
 

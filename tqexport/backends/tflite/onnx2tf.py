@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import ConversionError, HostError
 from tqexport.files import temporary_folder
 
-__all__ = ["check_converter", "ends", "in_converters_order", "run_onnx2tf", "run_worker"]
+__all__ = ["Samples", "check_converter", "ends", "in_converters_order", "run_onnx2tf", "run_worker"]
+
+Samples = Mapping[str, npt.NDArray[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -71,23 +77,37 @@ def ends(flat: FlatModel) -> tuple[dict[str, int], dict[str, int]]:
     return given, returned
 
 
-def run_onnx2tf(models: Sequence[onnx.ModelProto]) -> list[bytes]:
+def run_onnx2tf(models: Sequence[onnx.ModelProto], samples: Sequence[Samples]) -> list[bytes]:
     """Convert float networks to float TFLite files, in one process of their own.
+
+    Args:
+        models: The networks.
+        samples: For each, the inputs that onnx2tf tries it on, by name. Where it does not know in which order an
+            operator has its axes, it takes the order that gives what onnxruntime gives.
 
     Raises:
         ConversionError: onnx2tf cannot convert one; the message has its last words and the operator, where it says it.
     """
-    return list(_converted(tuple(model.SerializeToString(deterministic=True) for model in models)))
+    contents = (model.SerializeToString(deterministic=True) for model in models)
+    return list(_converted(tuple(zip(contents, map(_packed, samples), strict=True))))
+
+
+def _packed(samples: Samples) -> bytes:
+    """Inputs as the content of an NPZ file; the same give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **samples)
+    return buffer.getvalue()
 
 
 @functools.lru_cache(maxsize=1)  # the kernels and the run-time file of one network have the same graph
-def _converted(models: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The TFLite files of serialised ONNX models; what was converted last is kept."""
+def _converted(networks: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, ...]:
+    """The TFLite files of serialised ONNX models and their samples; what was converted last is kept."""
     with temporary_folder() as folder:
-        sources = [folder / f"{i}.onnx" for i in range(len(models))]
+        sources = [folder / f"{i}.onnx" for i in range(len(networks))]
         targets = [source.with_suffix(".tflite") for source in sources]
-        for model, source in zip(models, sources, strict=True):
+        for (model, samples), source in zip(networks, sources, strict=True):
             source.write_bytes(model)
+            source.with_suffix(".npz").write_bytes(samples)
         pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
         returncode, printed = run_worker(folder, pairs)
         _log.debug("onnx2tf printed:\n%s", printed)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tqexport.backends.tflite.onnx2tf_trials import mend_trials, samples_for_trials
+
 # onnx2tf downloads this file when an input looks like an image and it is not in the working folder.
 _CALIBRATION = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
@@ -25,6 +27,7 @@ def main(arguments: list[str]) -> None:
     os.environ.update(ENVIRONMENT)
     threading.Thread(target=_end_with_caller, daemon=True).start()
     np.save(_CALIBRATION, np.zeros((20, 128, 128, 3), np.float32))
+    mend_trials()
     for source, target in zip(arguments[::2], arguments[1::2], strict=True):
         Path(target).write_bytes(_convert(source))
 
@@ -49,6 +52,7 @@ def _convert(source: str) -> bytes:
         not_use_onnxsim=True,
         disable_model_save=True,
         verbosity="error",
+        custom_input_op_name_np_data_path=samples_for_trials(Path(source)),
     )
     inputs = [tf.TensorSpec(value.shape, value.dtype, name=value.name) for value in network.inputs]
     function = tf.function(lambda *values: network(values)).get_concrete_function(*inputs)

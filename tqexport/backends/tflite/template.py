@@ -30,6 +30,7 @@ __all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "wi
 
 Array = npt.NDArray[np.float32]
 
+_LEVELS = 2.0**20  # of an activation quantiser, about
 _LARGE = 1 << 14  # elements; TensorFlow moves each of them about several times
 
 _log = logging.getLogger(__name__)
@@ -113,7 +114,11 @@ def graph_key(model: onnx.ModelProto) -> bytes:
 
 
 def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with random numbers from 0.5 to 1.5 as its parameters, always the same ones."""
+    """The network with random numbers as its parameters, always the same ones.
+
+    It is one that tells its axes apart, as onnx2tf tries orders of axes on it: values neither grow from layer to layer,
+    nor are they rounded to a few levels.
+    """
     changed = copy.deepcopy(model)
     random = np.random.default_rng(0)
     names = set(parameters(model))
@@ -123,8 +128,13 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.name in names:
             shape = tuple(tensor.dims)
             uniform = tensor.name in filters_alone and np.prod(shape) >= _LARGE
-            value = np.broadcast_to(random.random(() if uniform else shape, np.float32) + np.float32(0.5), shape)
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), tensor.name))
+            value = random.random(() if uniform else shape, np.float32) + np.float32(0.5)
+            if tensor.name.endswith(LEVELS_SUFFIX):
+                value = value * _LEVELS
+            elif len(shape) > 1:
+                summed = np.prod(shape[1:])
+                value = value / summed if uniform else random.choice((-1, 1), shape) * value / np.sqrt(summed)
+            tensor.CopyFrom(numpy_helper.from_array(np.full(shape, value, np.float32), tensor.name))
     return changed
 
 

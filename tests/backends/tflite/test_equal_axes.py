@@ -1,0 +1,84 @@
+"""Networks whose axes have the same size: nothing but what they compute tells one from another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import assert_parity, convert, model_of
+from torch import nn
+
+from tqexport import prepare
+
+SIZE = 6
+
+
+class Cube(nn.Module):
+    """Channels, rows and columns in one number, with an operator between two convolutions."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(SIZE, SIZE, 3, padding=1), nn.Conv2d(SIZE, SIZE, 3, padding=1)
+        self.act, self.act2, self.last = nn.ReLU(), nn.ReLU(), nn.Linear(SIZE, 4)
+        self.operator = operator
+
+    def forward(self, x):
+        return self.last(self.act2(self.second(self.operator(self.act(self.first(x))))).mean((2, 3)))
+
+
+OPERATORS = {
+    "rows and columns exchanged": lambda x: x.transpose(2, 3),
+    "channels and rows exchanged": lambda x: x.transpose(1, 2),
+    "all exchanged": lambda x: x.permute(0, 2, 3, 1),
+    "channel shuffle": lambda x: x.reshape(-1, 2, 3, SIZE, SIZE).transpose(1, 2).reshape(-1, SIZE, SIZE, SIZE),
+    "softmax over rows": lambda x: x.softmax(2),
+    "softmax over columns": lambda x: x.softmax(3),
+    "layer norm over columns": lambda x: nn.functional.layer_norm(x, (SIZE,)),
+    "product with itself turned": lambda x: x @ x.transpose(2, 3),
+    "einsum": lambda x: torch.einsum("nchw,nchv->ncwv", x, x),
+    "places as channels": lambda x: x.flatten(2).transpose(1, 2).reshape(-1, SIZE, SIZE, SIZE),
+    "largest of each row": lambda x: x - x.amax(2, keepdim=True),
+    "halves exchanged": lambda x: torch.cat(x.chunk(2, 2)[::-1], 2),
+}
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_pictures(operator):
+    model = model_of(prepare(Cube(operator), (2, 8)), (SIZE, SIZE, SIZE), (2, 8))
+    assert_parity(model, convert(model))
+
+
+class Sequence(nn.Module):
+    """As many steps as there are channels, with a layer between two linear ones."""
+
+    def __init__(self, layer, channels=SIZE):
+        super().__init__()
+        self.first, self.layer = nn.Linear(SIZE, channels), layer
+        self.second, self.last, self.act = nn.Linear(channels, SIZE), nn.Linear(SIZE, 4), nn.ReLU()
+
+    def forward(self, x):
+        value = self.layer(self.first(x))
+        return self.last(self.act(self.second(value[0] if isinstance(value, tuple) else value)).mean(1))
+
+
+LAYERS = {
+    "transformer": lambda: nn.TransformerEncoderLayer(SIZE, 2, 8, batch_first=True, norm_first=True),
+    "lstm": lambda: nn.LSTM(SIZE, SIZE, batch_first=True),
+    "gru": lambda: nn.GRU(SIZE, SIZE, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_sequences(layer):
+    model = model_of(prepare(Sequence(layer()), (2, 8)), (SIZE, SIZE), (2, 8))
+    assert_parity(model, convert(model))
+
+
+def test_small_values():
+    """The converter takes the first order of axes whose error is below 0.001: here every order has such an error."""
+    layer = nn.TransformerEncoderLayer(2 * SIZE, 2, 8, batch_first=True, norm_first=True)
+    network = Sequence(layer, 2 * SIZE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 0.02
+    model = model_of(prepare(network, (2, 8)), (SIZE, SIZE), (2, 8))
+    assert_parity(model, convert(model))
