@@ -25,7 +25,11 @@ class Cube(nn.Module):
         return self.last(self.act2(self.second(self.operator(self.act(self.first(x))))).mean((2, 3)))
 
 
+FILTER = torch.linspace(-1, 1, SIZE * SIZE * 9).reshape(SIZE, SIZE, 3, 3)
 OPERATORS = {
+    "convolution with a stride": lambda x: nn.functional.conv2d(
+        x.flatten(2).softmax(2).reshape(x.shape), FILTER, None, 2, 1
+    ),
     "rows and columns exchanged": lambda x: x.transpose(2, 3),
     "channels and rows exchanged": lambda x: x.transpose(1, 2),
     "all exchanged": lambda x: x.permute(0, 2, 3, 1),
@@ -60,7 +64,15 @@ class Sequence(nn.Module):
         return self.last(self.act(self.second(value[0] if isinstance(value, tuple) else value)).mean(1))
 
 
+class FirstStep(nn.LayerNorm):
+    """What classifiers of text look at."""
+
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
 LAYERS = {
+    "first step": lambda: FirstStep(SIZE),
     "transformer": lambda: nn.TransformerEncoderLayer(SIZE, 2, 8, batch_first=True, norm_first=True),
     "lstm": lambda: nn.LSTM(SIZE, SIZE, batch_first=True),
     "gru": lambda: nn.GRU(SIZE, SIZE, batch_first=True),
