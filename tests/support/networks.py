@@ -136,10 +136,10 @@ def model_of(
     return TruncModel(network.eval(), info)
 
 
-def convert(model: TruncModel) -> dict[int, bytes]:
+def convert(model: TruncModel, batch: int = 1) -> dict[int, bytes]:
     """The fixed TFLite file of each width."""
     models = [onnx.load_from_string(content) for _, content in export_onnx(model, model.info.widths)]
-    return dict(zip(model.info.widths, convert_to_tflite(models), strict=True))
+    return dict(zip(model.info.widths, convert_to_tflite(models, batch=batch), strict=True))
 
 
 def samples_for(model: TruncModel, count: int) -> npt.NDArray[np.float32]:

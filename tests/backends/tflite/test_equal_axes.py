@@ -45,10 +45,11 @@ OPERATORS = {
 }
 
 
+@pytest.mark.parametrize("batch", [1, SIZE])
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_pictures(operator):
+def test_pictures(operator, batch):
     model = model_of(prepare(Cube(operator), (2, 8)), (SIZE, SIZE, SIZE), (2, 8))
-    assert_parity(model, convert(model))
+    assert_parity(model, convert(model, batch))
 
 
 class Sequence(nn.Module):
@@ -79,10 +80,11 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("batch", [1, SIZE])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_sequences(layer):
+def test_sequences(layer, batch):
     model = model_of(prepare(Sequence(layer()), (2, 8)), (SIZE, SIZE), (2, 8))
-    assert_parity(model, convert(model))
+    assert_parity(model, convert(model, batch))
 
 
 def test_small_values():

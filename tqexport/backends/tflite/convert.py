@@ -17,7 +17,6 @@ import onnx
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
-from tqexport.backends.tflite.batches import number_for_converter, with_batch
 from tqexport.backends.tflite.check import (
     input_limits,
     layout_of_values,
@@ -161,23 +160,16 @@ def _converted(
         refuse_dependent_samples(model)
     tables = {weight.name for source in sources for weight in coded_weights(source)}
     limits = input_limits(sources[0])
-    number = number_for_converter([*one_of.values()], batch)
-    given = models if number == batch else [graph.model for graph in _float_graphs(sources, number)]
-    given_of = dict(zip(keys, given, strict=True))
-
-    def convert(networks: Sequence[onnx.ModelProto]) -> list[bytes]:
-        return [with_batch(content, number, batch) for content in _run_onnx2tf(networks, tables, limits)]
-
     rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
-    converted = convert([with_fingerprints(model) for model in given_of.values()])
+    converted = _run_onnx2tf([with_fingerprints(model) for model in one_of.values()], tables, limits)
     templates = {
         key: locate_parameters(content, with_fingerprints(model))
         for (key, model), content in zip(one_of.items(), converted, strict=True)
     }
     # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = [model for model, key in zip(given, keys, strict=True) if templates[key] is None]
-    unknown = [with_fine_levels(given_of[key]) for key, template in templates.items() if template is None]
-    single = iter(convert(unknown + singly) if singly else [])
+    singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
+    unknown = [fine[key] for key, template in templates.items() if template is None]
+    single = iter(_run_onnx2tf(unknown + singly, tables, limits) if singly else [])
 
     def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
         template = templates[key]

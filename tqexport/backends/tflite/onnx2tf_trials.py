@@ -1,19 +1,21 @@
 """How onnx2tf finds out which axis is which, mended.
 
 Where it does not know in which order an operator has its axes, it tries one order after the other on a sample, and
-takes the first whose result is within 0.001 of what onnxruntime gives. Five things keep that from working:
+takes the first whose result is within 0.001 of what onnxruntime gives. Some things keep that from working:
 
 * The sample is ones, which look alike in any order. So it is given another.
 * 0.001 may be large or small beside the values. So the error is compared with them here.
-* A product of a value with itself, or with a constant that was transposed, is not tried at all. Here it is.
 * A result may have any order of axes that gives its shape. Here it has ONNX's, or channels last.
-* Where channels, rows and columns are one number it takes for granted that channels come last. Here it tries, too.
+* A product of a value with itself, or with a constant that was transposed, is not tried at all. Here it is.
+* Where channels, rows and columns are one number it takes for granted that channels come last, and where a
+  transposition moves the samples it goes by the sizes of axes. Here the values decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ __all__ = ["mend_trials", "samples_for_trials"]
 
 Array = npt.NDArray[Any]
 
+_SMALL = 1e-3  # of the largest value; onnx2tf has the same number
 _MASKED = 1e30  # attention adds about -3e38 where a place is not to be seen
 
 
@@ -36,21 +39,21 @@ def mend_trials() -> None:
 
     compare = common_functions.onnx_tf_tensor_validation
     inputs_of = common_functions.acquisition_of_validation_data
+    decide = common_functions.inverted_operation_enable_disable
 
     def compared_with_values(*, output_pairs: dict[Any, Any], **tolerances: float) -> dict[Any, list[Any]]:
         results: dict[Any, list[Any]] = compare(output_pairs=output_pairs, **tolerances)
         for pair, (expected, computed) in output_pairs.items():
-            errors = [error for error in _errors(expected, computed) if error is not None]
-            largest = np.abs(expected[np.abs(expected) < _MASKED], dtype=np.float64).max(initial=0)
-            results[pair][2] = min(errors, default=results[pair][2]) / (largest or 1)
+            error = min(_errors(expected, computed))
+            results[pair][2] = error if np.isfinite(error) else results[pair][2] / _largest(expected)
         return results
 
     def inputs_of_any_kind(*, input_tensor_1: Any, input_tensor_2: Any, **others: Any) -> tuple[Any, Any, Any]:
         first, second = map(_as_array, (input_tensor_1, input_tensor_2))
         infos, of_first, of_second = inputs_of(input_tensor_1=first, input_tensor_2=second, **others)
+        if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+            return infos, first, second
         return infos, of_first, of_first if input_tensor_2 is input_tensor_1 else of_second
-
-    decide = common_functions.inverted_operation_enable_disable
 
     def decided_by_values(make_node: Callable[..., Any]) -> Callable[..., Any]:
         decided = decide(make_node)
@@ -59,9 +62,7 @@ def mend_trials() -> None:
         def made(*args: Any, **facts: Any) -> Any:
             result = decided(*args, **facts)
             for output in facts["graph_node"].outputs:
-                made_value = facts["tf_layers_dict"][output.name]
-                if (last := _channels_are_last(output.name, made_value["tf_node"], facts)) is not None:
-                    made_value["before_op_output_shape_trans"] = last
+                _put_in_order(output.name, facts["graph_node"].op, facts)
             return result
 
         return made
@@ -71,15 +72,40 @@ def mend_trials() -> None:
     common_functions.acquisition_of_validation_data = inputs_of_any_kind
 
 
-def _channels_are_last(name: str, value: Any, facts: Mapping[str, Any]) -> bool | None:
-    """Whether a value has its channels last, where its shape does not say it; None where it does, or for a constant."""
+def _put_in_order(name: str, operator: str, facts: Mapping[str, Any]) -> None:
+    """Say in which order a value has its axes, where its shape does not; that of a transposition is put right.
+
+    Args:
+        name: Of the value.
+        operator: What gives it.
+        facts: What onnx2tf gives to an operator.
+    """
+    import tensorflow as tf
+    import tf_keras
+
+    made = facts["tf_layers_dict"][name]
+    expected = (facts["onnx_tensor_infos_for_validation"] or {}).get(name)
+    if expected is None or expected.ndim < 3 or not tf_keras.backend.is_keras_tensor(made["tf_node"]):
+        return
+    sizes = [size for size in expected.shape if size > 1]
+    if len({*expected.shape[1:]}) > 1 and (operator != "Transpose" or len({*sizes}) == len(sizes)):
+        return
+    computed = _computed(made["tf_node"], facts)
+    same, moved = _errors(expected, computed)
+    if operator == "Transpose" and min(same, moved) > _SMALL:
+        orders = permutations(range(computed.ndim))
+        order = next((each for each in orders if _errors(expected, computed.transpose(each))[0] < _SMALL), None)
+        if order is not None:
+            made.update(tf_node=tf.transpose(made["tf_node"], order), before_op_output_shape_trans=False)
+    elif np.isfinite(same) and np.isfinite(moved):
+        made["before_op_output_shape_trans"] = moved < same
+
+
+def _computed(value: Any, facts: Mapping[str, Any]) -> Array:
+    """What TensorFlow computes for a value from the sample."""
     import tf_keras
     from onnx2tf.utils import common_functions
 
-    expected = (facts["onnx_tensor_infos_for_validation"] or {}).get(name)
-    sizes = value.shape[1:]
-    if expected is None or len(sizes) < 2 or len({*sizes}) > 1 or not tf_keras.backend.is_keras_tensor(value):
-        return None
     inputs = common_functions.get_tf_model_inputs(tf_layers_dict=facts["tf_layers_dict"])
     (computed,) = common_functions.dummy_tf_inference(
         model=tf_keras.Model(inputs=inputs, outputs=[value]),
@@ -87,19 +113,27 @@ def _channels_are_last(name: str, value: Any, facts: Mapping[str, Any]) -> bool 
         test_data_nhwc=facts["test_data_nhwc"],
         custom_input_op_name_np_data_path=facts["custom_input_op_name_np_data_path"],
     ).values()
-    same, moved = _errors(expected, computed)
-    return None if same is None or moved is None else moved < same
+    return np.asarray(computed)
 
 
-def _errors(expected: Array, computed: Array) -> tuple[float | None, float | None]:
-    """Largest errors of a value in ONNX's order of axes, and with channels last; None where the shape is another."""
+def _errors(expected: Array, computed: Array) -> tuple[float, float]:
+    """How far off a value is, as a share of the largest, in ONNX's order of axes and with channels last.
 
-    def error(order: Array) -> float | None:
+    Infinite where the shape is another.
+    """
+
+    def error(order: Array) -> float:
         if order.shape != expected.shape:
-            return None
-        return float(np.abs(order.astype(np.float64) - expected).max(initial=0))
+            return np.inf
+        off = np.abs(order.astype(np.float64) - expected)
+        return float(off.max(initial=0, where=~np.isnan(off))) / _largest(expected)
 
     return error(computed), error(to_channels_first(computed))
+
+
+def _largest(value: Array) -> float:
+    """The largest magnitude of a value, but for those that stand for minus infinity; 1 where it is 0."""
+    return float(np.abs(value[np.abs(value) < _MASKED], dtype=np.float64).max(initial=0)) or 1.0
 
 
 def _as_array(value: Any) -> Any:
