@@ -156,7 +156,8 @@ def test_prepare_takes_the_choice_by_name_and_a_bare_layer():
     tied = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
     tied[3].weight = tied[1].weight  # a deployed network frees the floats of quantised weights
     with pytest.raises(UsageError, match="3 stays in float and has the same weight as 1, which is quantised"):
-        prepare(tied)
+        prepare(tied, float_layers=["3"])
+    assert [*quantized_weights(prepare(tied))] == ["2.weight"]
     assert len(quantized_weights(prepare(tied, float_layers=["0"]))) == 3
     with pytest.raises(UsageError, match=r"nothing is left to quantise of the layers \['0', '1'\]"):
         prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))

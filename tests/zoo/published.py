@@ -16,6 +16,7 @@ from tqexport import InputInfo
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 PIXELS, SPEECH = (InputInfo("pixel_values", (3, 32, 32)),), (InputInfo("input_values", (400,)),)
+SMALL = (InputInfo("pixel_values", (3, 64, 64)),)
 TOKENS = (InputInfo("input_ids", (16,), "int64", below=50),)
 MASKED = (*TOKENS, InputInfo("attention_mask", (16,), "int64", below=2))
 MEL, FRAMES = (InputInfo("input_features", (16, 32)),), (InputInfo("input_values", (32, 16)),)
@@ -58,6 +59,15 @@ WAV2VEC2 = {
     **{"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
     "classifier_proj_size": 16,
 }
+PYRAMID = {**STAGES, "num_attention_heads": [1, 2, 2, 3], "decoder_hidden_size": 16}
+MOBILE = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 32], "num_attention_heads": 2}
+LEVIT = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
+HIERA = {
+    **{"image_size": [32, 32], "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "patch_stride": [4, 4]},
+    **{"masked_unit_size": [4, 4], "query_stride": [2, 2], "num_query_pool": 1},
+}
+T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+OPT = {**LANGUAGE, "ffn_dim": 64, "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False}
 ENTRIES = [
     picture("ResNet", "ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
     picture("RegNet", "RegNet", {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8}),
@@ -72,19 +82,45 @@ ENTRIES = [
     picture("ViT", "ViT", PATCHES),
     picture("DeiT", "DeiT", PATCHES),
     picture("BEiT", "Beit", PATCHES),
-    picture("DINOv2", "Dinov2", {**PATCHES, "mlp_ratio": 2}, tflite="are not recognisable"),
+    picture("DINOv2", "Dinov2", {**PATCHES, "mlp_ratio": 2}),
+    picture("ViT, as many patches as channels", "ViT", {**PATCHES, "hidden_size": 16, "intermediate_size": 16}),
+    picture("Data2Vec", "Data2VecVision", PATCHES),
     picture("Swin", "Swin", WINDOWS),
+    picture("Swin, as many places as channels", "Swin", {**WINDOWS, "embed_dim": 16}),
     picture("Swin V2", "Swinv2", WINDOWS, tflite="works on a constant"),
+    picture("SegFormer", "Segformer", PYRAMID),
+    entry("SegFormer, masks", PIXELS, "Segformer", "ForSemanticSegmentation", PYRAMID),
+    picture("MobileViT", "MobileViT", {**MOBILE, "image_size": 32}),
+    picture("LeViT", "Levit", {**LEVIT, "image_size": 64}, SMALL),
+    picture("CvT", "Cvt", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 1, 3]}),
+    picture("PVT", "Pvt", {**PYRAMID, "image_size": 32}),
+    picture("FocalNet", "FocalNet", {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "patch_size": 4}),
+    picture("Hiera", "Hiera", HIERA),
+    picture("SwiftFormer", "SwiftFormer", {"image_size": 32, "embed_dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}),
+    picture("CLIP, pictures", "CLIP", {"vision_config": PATCHES, "text_config": LANGUAGE}),
+    picture("SigLIP, pictures", "Siglip", {"vision_config": PATCHES, "text_config": LANGUAGE}),
     text("BERT", "Bert", LANGUAGE),
     text("DistilBERT", "DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50}),
     text("RoBERTa", "Roberta", {**LANGUAGE, "max_position_embeddings": 40}),
+    text("BERT, as many tokens as channels", "Bert", {**LANGUAGE, "hidden_size": 16}),
     text("ALBERT", "Albert", {**LANGUAGE, "embedding_size": 16}),
+    text("ELECTRA", "Electra", {**LANGUAGE, "embedding_size": 16}),
+    text("MPNet", "MPNet", LANGUAGE),
+    text("DeBERTa V2", "DebertaV2", LANGUAGE),
+    text("SqueezeBERT", "SqueezeBert", {**LANGUAGE, "embedding_size": 32}),
+    text("MobileBERT", "MobileBert", {**LANGUAGE, "embedding_size": 32, "intra_bottleneck_size": 32}),
+    text("ConvBERT", "ConvBert", {**LANGUAGE, "embedding_size": 32}),
+    entry("T5, encoder", TOKENS, "T5", "EncoderModel", T5),
     entry("GPT-2", TOKENS, "GPT2", "LMHeadModel", {
         "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "use_cache": False,
     }),
+    entry("OPT", TOKENS, "OPT", "ForCausalLM", OPT),
+    entry("GPT-NeoX", TOKENS, "GPTNeoX", "ForCausalLM", {**LANGUAGE, "use_cache": False}),
+    entry("Qwen 2", TOKENS, "Qwen2", "ForCausalLM", {**LANGUAGE, "num_key_value_heads": 1, "use_cache": False}),
     entry("Llama", TOKENS, "Llama", "ForCausalLM", {**LANGUAGE, "num_key_value_heads": 1, "use_cache": False}),
     entry("Whisper, encoder", MEL, "Whisper", "ForAudioClassification", WHISPER),
     entry("wav2vec 2.0", SPEECH, "Wav2Vec2", "ForSequenceClassification", WAV2VEC2),
+    entry("HuBERT", SPEECH, "Hubert", "ForSequenceClassification", WAV2VEC2),
     entry("Audio Spectrogram Transformer", FRAMES, "AST", "ForAudioClassification", {
         **{**BODY, "patch_size": 8, "max_length": 32, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
     }),

@@ -72,7 +72,8 @@ def prepare(
         widths: The widths that get a BatchNorm of their own (1 to 8, or 32).
         scheme: The weight quantiser.
         estimator: The straight-through estimator.
-        float_layers: Names of layers to leave in float32. Default: the first and the last one.
+        float_layers: Names of layers to leave in float32. Default: the first and the last one, and those that have a
+            weight in common with them.
         quantize_activations: Replace ``nn.ReLU`` by the activation quantiser.
         learned_ranges: Learn the ranges of activations, signed ones too; names of quantised layers stand for those
             whose input is rounded, in place of the rule above.
@@ -105,7 +106,7 @@ def prepare(
     model = copy.deepcopy(model)
     layers = {name: module for name, module in model.named_modules() if _kind_of(module) is not None}
     if float_layers is None:
-        float_layers = {*list(layers)[:1], *list(layers)[-1:]}
+        float_layers = _first_and_last(layers)
     if unknown := sorted(set(float_layers) - set(layers)):
         raise UsageError(f"float_layers names {unknown}, but the layers that can be quantised are {list(layers)}")
     if not set(layers) - set(float_layers):
@@ -133,6 +134,13 @@ def prepare(
     if input_shape is not None:
         grids_for_training(model, widths, input_shape, scheme)
     return model
+
+
+def _first_and_last(layers: Mapping[str, nn.Module]) -> set[str]:
+    """Names of the first and the last layer, and of those that share a parameter with them."""
+    parameters = {name: {id(parameter) for parameter in layer.parameters()} for name, layer in layers.items()}
+    ends = {*list(layers)[:1], *list(layers)[-1:]}
+    return {name for name in layers if any(name == end or parameters[name] & parameters[end] for end in ends)}
 
 
 def _quantize(layers: Mapping[str, nn.Module], float_layers: Collection[str]) -> None:
