@@ -5,14 +5,14 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
+from damage import changed_tflite, flip_a_bit
 from exactness import assert_exact, verdicts
 from onnx import numpy_helper
 from torch import nn
 
 from tqexport import CheckpointInfo, InputInfo, TruncModel, prepare
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.tflite.convert import convert_to_tflite
-from tqexport.errors import ConversionError
+from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.training.quantizers import quantized_weights
 
 WIDTHS = (1, 4, 8)
@@ -53,32 +53,47 @@ def prepared(network):
     return prepare(network, WIDTHS).eval()
 
 
-def assert_exact_in_onnx(network, inputs):
-    model = TruncModel(network, CheckpointInfo("test", {}, inputs, WIDTHS))
-    for bits, content in export_onnx(model, WIDTHS):
-        for verdict in verdicts(model, content, bits):
-            assert verdict.passed, verdict.problems
-    return content
-
-
 def test_without_the_weights_of_attention_and_without_biases_it_is_exact():
     network = prepared(Attending(need_weights=False, bias=False))
     assert list(quantized_weights(network)) == ["attention.in_proj_weight", "attention.out_proj.weight"]
-    assert_exact_in_onnx(network, SHAPE)
+    assert_exact(network, SHAPE, WIDTHS)
 
 
 def test_weights_of_other_sizes_are_exact():
     network = prepared(Crossing(kdim=7, vdim=6))
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
     assert list(quantized_weights(network)) == [f"attention.{name}" for name in names]
-    assert_exact_in_onnx(network, (InputInfo("x", SHAPE), InputInfo("memory", (4, 7)), InputInfo("values", (4, 6))))
+    inputs = (InputInfo("x", SHAPE), InputInfo("memory", (4, 7)), InputInfo("values", (4, 6)))
+    assert_exact(network, inputs, WIDTHS)
 
 
-def test_attention_to_another_sequence_is_exact_in_onnx_and_refused_by_name_in_tflite():
+def test_attention_to_another_sequence_is_exact_and_has_each_code_once():
+    network = prepared(Crossing())
     inputs = (InputInfo("x", SHAPE), InputInfo("memory", (4, 8)), InputInfo("values", (4, 8)))
-    content = assert_exact_in_onnx(prepared(Crossing()), inputs)
-    with pytest.raises(ConversionError, match=r"layer attention\.in_proj_weight multiplies with parts of its weight"):
-        convert_to_tflite([onnx.load_from_string(content)])
+    files = assert_exact(network, inputs, WIDTHS)
+    content = files[4][1]
+    flat = FlatModel(content)
+    names = [name for i in range(len(flat.graph.tensors)) if (name := flat.name(i)).endswith(".codes")]
+    parts = [f"attention.in_proj_weight[{start}:{start + 8}].codes" for start in (0, 8, 16)]
+    assert sorted(names) == sorted([*parts, "attention.out_proj.weight.codes"])
+    model = TruncModel(network, CheckpointInfo("test", {}, inputs, WIDTHS))
+    for start, part in zip((0, 8, 16), parts, strict=True):
+        for verdict in verdicts(model, changed_tflite(content, part, flip_a_bit), 4):
+            words = f"layer attention.in_proj_weight: 1 of 192 codes differ, first at ({start + 2}, 1)"
+            assert verdict.problems[0].startswith(words)
+
+
+class CrossingTwice(Crossing):
+    """One layer that attends to two sequences, one after the other."""
+
+    def forward(self, x, memory, values):
+        x = self.attention(self.act(self.first(x)), memory, memory)[0]
+        return self.last(self.attention(x, values, values)[0])
+
+
+def test_a_layer_that_is_called_twice_is_exact():
+    inputs = (InputInfo("x", SHAPE), InputInfo("memory", (4, 8)), InputInfo("values", (3, 8)))
+    assert_exact(prepared(CrossingTwice()), inputs, WIDTHS)
 
 
 @pytest.mark.parametrize("name", ["attention.in_proj_weight", "attention.out_proj.weight"])

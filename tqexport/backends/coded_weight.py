@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CodedWeight"]
+__all__ = ["CodedWeight", "joined", "name_of_rows"]
+
+Array = npt.NDArray[Any]
+
+_ROWS = re.compile(r"(.+)\[(\d+):(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -42,3 +49,33 @@ class CodedWeight:
     def dequantized(self) -> npt.NDArray[np.float64]:
         """The weight in float64, the shape of ``codes``."""
         return self.shifted().astype(np.float64) * self.scale + self.offset
+
+    def rows(self, start: int, end: int) -> CodedWeight:
+        """Rows of the weight as a weight of its own."""
+        return replace(self, name=name_of_rows(self.name, start, end), codes=self.codes[start:end])
+
+
+def name_of_rows(name: str, start: int, end: int) -> str:
+    """What rows of a parameter are called that a file has by themselves."""
+    return f"{name}[{start}:{end}]"
+
+
+def joined(codes: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
+    """What a file stores of each weight, where it stores parts as if it stored the whole.
+
+    Args:
+        codes: By name of the weight or its part, at each place where it stands, in PyTorch's axis order. Parts that do
+            not go together are left as they are.
+    """
+    parts: dict[str, dict[int, list[Array]]] = {}
+    for name, places in codes.items():
+        if (match := _ROWS.fullmatch(name)) and match[1] not in codes:
+            parts.setdefault(match[1], {})[int(match[2])] = places
+    whole = {}
+    for name, by_start in parts.items():
+        in_order = [by_start[start] for start in sorted(by_start)]
+        kinds = {tuple((place.shape[1:], place.dtype) for place in places) for places in in_order}
+        if len(kinds) == 1:
+            whole[name] = [np.concatenate(of_place) for of_place in zip(*in_order, strict=True)]
+    used = {name for name in codes if (match := _ROWS.fullmatch(name)) and match[1] in whole}
+    return {**{name: places for name, places in codes.items() if name not in used}, **whole}

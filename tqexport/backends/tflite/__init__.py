@@ -156,6 +156,7 @@ class TfliteBackend(Backend):
         return unpack(content)[1]
 
     def codes(self, content: bytes, bits: int) -> dict[str, list[Any]]:
+        from tqexport.backends.coded_weight import joined
         from tqexport.backends.tflite.cutting import computed_codes
         from tqexport.backends.tflite.file import single_graph, unpack
         from tqexport.backends.tflite.integers import stored_integers
@@ -164,7 +165,7 @@ class TfliteBackend(Backend):
         facts = unpack(content)[1]
         if isinstance(facts, MultiWidthFacts) and facts.own is None:
             shifted = computed_codes(single_graph(content, bits)[0])
-            return {name: [codes >> (STORED_BITS - bits)] for name, codes in shifted.items()}
+            return joined({name: [codes >> (STORED_BITS - bits)] for name, codes in shifted.items()})
         return stored_integers(single_graph(content, None)[0])
 
     def cut(self, content: bytes, bits: int) -> bytes:

@@ -35,6 +35,7 @@ from tqexport.backends.tflite.layout import LAYOUT
 from tqexport.backends.tflite.lookups import with_numbers_as_constants, with_numbers_as_inputs
 from tqexport.backends.tflite.lowered import lowered
 from tqexport.backends.tflite.onnx2tf import ends, in_converters_order, run_onnx2tf
+from tqexport.backends.tflite.parts import with_parts
 from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.backends.tflite.template import (
@@ -99,7 +100,8 @@ def check_convertible(models: Sequence[onnx.ModelProto], batch: int = 1) -> None
     Raises:
         ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators` and ``refuse_dependent_samples``.
     """
-    for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models, batch)}.values():
+    graphs = [graph for graph, _ in _float_graphs(models, batch)]
+    for model in {graph_key(graph.model): graph.model for graph in graphs}.values():
         refuse_operators(model)
         refuse_dependent_samples(with_fine_levels(model))
 
@@ -110,9 +112,8 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
     Raises:
         ConversionError: As :func:`convert_to_tflite`.
     """
-    weights = [coded_weights(model) for model in models]
-    for model, coded, converted in zip(models, weights, _converted(models, batch), strict=True):
-        flat, origins, (channels_first, steps) = converted
+    for model, converted in zip(models, _converted(models, batch), strict=True):
+        flat, coded, origins, (channels_first, steps) = converted
         facts = read_facts(model)
         if not isinstance(facts, ArtifactFacts):
             raise InputError("the ONNX file holds several widths; convert a file of one width each")
@@ -122,8 +123,8 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
-    """What the converter is given for each file.
+def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[tuple[FloatGraph, Sequence[CodedWeight]]]:
+    """What the converter is given for each file, and which of its parameters are quantised weights.
 
     Raises:
         ConversionError: A part of a weight is used, which TFLite has no codes of, or a recurrent layer has too many
@@ -131,34 +132,38 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
     """
     graphs = []
     for model in models:
-        weights, facts = coded_weights(model), read_facts(model)
+        coded, facts = coded_weights(model), read_facts(model)
         sizes = facts.dynamic_sizes if isinstance(facts, ArtifactFacts) else {}
-        graph = for_batch(without_batch_norms(with_float_weights(model, weights)), batch, sizes)
-        steps = with_constants_computed(unrolled(graph.model), {weight.name for weight in weights})
+        graph = for_batch(without_batch_norms(with_float_weights(model, coded)), batch, sizes)
+        network, weights = with_parts(graph.model, coded)
+        steps = with_constants_computed(unrolled(network), {weight.name for weight in weights})
         graph = replace(graph, model=lowered(steps))
         refuse_parts_of_weights(graph.model, weights)
-        graphs.append(graph)
+        graphs.append((graph, weights))
     return graphs
 
 
 def _converted(
     sources: Sequence[onnx.ModelProto], batch: int
-) -> Iterator[tuple[FlatModel, Sequence[FilterOrigin] | None, tuple[Sequence[str], Mapping[str, int]]]]:
+) -> Iterator[
+    tuple[FlatModel, Sequence[CodedWeight], Sequence[FilterOrigin] | None, tuple[Sequence[str], Mapping[str, int]]]
+]:
     """Convert ONNX files to float TFLite; those that differ in their parameters alone are converted once.
 
     Yields:
-        The file of each; where its filters come from, None where the converter combined parameters beyond recognition;
-        and how its values lie, see :func:`tqexport.backends.tflite.check.layout_of_values`.
+        The file of each; its quantised weights; where its filters come from, None where the converter combined
+        parameters beyond recognition; and how its values lie, see
+        :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
     graphs = _float_graphs(sources, batch)
-    models = [graph.model for graph in graphs]
+    models = [graph.model for graph, _ in graphs]
     keys = [graph_key(model) for model in models]
     one_of = dict(zip(keys, models, strict=True))
     fine = {key: with_fine_levels(model) for key, model in one_of.items()}
     for model in fine.values():
         refuse_operators(model)
         refuse_dependent_samples(model)
-    tables = {weight.name for source in sources for weight in coded_weights(source)}
+    tables = {weight.name for _, weights in graphs for weight in weights}
     limits = input_limits(sources[0])
     rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
     converted = _run_onnx2tf([with_fingerprints(model) for model in one_of.values()], tables, limits)
@@ -179,11 +184,11 @@ def _converted(
         return flat
 
     layouts = {key: layout_of_values(model, written(key, model)) for key, model in fine.items()}
-    for graph, key in zip(graphs, keys, strict=True):
+    for (graph, weights), key in zip(graphs, keys, strict=True):
         template = templates[key]
         flat = written(key, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
-        yield flat, origins, layouts[key]
+        yield flat, weights, origins, layouts[key]
 
 
 def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str], limits: Sequence[int]) -> list[bytes]:

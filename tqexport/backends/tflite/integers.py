@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.backends.coded_weight import CodedWeight
+from tqexport.backends.coded_weight import CodedWeight, joined
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.packing import unpacked_filters
 from tqexport.layer_kinds import FILTER_OPERATORS, FilterOperator
@@ -111,4 +111,4 @@ def stored_integers(flat: FlatModel) -> dict[str, list[npt.NDArray[Any]]]:
             continue
         seen.add(codes)
         integers.setdefault(name, []).append(integers_of(value).transpose(layout.torch_axes))
-    return integers
+    return joined(integers)

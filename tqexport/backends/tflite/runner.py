@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tqexport.backends.coded_weight import joined
 from tqexport.backends.running import Runner
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
@@ -59,7 +60,7 @@ class TfliteRunner(Runner):
             codes.setdefault(name, []).append(value.transpose(axes))
         names = (*self._outputs, *self._activations, *self._values)
         columns = zip(*(parts[: len(names)] for parts in traced), strict=True)
-        return codes, [
+        return joined(codes), [
             to_channels_first(self._of_samples(name, parts, counts), kept=name in self._channels_first)
             for name, parts in zip(names, columns, strict=True)
         ]
