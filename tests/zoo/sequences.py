@@ -61,6 +61,18 @@ class Vision(nn.Module):
         return self.last(self.block(x)[:, 0])
 
 
+class Translator(nn.Module):
+    """A sequence that attends to itself and to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.transformer = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.last(self.transformer(self.first(source), target))
+
+
 class Windows(nn.Module):
     """Attention in windows that are moved by half of one."""
 
@@ -240,6 +252,7 @@ ENTRIES = [
     Entry("attention block", lambda: nn.Sequential(nn.Linear(16, 16), Block(), nn.Linear(16, 4)), SEQUENCE),
     Entry("TransformerEncoder", Encoder, SEQUENCE),
     Entry("vision transformer", Vision),
+    Entry("encoder and decoder", Translator, (InputInfo("source", (12, 16)), InputInfo("target", (8, 16)))),
     Entry("attention in moved windows", Windows),
     Entry("a token for the class, PyTorch's attention", lambda: Published(windows=False)),
     Entry("PyTorch's attention in windows", lambda: Published(windows=True)),

@@ -6,8 +6,7 @@ the operator's definition in ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -153,51 +152,23 @@ def _running_sum(place: Place) -> Writer | None:
     return _ended(writer, writer.add("Concat", *sums, axis=axis), place)
 
 
-def _einsum(place: Place) -> Writer | None:
-    """A sum of products of two values, as a product of matrices."""
-    inputs, _, result = place.attributes["equation"].decode().replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    shapes = [place.shapes.get(name, ()) for name in place.node.input]
-    if len(letters) != 2 or not result or "." in inputs or any(len({*own}) != len(own) for own in (*letters, result)):
-        return None
-    if any(len(own) != len(shape) or not all(shape) for own, shape in zip(letters, shapes, strict=True)):
-        return None
-    left, right = letters
-    size = {letter: n for own, shape in zip(letters, shapes, strict=True) for letter, n in zip(own, shape, strict=True)}
-    batch = [letter for letter in left if letter in right and letter in result]
-    summed = [letter for letter in left if letter in right and letter not in result]
-    rows = [letter for letter in left if letter not in right]
-    columns = [letter for letter in right if letter not in left]
-    if not summed or {*rows, *columns} - {*result} or (batch and result[0] != batch[0]):
-        return None
-    writer, at_front = Writer(place.node.name), [size[letter] for letter in batch]
-    matrices = []
-    for name, own, groups in zip(place.node.input, letters, ((rows, summed), (summed, columns)), strict=True):
-        order = [own.index(letter) for letter in (*batch, *groups[0], *groups[1])]
-        turned = name if order == sorted(order) else writer.add("Transpose", name, perm=order)
-        sizes = [prod(size[letter] for letter in group) for group in groups]
-        same = len(groups[0]) == len(groups[1]) == 1
-        matrices.append(turned if same else writer.reshape(turned, [*at_front, *sizes]))
-    value, order = writer.add("MatMul", *matrices), [*batch, *rows, *columns]
-    if len(rows) != 1 or len(columns) != 1:
-        value = writer.reshape(value, [size[letter] for letter in order])
-    turn = [order.index(letter) for letter in result]
-    value = value if turn == sorted(turn) else writer.add("Transpose", value, perm=turn)
-    return _ended(writer, value, place)
-
-
 def _layer_norm(place: Place) -> Writer | None:
-    """A LayerNorm over several axes, whose mean is taken over one axis after the other."""
+    """A LayerNorm over several axes, whose mean is taken over one axis after the other, the last one first."""
     attributes, shape = place.attributes, place.shape
     first = int(attributes.get("axis", -1)) % max(1, len(shape))
     if len(shape) - first < 2 or first == 0 or len(place.node.output) > 1:
         return None
-    writer, axes = Writer(place.node.name), range(first, len(shape))
+    writer = Writer(place.node.name)
 
     def mean(value: str) -> str:
-        return _mean(writer, value, axes)
+        for axis in range(len(shape) - 1, first - 1, -1):
+            value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
+        return value
 
-    value = _normalised(writer, place.node.input[0], mean, attributes.get("epsilon", 1e-5))
+    centred = writer.add("Sub", place.node.input[0], mean(place.node.input[0]))
+    variance = mean(writer.add("Mul", centred, centred))
+    epsilon = writer.numbers(np.array([attributes.get("epsilon", 1e-5)], np.float32))
+    value = writer.add("Div", centred, writer.add("Sqrt", writer.add("Add", variance, epsilon)))
     for operator, name in zip(("Mul", "Add"), place.node.input[1:], strict=False):
         value = writer.add(operator, value, _with_axes(writer, place, name, first) or name)
     return _ended(writer, value, place)
@@ -284,89 +255,13 @@ def _unsqueezed(place: Place) -> Writer | None:
     return _ended(writer, writer.reshape(place.node.input[0], shape), place)
 
 
-def _group_norm(place: Place) -> Writer | None:
-    """The normalisation of a GroupNorm, which is an InstanceNormalization between two reshapes.
-
-    A group's mean is that of its channels' means, which a product with a constant matrix gives each of the channels.
-    """
-    norm = place.before(place.node)
-    to_groups = norm and norm.op_type == "InstanceNormalization" and place.before(norm)
-    if not norm or not to_groups or to_groups.op_type != "Reshape":
-        return None
-    shape, groups = place.shapes.get(to_groups.input[0], ()), place.shapes.get(norm.input[0], ())
-    scale, offset = (place.values.get(name) for name in norm.input[1:])
-    if scale is None or offset is None or (scale != 1).any() or offset.any():
-        return None
-    if shape != place.shapes.get(place.node.output[0]) or len(shape) < 2 or len(groups) != 3 or groups[0] != shape[0]:
-        return None
-    writer, channels = Writer(place.node.name), shape[1]
-    each = channels // groups[1]
-    matrix = np.kron(np.eye(groups[1]), np.full((each, each), 1 / each)).astype(np.float32)
-    of_groups = writer.numbers(matrix.reshape(channels, channels, *[1] * (len(shape) - 2)))
-
-    def mean(value: str) -> str:
-        value = _mean(writer, value, range(2, len(shape)))
-        if len(shape) == 2:
-            return writer.add("MatMul", value, of_groups)
-        return writer.add("Conv", value, of_groups, kernel_shape=[1] * (len(shape) - 2))
-
-    epsilon = next((helper.get_attribute_value(each) for each in norm.attribute if each.name == "epsilon"), 1e-5)
-    return _ended(writer, _normalised(writer, to_groups.input[0], mean, epsilon), place)
-
-
-def _mean(writer: Writer, value: str, axes: Sequence[int]) -> str:
-    """The mean over axes, which it keeps: over one after the other, the last one first."""
-    for axis in reversed(axes):
-        value = writer.add("ReduceMean", value, writer.constant([axis]), keepdims=1)
-    return value
-
-
-def _normalised(writer: Writer, value: str, mean: Callable[[str], str], epsilon: float) -> str:
-    """A value without its mean, divided by its standard deviation."""
-    centred = writer.add("Sub", value, mean(value))
-    variance = mean(writer.add("Mul", centred, centred))
-    deviation = writer.add("Sqrt", writer.add("Add", variance, writer.numbers(np.array([epsilon], np.float32))))
-    return writer.add("Div", centred, deviation)
-
-
-def _pixel_unshuffle(place: Place) -> Writer | None:
-    """Blocks of a picture as channels: they are in another order than the one operator that does it has."""
-    turn = place.producers.get(_before_reshapes(place, place.node.output[0], to_another_shape=1))
-    if not turn or turn.op_type != "Transpose":
-        return None
-    blocks = place.shapes.get(turn.input[0], ())
-    source = _before_reshapes(place, turn.input[0], to_another_shape=1)
-    shape = place.shapes.get(source, ())
-    perm = next((list(each.ints) for each in turn.attribute if each.name == "perm"), [])
-    if len(shape) != 4 or len(blocks) != 6 or perm != [0, 1, 3, 5, 2, 4] or blocks[3] != blocks[5]:
-        return None
-    samples, channels, height, size, width, _ = blocks
-    after = place.shapes.get(place.node.output[0])
-    if shape != (samples, channels, height * size, width * size) or after != (
-        samples,
-        channels * size**2,
-        height,
-        width,
-    ):
+def _blocks_turned(place: Place) -> Writer | None:
+    """Blocks of a picture as channels, in two turns: onnx2tf has one operator for both, and its order is another."""
+    if place.attributes.get("perm") != [0, 1, 3, 5, 2, 4]:
         return None
     writer = Writer(place.node.name)
-    value = writer.add("SpaceToDepth", source, blocksize=size)
-    order = np.arange(channels * size**2).reshape(size**2, channels).T.ravel()
-    return _ended(writer, writer.add("Gather", value, writer.constant(order.tolist()), axis=1), place)
-
-
-def _before_reshapes(place: Place, name: str, to_another_shape: int) -> str:
-    """The value that a row of reshapes starts from, of which so many change the shape."""
-    while (node := place.producers.get(name)) and node.op_type == "Reshape":
-        to_another_shape -= place.shapes.get(name) != place.shapes.get(node.input[0])
-        if to_another_shape < 0:
-            break
-        name = node.input[0]
-    return name
-
-
-def _reshape(place: Place) -> Writer | None:
-    return _group_norm(place) or _pixel_unshuffle(place)
+    value = writer.add("Transpose", place.node.input[0], perm=[0, 1, 3, 2, 4, 5])
+    return _ended(writer, writer.add("Transpose", value, perm=[0, 1, 2, 5, 3, 4]), place)
 
 
 def _slice(writer: Writer, value: str, start: int, end: int, axis: int) -> str:
@@ -393,12 +288,11 @@ _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     "Concat": _joined,
     "Conv": _padded,
     "CumSum": _running_sum,
-    "Einsum": _einsum,
     "LayerNormalization": _layer_norm,
     "Pad": _circular_pad,
     "ReduceL2": _norm,
-    "Reshape": _reshape,
     "Resize": _resized,
     "Slice": _backwards,
+    "Transpose": _blocks_turned,
     "Unsqueeze": _unsqueezed,
 }
