@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tqexport.errors import InputError, about
+from tqexport.errors import about
 from tqexport.integer.grids import grids_of
 from tqexport.model import TruncModel
 from tqexport.training.layers import switchable_batch_norms
-from tqexport.training.quantizers import ActivationQuantizer, QuantizedWeight, plain_name, quantized_weights
+from tqexport.training.quantizers import ActivationQuantizer, plain_name, quantized_weights
 from tqexport.training.ranges import RangeQuantizer, check_ranges
 from tqexport.truncation import FLOAT_BITS, StoredWeight, max_code, store
 
@@ -149,7 +149,6 @@ def deploy(model: TruncModel, bits: int) -> nn.Module:
         replaced: dict[int, object] = {}
         stored = stored_weights(model, bits)
         for name, weight in quantized_weights(reference).items():
-            _check_padding(weight)
             replaced[id(weight.quantizer)] = StoredParameter(stored[name])
             replaced[id(weight.original)] = nn.Parameter(torch.empty(0), requires_grad=False)
         for norm in switchable_batch_norms(reference).values():
@@ -196,10 +195,3 @@ def _stored_activation(quantizer: ActivationQuantizer) -> nn.Module:
             return StoredRange(quantizer)
         return nn.Identity() if quantizer.signed else nn.ReLU()
     return nn.ReLU() if quantizer.bits == FLOAT_BITS else StoredActivation(quantizer.bits)
-
-
-def _check_padding(weight: QuantizedWeight) -> None:
-    """Refuse padding other than zeros, which would need an operator of its own in front of the layer."""
-    mode = getattr(weight.module, "padding_mode", "zeros")
-    if mode != "zeros":
-        raise InputError(f"layer {weight.layer}: padding mode {mode!r} is not supported; use zeros")

@@ -152,13 +152,6 @@ def test_what_cannot_be_captured_is_refused_in_one_sentence():
     assert "\n" not in str(caught.value)
 
 
-def test_a_padding_mode_without_an_onnx_form_is_named():
-    network = prepare(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), (8,), float_layers=[])
-    model = TruncModel(network.eval(), CheckpointInfo("circular", {}, (1, 5, 5), (8,)))
-    with pytest.raises(InputError, match="layer 0: padding mode 'circular'"):
-        list(export_onnx(model, (8,)))
-
-
 def test_foreign_and_damaged_onnx_files_are_refused(tmp_path, files):
     path = tmp_path / "x.onnx"
     for content in (b"", b"\x08", files[8][: len(files[8]) // 2], b"hello"):
