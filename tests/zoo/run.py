@@ -33,8 +33,7 @@ _TITLES = {
     "published.md": """# Published architectures
 
 These are the classes of [transformers](https://huggingface.co/docs/transformers), small and with random weights, as
-they come: no line of theirs was changed. What begins with WRONG is a file that `tqexport tflite` writes and `verify`
-fails.""",
+they come: no line of theirs was changed.""",
 }
 _TOP = f"""
 Every network here was prepared, trained for three steps, exported to ONNX and TFLite, as a file for each of

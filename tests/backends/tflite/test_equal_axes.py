@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import assert_parity, convert, model_of
 from torch import nn
+from torch.nn import functional
 
 from tqexport import prepare
 
@@ -26,17 +27,26 @@ class Cube(nn.Module):
 
 
 FILTER = torch.linspace(-1, 1, SIZE * SIZE * 9).reshape(SIZE, SIZE, 3, 3)
+
+
+def in_order(x):
+    """A value that has ONNX's order of axes in a TFLite file, too."""
+    return x.flatten(2).softmax(2).reshape(x.shape)
+
+
 OPERATORS = {
-    "convolution with a stride": lambda x: nn.functional.conv2d(
-        x.flatten(2).softmax(2).reshape(x.shape), FILTER, None, 2, 1
-    ),
+    "convolution with a stride": lambda x: functional.conv2d(in_order(x), FILTER, None, 2, 1),
+    "transposed convolution": lambda x: functional.conv_transpose2d(in_order(x), FILTER, None, 2, 1),
+    "average pooling": lambda x: functional.avg_pool2d(in_order(x), 3, 1, 1, count_include_pad=False),
+    "largest in a window": lambda x: functional.max_pool2d(in_order(x), 2),
+    "twice the size": lambda x: functional.interpolate(in_order(x), scale_factor=2),
     "rows and columns exchanged": lambda x: x.transpose(2, 3),
     "channels and rows exchanged": lambda x: x.transpose(1, 2),
     "all exchanged": lambda x: x.permute(0, 2, 3, 1),
     "channel shuffle": lambda x: x.reshape(-1, 2, 3, SIZE, SIZE).transpose(1, 2).reshape(-1, SIZE, SIZE, SIZE),
     "softmax over rows": lambda x: x.softmax(2),
     "softmax over columns": lambda x: x.softmax(3),
-    "layer norm over columns": lambda x: nn.functional.layer_norm(x, (SIZE,)),
+    "layer norm over columns": lambda x: functional.layer_norm(x, (SIZE,)),
     "product with itself turned": lambda x: x @ x.transpose(2, 3),
     "einsum": lambda x: torch.einsum("nchw,nchv->ncwv", x, x),
     "places as channels": lambda x: x.flatten(2).transpose(1, 2).reshape(-1, SIZE, SIZE, SIZE),

@@ -101,18 +101,6 @@ def assert_same(model, changed):
 
 
 ROWS = {
-    "padded convolution of equal axes": (
-        (1, 4, 4, 4),
-        "z = Conv<pads = [1, 0, 2, 1], strides = [2, 2]>(x, filter)",
-        {"filter": np.linspace(-1, 1, 72, dtype="f").reshape(2, 4, 3, 3)},
-        ["Pad", "Conv"],
-    ),
-    "padded convolution of other axes stays": (
-        (1, 4, 4, 5),
-        "z = Conv<pads = [1, 0, 2, 1], strides = [2, 2]>(x, filter)",
-        {"filter": np.linspace(-1, 1, 72, dtype="f").reshape(2, 4, 3, 3)},
-        ["Conv"],
-    ),
     "pixel unshuffle": (
         (1, 3, 2, 2, 3, 2),
         "z = Transpose<perm = [0, 1, 3, 5, 2, 4]>(x)",

@@ -66,18 +66,6 @@ def _circular_pad(place: Place) -> Writer | None:
     return _ended(writer, value, place)
 
 
-def _padded(place: Place) -> Writer | None:
-    """A convolution that pads, of a value whose axes are all alike: onnx2tf tries the order of axes without padding."""
-    attributes, after = place.attributes, place.shapes.get(place.node.output[0], ())
-    pads = attributes.get("pads", [])
-    if len({*place.shape[1:]}) > 1 or not any(pads) or after[2:] == place.shape[2:]:
-        return None
-    writer, half = Writer(place.node.name), len(pads) // 2
-    value = writer.add("Pad", place.node.input[0], writer.constant([0, 0, *pads[:half], 0, 0, *pads[half:]]))
-    attributes = {**attributes, "pads": [0] * len(pads)}
-    return _ended(writer, writer.add("Conv", value, *place.node.input[1:], **attributes), place)
-
-
 def _backwards(place: Place) -> Writer | None:
     """A slice that goes backwards: the elements by their indices."""
     starts, ends, axes, steps = (place.constant(number) for number in range(1, 5))
@@ -286,7 +274,6 @@ def _ended(writer: Writer, value: str, place: Place) -> Writer:
 _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     **dict.fromkeys(_BROADCAST, _broadcast),
     "Concat": _joined,
-    "Conv": _padded,
     "CumSum": _running_sum,
     "LayerNormalization": _layer_norm,
     "Pad": _circular_pad,

@@ -8,12 +8,14 @@ takes the first whose result is within 0.001 of what onnxruntime gives. Some thi
 * A result may have any order of axes that gives its shape. Here it has ONNX's, or channels last.
 * A product of a value with itself, or with a constant that was transposed, is not tried at all. Here it is.
 * Where channels, rows and columns are one number it takes for granted that channels come last, and where a
-  transposition moves the samples it goes by the sizes of axes. Here the values decide.
+  transposition moves the samples it goes by the sizes of axes. Here the values decide; and an operator that takes
+  channels last is given them so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from itertools import permutations
 from pathlib import Path
@@ -30,6 +32,9 @@ __all__ = ["mend_trials", "samples_for_trials"]
 Array = npt.NDArray[Any]
 
 _SMALL = 1e-3  # of the largest value; onnx2tf has the same number
+_CHANNELS_LAST = {
+    *("AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "LRN", "LpPool", "MaxPool", "Resize", "SpaceToDepth"),
+}
 _MASKED = 1e30  # attention adds about -3e38 where a place is not to be seen
 
 
@@ -60,7 +65,8 @@ def mend_trials() -> None:
 
         @wraps(make_node)
         def made(*args: Any, **facts: Any) -> Any:
-            result = decided(*args, **facts)
+            with _channels_last_for(facts["graph_node"], facts["tf_layers_dict"]):
+                result = decided(*args, **facts)
             for output in facts["graph_node"].outputs:
                 _put_in_order(output.name, facts["graph_node"].op, facts)
             return result
@@ -70,6 +76,26 @@ def mend_trials() -> None:
     common_functions.inverted_operation_enable_disable = decided_by_values
     common_functions.onnx_tf_tensor_validation = compared_with_values
     common_functions.acquisition_of_validation_data = inputs_of_any_kind
+
+
+@contextmanager
+def _channels_last_for(node: Any, values: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Give an operator that takes channels last its value so, where the value has ONNX's order and no shape says it."""
+    import tensorflow as tf
+
+    name = node.inputs[0].name if node.inputs else ""
+    value = values.get(name, {})
+    if node.op not in _CHANNELS_LAST or value.get("before_op_output_shape_trans", True):
+        yield
+        return
+    given = value["tf_node"]
+    if len(given.shape) >= 3 and len({*given.shape[1:]}) == 1:
+        moved = tf.transpose(given, [0, *range(2, len(given.shape)), 1])
+        values[name] = {**value, "tf_node": moved, "before_op_output_shape_trans": True}
+    try:
+        yield
+    finally:
+        values[name] = value
 
 
 def _put_in_order(name: str, operator: str, facts: Mapping[str, Any]) -> None:
