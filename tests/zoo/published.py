@@ -92,7 +92,7 @@ ENTRIES = [
     entry("SegFormer, masks", PIXELS, "Segformer", "ForSemanticSegmentation", PYRAMID),
     picture("MobileViT", "MobileViT", {**MOBILE, "image_size": 32}),
     picture("LeViT", "Levit", {**LEVIT, "image_size": 64}, SMALL),
-    picture("CvT", "Cvt", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 1, 3]}),
+    picture("CvT", "Cvt", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}),
     picture("PVT", "Pvt", {**PYRAMID, "image_size": 32}),
     picture("FocalNet", "FocalNet", {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "patch_size": 4}),
     picture("Hiera", "Hiera", HIERA),

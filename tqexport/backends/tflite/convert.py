@@ -195,8 +195,7 @@ def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str], limits: Se
     """Convert float networks in a way that leaves rows to be looked up in the file."""
     pairs = [with_numbers_as_inputs(model, tables) for model in models]
     samples = [
-        {**dict(zip([value.name for value in model.graph.input], samples_of(model, limits), strict=True)), **numbers}
-        for model, (_, numbers) in zip(models, pairs, strict=True)
+        (*samples_of(model, limits), *numbers.values()) for model, (_, numbers) in zip(models, pairs, strict=True)
     ]
     contents = run_onnx2tf([model for model, _ in pairs], samples)
     return [with_numbers_as_constants(content, numbers) for content, (_, numbers) in zip(contents, pairs, strict=True)]

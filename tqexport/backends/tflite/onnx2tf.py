@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tqexport.files import temporary_folder
 
 __all__ = ["Samples", "check_converter", "ends", "in_converters_order", "run_onnx2tf", "run_worker"]
 
-Samples = Mapping[str, npt.NDArray[Any]]
+Samples = Sequence[npt.NDArray[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto], samples: Sequence[Samples]) -
 
     Args:
         models: The networks.
-        samples: For each, the inputs that onnx2tf tries it on, by name. Where it does not know in which order an
+        samples: For each, what onnx2tf tries it on, an array for each input. Where it does not know in which order an
             operator has its axes, it takes the order that gives what onnxruntime gives.
 
     Raises:
@@ -93,9 +93,9 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto], samples: Sequence[Samples]) -
 
 
 def _packed(samples: Samples) -> bytes:
-    """Inputs as the content of an NPZ file; the same give the same bytes."""
+    """Arrays as the content of an NPZ file, in their order; the same give the same bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **samples)
+    np.savez(buffer, *samples)
     return buffer.getvalue()
 
 

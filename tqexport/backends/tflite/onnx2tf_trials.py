@@ -173,14 +173,15 @@ def samples_for_trials(source: Path) -> list[list[str]]:
     An input that no operator reads has none.
 
     Args:
-        source: The network's ONNX file; the samples are in an NPZ file of the same name beside it, channels first.
+        source: The network's ONNX file; the samples are in an NPZ file of the same name beside it, channels first, in
+            the order of the inputs.
     """
     graph = onnx.load(source).graph
     read = {name for node in graph.node for name in node.input}
     pairs: list[list[str]] = []
     with np.load(source.with_suffix(".npz"), allow_pickle=False) as samples:
-        for name in (value.name for value in graph.input if value.name in read):
-            path = f"{source.stem}_{len(pairs)}.npy"
-            np.save(path, to_channels_last(samples[name]))
-            pairs.append([name, path])
+        for value, sample in zip(graph.input, samples.values(), strict=True):
+            if value.name in read:
+                pairs.append([value.name, f"{source.stem}_{len(pairs)}.npy"])
+                np.save(pairs[-1][1], to_channels_last(sample))
     return pairs
