@@ -13,7 +13,7 @@ from networks import Layers, assert_parity, convert, model_of, one_dimensional, 
 from places import artifact
 from torch import nn
 
-from tqexport import Scheme, prepare
+from tqexport import CheckpointInfo, InputInfo, Scheme, TruncModel, prepare
 from tqexport.backends import run_file
 from tqexport.backends.onnx.file import coded_weights
 from tqexport.backends.tflite import convert as conversion
@@ -98,6 +98,12 @@ def test_one_dimensional_convolutions():
 def test_fully_connected_networks():
     network = nn.Sequential(nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 5), nn.ReLU(), nn.Linear(5, 3))
     model = model_of(randomize_(prepare(network, (1, 4, 8)), 7), (7,))
+    assert_parity(model, convert(model))
+
+
+def test_an_input_may_have_any_name():
+    network = prepare(nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), (2, 8))
+    model = TruncModel(network.eval(), CheckpointInfo("test", {}, (InputInfo("file", (7,)),), (2, 8)))
     assert_parity(model, convert(model))
 
 
