@@ -826,6 +826,16 @@ def test_in_place_operators_have_the_error_of_the_others(in_place: Any, out_of_p
     assert torch.equal(*bounds)
 
 
+def test_a_view_is_taken_whatever_the_memory_format_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, filters = torch.randn(2, 3, 6, 6, generator=generator), torch.randn(3, 1, 3, 3, generator=generator)
+    with RoundingErrors() as errors:
+        value = F.conv2d(errors.exact(x).to(memory_format=torch.channels_last), filters, groups=3)
+        places = value.flatten(2).transpose(1, 2).contiguous()
+        of_value, of_places = errors.bound(value), errors.bound(places.view(-1))
+    assert torch.equal(of_value.flatten(2).transpose(1, 2).flatten(), of_places)
+
+
 def test_the_bound_is_the_same_every_time() -> None:
     x = normal((20, 30), 0)
     bounds = []

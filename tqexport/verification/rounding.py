@@ -140,7 +140,14 @@ class _Call:
 
     def repeated(self, change: Callable[[Tensor], Tensor]) -> Any:
         """The result with every tensor among the arguments changed."""
-        return self.func(*tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, self.args), **self.kwargs)
+
+        def changed(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            value = change(x)  # in the same memory format, or one that every view can be taken of
+            return value if value.stride() == x.stride() else value.contiguous()
+
+        return self.func(*tree_map(changed, self.args), **self.kwargs)
 
 
 def _tensors(values: Any) -> list[Tensor]:
