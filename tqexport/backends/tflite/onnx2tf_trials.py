@@ -47,11 +47,12 @@ def mend_trials() -> None:
     decide = common_functions.inverted_operation_enable_disable
 
     def compared_with_values(*, output_pairs: dict[Any, Any], **tolerances: float) -> dict[Any, list[Any]]:
-        results: dict[Any, list[Any]] = compare(output_pairs=output_pairs, **tolerances)
-        for pair, (expected, computed) in output_pairs.items():
-            error = min(_errors(expected, computed))
-            results[pair][2] = error if np.isfinite(error) else results[pair][2] / _largest(expected)
-        return results
+        errors = {pair: min(_errors(*values)) for pair, values in output_pairs.items()}
+        others = {pair: values for pair, values in output_pairs.items() if np.isinf(errors[pair])}
+        results: dict[Any, list[Any]] = compare(output_pairs=others, **tolerances)
+        for pair, (expected, _) in others.items():
+            results[pair][2] = results[pair][2] / _largest(expected)
+        return results | {pair: [output_pairs[pair][0], False, errors[pair], ""] for pair in errors.keys() - others}
 
     def inputs_of_any_kind(*, input_tensor_1: Any, input_tensor_2: Any, **others: Any) -> tuple[Any, Any, Any]:
         first, second = map(_as_array, (input_tensor_1, input_tensor_2))
