@@ -16,7 +16,7 @@ from tqexport import InputInfo
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 PIXELS, SPEECH = (InputInfo("pixel_values", (3, 32, 32)),), (InputInfo("input_values", (400,)),)
-SMALL = (InputInfo("pixel_values", (3, 64, 64)),)
+LARGER = (InputInfo("pixel_values", (3, 64, 64)),)
 TOKENS = (InputInfo("input_ids", (16,), "int64", below=50),)
 MASKED = (*TOKENS, InputInfo("attention_mask", (16,), "int64", below=2))
 MEL, FRAMES = (InputInfo("input_features", (16, 32)),), (InputInfo("input_values", (32, 16)),)
@@ -91,7 +91,7 @@ ENTRIES = [
     picture("SegFormer", "Segformer", PYRAMID),
     entry("SegFormer, masks", PIXELS, "Segformer", "ForSemanticSegmentation", PYRAMID),
     picture("MobileViT", "MobileViT", {**MOBILE, "image_size": 32}),
-    picture("LeViT", "Levit", {**LEVIT, "image_size": 64}, SMALL),
+    picture("LeViT", "Levit", {**LEVIT, "image_size": 64}, LARGER),
     picture("CvT", "Cvt", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}),
     picture("PVT", "Pvt", {**PYRAMID, "image_size": 32}),
     picture("FocalNet", "FocalNet", {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "patch_size": 4}),

@@ -67,15 +67,14 @@ def joined(codes: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
         codes: By name of the weight or its part, at each place where it stands, in PyTorch's axis order. Parts that do
             not go together are left as they are.
     """
-    parts: dict[str, dict[int, list[Array]]] = {}
-    for name, places in codes.items():
+    parts: dict[str, dict[int, str]] = {}
+    for name in codes:
         if (match := _ROWS.fullmatch(name)) and match[1] not in codes:
-            parts.setdefault(match[1], {})[int(match[2])] = places
-    whole = {}
-    for name, by_start in parts.items():
-        in_order = [by_start[start] for start in sorted(by_start)]
-        kinds = {tuple((place.shape[1:], place.dtype) for place in places) for places in in_order}
+            parts.setdefault(match[1], {})[int(match[2])] = name
+    result = dict(codes)
+    for whole, by_start in parts.items():
+        names = [by_start[start] for start in sorted(by_start)]
+        kinds = {tuple((place.shape[1:], place.dtype) for place in codes[name]) for name in names}
         if len(kinds) == 1:
-            whole[name] = [np.concatenate(of_place) for of_place in zip(*in_order, strict=True)]
-    used = {name for name in codes if (match := _ROWS.fullmatch(name)) and match[1] in whole}
-    return {**{name: places for name, places in codes.items() if name not in used}, **whole}
+            result[whole] = [np.concatenate(places) for places in zip(*map(result.pop, names), strict=True)]
+    return result

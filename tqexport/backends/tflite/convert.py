@@ -100,8 +100,7 @@ def check_convertible(models: Sequence[onnx.ModelProto], batch: int = 1) -> None
     Raises:
         ConversionError: As :func:`tqexport.backends.tflite.check.refuse_operators` and ``refuse_dependent_samples``.
     """
-    graphs = [graph for graph, _ in _float_graphs(models, batch)]
-    for model in {graph_key(graph.model): graph.model for graph in graphs}.values():
+    for model in {graph_key(graph.model): graph.model for graph in _float_graphs(models, batch)}.values():
         refuse_operators(model)
         refuse_dependent_samples(with_fine_levels(model))
 
@@ -123,8 +122,8 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
 
 
-def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[tuple[FloatGraph, Sequence[CodedWeight]]]:
-    """What the converter is given for each file, and which of its parameters are quantised weights.
+def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
+    """What the converter is given for each file.
 
     Raises:
         ConversionError: A part of a weight is used, which TFLite has no codes of, or a recurrent layer has too many
@@ -137,9 +136,9 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[tuple[F
         graph = for_batch(without_batch_norms(with_float_weights(model, coded)), batch, sizes)
         network, weights = with_parts(graph.model, coded)
         steps = with_constants_computed(unrolled(network), {weight.name for weight in weights})
-        graph = replace(graph, model=lowered(steps))
+        graph = replace(graph, model=lowered(steps), weights=weights)
         refuse_parts_of_weights(graph.model, weights)
-        graphs.append((graph, weights))
+        graphs.append(graph)
     return graphs
 
 
@@ -156,14 +155,14 @@ def _converted(
         :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
     graphs = _float_graphs(sources, batch)
-    models = [graph.model for graph, _ in graphs]
+    models = [graph.model for graph in graphs]
     keys = [graph_key(model) for model in models]
     one_of = dict(zip(keys, models, strict=True))
     fine = {key: with_fine_levels(model) for key, model in one_of.items()}
     for model in fine.values():
         refuse_operators(model)
         refuse_dependent_samples(model)
-    tables = {weight.name for _, weights in graphs for weight in weights}
+    tables = {weight.name for graph in graphs for weight in graph.weights}
     limits = input_limits(sources[0])
     rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
     converted = _run_onnx2tf([with_fingerprints(model) for model in one_of.values()], tables, limits)
@@ -184,11 +183,11 @@ def _converted(
         return flat
 
     layouts = {key: layout_of_values(model, written(key, model)) for key, model in fine.items()}
-    for (graph, weights), key in zip(graphs, keys, strict=True):
+    for graph, key in zip(graphs, keys, strict=True):
         template = templates[key]
         flat = written(key, graph.model)
         origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
-        yield flat, weights, origins, layouts[key]
+        yield flat, graph.weights, origins, layouts[key]
 
 
 def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str], limits: Sequence[int]) -> list[bytes]:

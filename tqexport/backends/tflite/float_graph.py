@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +27,12 @@ class FloatGraph:
         model: The network.
         folded: By parameter name: the weight and the gain that it is the product of. Every other parameter is one of
             the network's own.
+        weights: The quantised weights, some of which may be rows of one of the network's own.
     """
 
     model: onnx.ModelProto
     folded: Mapping[str, Folded]
+    weights: Sequence[CodedWeight] = ()
 
 
 def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> onnx.ModelProto:

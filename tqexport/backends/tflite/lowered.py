@@ -24,7 +24,7 @@ _BROADCAST = (
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul"),
     *("Or", "Pow", "Sub", "Where", "Xor"),
 )
-_OF_CONSTANTS = ("Concat", *_BROADCAST)  # whose first input may be one
+_OF_CONSTANTS = ("Concat", "Unsqueeze", *_BROADCAST)  # whose first input may be one, or of no known shape
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -38,11 +38,7 @@ def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _written(place: Place) -> Writer | None:
     kind = place.node.op_type
-    return (
-        _WAYS[kind](place)
-        if place.shape or kind in ("Concat", "Expand", "GatherElements", "Unsqueeze", *_BROADCAST)
-        else None
-    )
+    return _WAYS[kind](place) if place.shape or kind in _OF_CONSTANTS else None
 
 
 def _circular_pad(place: Place) -> Writer | None:

@@ -46,10 +46,6 @@ class Place:
         """Its attributes by name."""
         return {each.name: helper.get_attribute_value(each) for each in self.node.attribute}
 
-    def before(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """The operator that gives the first input of one."""
-        return self.producers.get(node.input[0]) if node.input else None
-
     def constant(self, number: int) -> npt.NDArray[Any] | None:
         """The value of an input that is a constant; None where there is none."""
         return self.values.get(self.node.input[number]) if number < len(self.node.input) else None

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from tqexport.backends.coded_weight import CodedWeight, name_of_rows
+from tqexport.backends.onnx.file import rebuild
 
 __all__ = ["with_parts"]
-
-Array = npt.NDArray[Any]
 
 
 def with_parts(model: onnx.ModelProto, weights: Sequence[CodedWeight]) -> tuple[onnx.ModelProto, Sequence[CodedWeight]]:
@@ -33,43 +30,48 @@ def with_parts(model: onnx.ModelProto, weights: Sequence[CodedWeight]) -> tuple[
     Returns:
         The network, and its quantised weights. A parameter that is read otherwise, too, is left as it is.
     """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {
+        node.input[0]: [] for node in model.graph.node if node.op_type == "Split" and node.input[0] in tensors
+    }
     for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    changed = copy.deepcopy(model)
+        for name in readers.keys() & node.input:
+            readers[name].append(node)
     rows: dict[str, list[tuple[int, int]]] = {}
-    parts: dict[str, str] = {}
-    for name in constants:
-        ends = [_ends(node, name, constants) for node in readers.get(name, [])]
-        if not ends or not ends[0] or any(own != ends[0] for own in ends):
-            continue
-        rows[name] = [*zip([0, *ends[0][:-1]], ends[0], strict=True)]
-        names = [name_of_rows(name, *own) for own in rows[name]]
-        for node in readers[name]:
-            parts.update(zip(node.output, names, strict=True))
-            changed.graph.node.remove(node)
-        changed.graph.initializer.remove(next(tensor for tensor in changed.graph.initializer if tensor.name == name))
-        changed.graph.initializer.extend(
-            numpy_helper.from_array(constants[name][start:end], part)
-            for part, (start, end) in zip(names, rows[name], strict=True)
-        )
-    for node in changed.graph.node:
-        node.input[:] = [parts.get(value, value) for value in node.input]
-    in_parts = [
-        [weight.rows(*own) for own in rows[weight.name]] if weight.name in rows else [weight] for weight in weights
-    ]
-    return changed, [*chain.from_iterable(in_parts)]
+    for name, nodes in readers.items():
+        ends, *others = [_ends(node, name, tensors) for node in nodes]
+        if ends and all(own == ends for own in others):
+            rows[name] = [*pairwise([0, *ends])]
+    if not rows:
+        return model, weights
+    changed = copy.deepcopy(model)
+    graph, kept, parts = changed.graph, [], dict[str, str]()
+    for node in graph.node:
+        if node.op_type == "Split" and node.input[0] in rows:
+            own = node.input[0]
+            parts.update(zip(node.output, (name_of_rows(own, *ends) for ends in rows[own]), strict=True))
+        else:
+            node.input[:] = [parts.get(value, value) for value in node.input]
+            kept.append(node)
+    initializers = [tensor for name, tensor in tensors.items() if name not in rows]
+    for name, every in rows.items():
+        values = numpy_helper.to_array(tensors[name])
+        initializers += [numpy_helper.from_array(values[slice(*ends)], name_of_rows(name, *ends)) for ends in every]
+    rebuild(graph, kept, initializers)
+    in_parts: list[CodedWeight] = []
+    for weight in weights:
+        in_parts += [weight.rows(*ends) for ends in rows[weight.name]] if weight.name in rows else [weight]
+    return changed, in_parts
 
 
-def _ends(node: onnx.NodeProto, name: str, constants: Mapping[str, Array]) -> list[int]:
+def _ends(node: onnx.NodeProto, name: str, tensors: Mapping[str, onnx.TensorProto]) -> list[int]:
     """Where each part of a parameter ends whose rows an operator takes apart; empty for any other operator."""
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type != "Split" or node.input[0] != name or attributes.get("axis", 0) != 0:
         return []
     if len(node.input) == 1:
-        size = -(-len(constants[name]) // len(node.output))
-        return [min(number * size, len(constants[name])) for number in range(1, len(node.output) + 1)]
-    sizes = constants.get(node.input[1])
-    return [] if sizes is None else np.cumsum(sizes).tolist()
+        count = tensors[name].dims[0]
+        size = -(-count // len(node.output))
+        return [min(number * size, count) for number in range(1, len(node.output) + 1)]
+    sizes = tensors.get(node.input[1])
+    return [] if sizes is None else np.cumsum(numpy_helper.to_array(sizes)).tolist()
