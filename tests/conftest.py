@@ -17,7 +17,7 @@ from warm_converter import WarmConverter
 from tqexport import ReadOptions, TruncModel, load_checkpoint
 from tqexport.artifacts.project import open_project
 from tqexport.backends.onnx.runtime_file import merge_onnx
-from tqexport.backends.tflite import convert, onnx2tf
+from tqexport.backends.tflite import onnx2tf, template
 from tqexport.backends.tflite.onnx2tf import run_onnx2tf, run_worker
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.verification.run import load_samples
@@ -62,7 +62,7 @@ def each_graph_is_converted_once(tmp_path_factory: pytest.TempPathFactory):
 
     warm = WarmConverter()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "run_onnx2tf", kept)
+        patch.setattr(template, "run_onnx2tf", kept)
         patch.setattr(onnx2tf, "run_worker", warm.run_worker)
         yield
     warm.close()
@@ -71,7 +71,7 @@ def each_graph_is_converted_once(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def converted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests whose subject is the conversion itself, in a process of its own."""
-    monkeypatch.setattr(convert, "run_onnx2tf", run_onnx2tf)
+    monkeypatch.setattr(template, "run_onnx2tf", run_onnx2tf)
     monkeypatch.setattr(onnx2tf, "run_worker", run_worker)
 
 

@@ -19,9 +19,11 @@ from tqexport.verification.samples import noise
 __all__ = ["assert_exact", "verdicts"]
 
 
-def verdicts(model: TruncModel, content: bytes, bits: int, *, switched: bool = False) -> list[Verdict]:
-    """A file against PyTorch, as deployed and without the runtime's optimisations, on three samples."""
-    batch = noise(3, model.info.signature).inputs
+def verdicts(
+    model: TruncModel, content: bytes, bits: int, *, switched: bool = False, samples: int = 3
+) -> list[Verdict]:
+    """A file against PyTorch, as deployed and without the runtime's optimisations."""
+    batch = noise(samples, model.info.signature).inputs
     runners = [open_runner(content, bits if switched else None, deployed=deployed) for deployed in (True, False)]
     comparisons = [Comparison(model, bits) for _ in runners]
     for comparison, runner in zip(comparisons, runners, strict=True):

@@ -17,7 +17,6 @@ from tqexport import prepare
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.errors import ConversionError
 from tqexport.verification.trace import count_calls
 
 WIDTHS = (2, 8)
@@ -124,7 +123,59 @@ def test_what_layers_make_of_a_constant_is_rounded_and_its_damage_is_found(bits)
             assert not verdict.passed, name
 
 
-def test_a_layer_of_a_constant_is_refused_by_name_for_tflite():
-    _, files = distances()
-    with pytest.raises(ConversionError, match="layer near works on a constant"):
-        convert_to_tflite([onnx.load_from_string(files[8])])
+def test_a_layer_of_a_constant_keeps_its_codes_in_tflite():
+    model, files = distances()
+    contents = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in WIDTHS])
+    constants = [value.numpy().ravel() for value in (model.module.table, model.module.near.bias.detach())]
+    for bits, content in zip(WIDTHS, contents, strict=True):
+        for verdict in verdicts(model, content, bits):
+            assert verdict.passed, verdict.problems
+            assert verdict.codes == 90
+        damaged = [changed_tflite(content, f"{name}.weight.codes", flip_a_bit) for name in ("near", "far")]
+        damaged += [with_more(content, constant) for constant in constants]
+        for changed in damaged:
+            assert not any(verdict.passed for verdict in verdicts(model, changed, bits))
+
+
+class FirstState(nn.Module):
+    """Layers work on the first state of a sequence, which is the same for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.near, self.far, self.last = (nn.Linear(6, 6) for _ in range(4))
+        self.act, self.act2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        state = self.far(self.act(self.near(x.new_zeros(x.shape[0], 6))))
+        return self.last(self.act2(self.first(x) + state))
+
+
+@functools.cache
+def first_state():
+    """The network, and its ONNX files by width."""
+    model = model_of(randomize_(prepare(FirstState(), WIDTHS), 4), (6,), WIDTHS)
+    return model, dict(export_onnx(model, WIDTHS))
+
+
+@pytest.mark.parametrize("network", [distances, first_state])
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_what_is_the_same_for_all_samples_passes_with_more_of_them_than_a_runtime_takes_at_once(network, batch):
+    model, files = network()
+    if batch:
+        contents = convert_to_tflite([onnx.load_from_string(files[bits]) for bits in WIDTHS], batch=batch)
+        files = dict(zip(WIDTHS, contents, strict=True))
+    for bits, content in files.items():
+        for verdict in verdicts(model, content, bits, samples=130):
+            assert verdict.passed, verdict.problems
+            assert verdict.activations >= 270
+
+
+def with_more(content, constant):
+    """A TFLite file in which 0.01 is added to a constant of its."""
+    flat = FlatModel(content)
+    values = {index: flat.constant(index) for index in range(len(flat.graph.tensors))}
+    same = [i for i, value in values.items() if value is not None and np.array_equal(value.ravel(), constant)]
+    assert same
+    for index in same:
+        flat.set_constant(index, values[index] + np.float32(0.01))
+    return flat.pack()

@@ -87,7 +87,7 @@ ENTRIES = [
     picture("Data2Vec", "Data2VecVision", PATCHES),
     picture("Swin", "Swin", WINDOWS),
     picture("Swin, as many places as channels", "Swin", {**WINDOWS, "embed_dim": 16}),
-    picture("Swin V2", "Swinv2", WINDOWS, tflite="works on a constant"),
+    picture("Swin V2", "Swinv2", WINDOWS),
     picture("SegFormer", "Segformer", PYRAMID),
     entry("SegFormer, masks", PIXELS, "Segformer", "ForSemanticSegmentation", PYRAMID),
     picture("MobileViT", "MobileViT", {**MOBILE, "image_size": 32}),

@@ -427,7 +427,7 @@ class Backend(ABC):
         Args:
             content: The file.
             bits: The width to run a run-time file at; None for a fixed file.
-            activations: Which roundings to cut at, by name (``<module>/Round``).
+            activations: Which roundings to cut at, by name (``<module>/Round``), as far as they depend on samples.
 
         Raises:
             InputError: The runtime does not take the file.

@@ -190,6 +190,7 @@ def compare_artifacts(pair: tuple[ArtifactAtWidth, ArtifactAtWidth], samples: Sa
         _stretches(side, shared, apart)(samples.inputs, _shaped(levels, run))
         for side, run in zip(pair, runs, strict=True)
     )
+    shared = [name for name in shared if name in given and name in other]  # not what is the same for all samples
     first_name, second_name = (Path(side.artifact.name).name for side in pair)
     steps = max_code(pair[0].facts.activation_width)
     flips = wrong = 0

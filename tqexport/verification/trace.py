@@ -211,8 +211,11 @@ class Trace:
         rounding = self._errors.bound(input).numpy() * per_one + 2 * np.finfo(np.float32).eps * np.abs(scaled)
         near = np.abs(scaled - np.floor(scaled) - 0.5) <= rounding  # the boundaries lie half-way between the levels
         levels = activations.get(key)
-        if levels is None and (value == value[:1]).all():
-            return None  # a converter computes what is the same for every sample, such as the first state of a sequence
+        if (value == value[:1]).all():  # the same for every sample, such as the first state of a sequence
+            if levels is None:
+                return None  # a converter computes it
+            if levels.size < value.size and levels.size % value[:1].size == 0:
+                levels = np.repeat(levels.reshape(-1, *value.shape[1:])[:1], len(value), axis=0)
         if levels is None:
             levels = self._merged(activations, expected, near)
         if levels is None or levels.size != value.size:

@@ -16,13 +16,12 @@ from torch import nn
 from tqexport import CheckpointInfo, InputInfo, Scheme, TruncModel, prepare
 from tqexport.backends import run_file
 from tqexport.backends.onnx.file import coded_weights
-from tqexport.backends.tflite import convert as conversion
+from tqexport.backends.tflite import template
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import METADATA_NAME
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.integers import stored_integers
-from tqexport.backends.tflite.provenance import guess_origins
 from tqexport.errors import ConversionError, InputError
 
 WIDTHS = range(1, 9)
@@ -110,13 +109,13 @@ def test_an_input_may_have_any_name():
 def conversions(monkeypatch):
     """Counts the networks that go through onnx2tf."""
     counts = []
-    original = conversion.run_onnx2tf
+    original = template.run_onnx2tf
 
     def counted(models, samples):
         counts.append(len(models))
         return original(models, samples)
 
-    monkeypatch.setattr(conversion, "run_onnx2tf", counted)
+    monkeypatch.setattr(template, "run_onnx2tf", counted)
     return counts
 
 
@@ -131,7 +130,7 @@ def test_all_widths_cost_one_conversion(monkeypatch):
 
 
 class LearnedScale(nn.Module):
-    """The converter multiplies such a scale into the filter before it, where neither is recognisable."""
+    """The converter multiplies such a scale into the filter before it."""
 
     def __init__(self):
         super().__init__()
@@ -147,14 +146,37 @@ def test_parameters_that_the_converter_combines(monkeypatch):
     counts = conversions(monkeypatch)
     model = model_of(randomize_(prepare(LearnedScale(), (1, 4, 8)), 9), (2, 8, 9))
     assert_parity(model, convert(model))
-    assert counts == [1, 4]  # each width by itself, and one to see that it is the same function
+    assert counts == [1]
+
+
+class ScalesAndShifts(nn.Module):
+    """A chain of layers, scales and shifts, which the converter makes one filter and one bias of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.scales = nn.ParameterList(torch.tensor([0.5, -0.7, 1.1, 0.9, 1.3, 0.8, -1.2, 0.6]) * i for i in (1, 2, 3))
+        self.shifts = nn.ParameterList(torch.arange(8) / i for i in (3, 5, 7))
+
+    def forward(self, x):
+        x = self.first(x)
+        for scale, shift in zip(self.scales, self.shifts, strict=True):
+            x = x * scale + shift
+        return self.last(self.middle(x).relu() * self.scales[0])
+
+
+def test_parameters_that_the_converter_combines_beyond_recognition(monkeypatch):
+    counts = conversions(monkeypatch)
+    model = model_of(randomize_(prepare(ScalesAndShifts(), (1, 4, 8)), 9), (6,))
+    assert_parity(model, convert(model))
+    assert counts == [1, 1]  # the second time it does not know them
 
 
 def test_a_layer_whose_codes_are_not_found_is_named(exported_once):
     flat = FlatModel(artifact(exported_once, "tflite", 4))  # holds integers, so no float filter matches
     weights = coded_weights(onnx.load(exported_once / "out" / "ckpt-w4.onnx"))
     with pytest.raises(ConversionError, match=r"weights of layer layers.0.conv0 are not recognisable.*8 of 8"):
-        put_codes_back(flat, weights, guess_origins(flat, weights), "exact")
+        put_codes_back(flat, weights, [], "exact")
 
 
 class Ending(nn.Module):

@@ -30,6 +30,7 @@ __all__ = [
     "coded_weights",
     "describe",
     "is_right_shift",
+    "of_all_samples",
     "parse",
     "rebuild",
     "read_facts",
@@ -224,6 +225,15 @@ def _shifts(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     if not shifts:
         raise InputError("the ONNX file holds no BitShift node, so it was not written by tqexport")
     return shifts
+
+
+def of_all_samples(model: onnx.ModelProto) -> set[str]:
+    """Names of the values that are the same whatever the samples are, and how many; they may depend on the width."""
+    depending = {value.name for value in model.graph.input if len(value.type.tensor_type.shape.dim)}
+    same: set[str] = set()
+    for node in model.graph.node:
+        (same if depending.isdisjoint(node.input) else depending).update(node.output)
+    return same
 
 
 def activation_outputs(model: onnx.ModelProto) -> list[str]:

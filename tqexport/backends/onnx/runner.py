@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx
 
-from tqexport.backends.onnx.file import activation_outputs, is_right_shift
+from tqexport.backends.onnx.file import activation_outputs, is_right_shift, of_all_samples
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
 from tqexport.backends.running import Runner
@@ -38,6 +38,7 @@ class OnnxRunner(Runner):
         activations = activation_outputs(model)
         values = [] if deployed else [name for name in _layer_outputs(model) if name not in self._weights]
         super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)
+        self._of_all_samples = of_all_samples(model)
         self._untouched = self._open(content, bits=bits, optimized=deployed)
         kept = (*(node.output[0] for node in shifts), *activations, *values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
@@ -49,8 +50,12 @@ class OnnxRunner(Runner):
         ends = len(self._outputs)
         for weight, value in zip(self._weights, traced[0][ends:], strict=False):
             codes.setdefault(weight, []).append(value)
-        of_samples = zip(*(values[:ends] + values[ends + len(self._weights) :] for values in traced), strict=True)
-        return codes, [np.concatenate(values) for values in of_samples]
+        names = (*self._outputs, *self._activations, *self._values)
+        of_parts = zip(*(values[:ends] + values[ends + len(self._weights) :] for values in traced), strict=True)
+        return codes, [
+            parts[0] if name in self._of_all_samples else np.concatenate(parts)
+            for name, parts in zip(names, of_parts, strict=True)
+        ]
 
     def run_untouched(self, batch: Batch) -> list[Array]:
         of_parts = zip(*map(self._untouched.run, _parts(batch)), strict=True)
@@ -74,7 +79,8 @@ class OnnxStretches:
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""
         model = onnx.load_from_string(content)
-        cut = [node for node in model.graph.node if node.op_type == "Round" and node.output[0] in activations]
+        names = {*activations} - of_all_samples(model)
+        cut = [node for node in model.graph.node if node.op_type == "Round" and node.output[0] in names]
         for node in cut:
             model.graph.node.remove(node)
             model.graph.input.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))

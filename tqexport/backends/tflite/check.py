@@ -88,18 +88,10 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
         weights: The quantised ones.
 
     Raises:
-        ConversionError: An operator reads a part of a weight, or multiplies it with a constant; it names the layer.
+        ConversionError: An operator reads a part of a weight; it names the layer.
     """
     layers = {weight.name: weight.layer for weight in weights}
-    constants = {tensor.name for tensor in model.graph.initializer}
-    turned = dict(layers)  # a linear layer's weight is transposed first
-    of_constants: dict[str, bool] = {}  # by layer: whether all that it works on is constant
     for node in model.graph.node:
-        if node.op_type == "Transpose" and node.input[0] in layers:
-            turned[node.output[0]] = layers[node.input[0]]
-        elif node.op_type in ONNX_OPERATORS and node.input[1] in turned:
-            layer = turned[node.input[1]]
-            of_constants[layer] = of_constants.get(layer, True) and node.input[0] in constants
         read = next((layers[name] for name in node.input if name in layers), None)
         if read is None:
             continue
@@ -109,11 +101,6 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
                 f"layer {read} multiplies with parts of its weight, by {node.op_type} ({node.name}), and a filter in "
                 "TFLite has its codes whole; keep the layer in float, or deploy the network as ONNX"
             )
-    for layer in (layer for layer, constant in of_constants.items() if constant):
-        raise ConversionError(
-            f"layer {layer} works on a constant, and the converter computes what it gives; keep the layer in float, or "
-            "deploy the network as ONNX"
-        )
 
 
 def refuse_dependent_samples(model: onnx.ModelProto) -> None:
@@ -243,6 +230,8 @@ def _steps_in_front(name: str, values: Sequence[Array], samples: int) -> int:
     if samples == 1:
         return 1
     value, of_backwards = values
+    if np.array_equal(value, of_backwards):
+        return 1  # of no sample
     largest = max(float(np.abs(value).max()), 1e-30)
     shape = value.shape
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
 from tqexport.backends.onnx.session import OnnxSession
-from tqexport.backends.tflite.template import parameters
+from tqexport.backends.tflite.fingerprints import parameters
 
 __all__ = ["with_constants_computed"]
 

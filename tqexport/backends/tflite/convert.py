@@ -23,27 +23,21 @@ from tqexport.backends.tflite.check import (
     refuse_dependent_samples,
     refuse_operators,
     refuse_parts_of_weights,
-    samples_of,
     with_fine_levels,
 )
 from tqexport.backends.tflite.computed import with_constants_computed
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
+from tqexport.backends.tflite.fingerprints import parameters
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.float_graph import FloatGraph, for_batch, with_float_weights, without_batch_norms
 from tqexport.backends.tflite.layout import LAYOUT
-from tqexport.backends.tflite.lookups import with_numbers_as_constants, with_numbers_as_inputs
 from tqexport.backends.tflite.lowered import lowered
-from tqexport.backends.tflite.onnx2tf import ends, in_converters_order, run_onnx2tf
+from tqexport.backends.tflite.onnx2tf import ends
 from tqexport.backends.tflite.parts import with_parts
-from tqexport.backends.tflite.provenance import FilterOrigin, guess_origins
+from tqexport.backends.tflite.provenance import FilterOrigin
 from tqexport.backends.tflite.session import LiteRTSession
-from tqexport.backends.tflite.template import (
-    graph_key,
-    locate_parameters,
-    parameters,
-    with_fingerprints,
-)
+from tqexport.backends.tflite.template import TfliteTemplate, convert_to_templates, graph_key
 from tqexport.backends.tflite.unrolled import unrolled
 from tqexport.errors import ConversionError, InputError, about
 from tqexport.facts import ArtifactFacts
@@ -58,7 +52,7 @@ class FloatNetwork:
     Attributes:
         flat: The file, with float32 filters.
         weights: Its quantised weights.
-        origins: Where its filters come from, as far as that is known.
+        origins: Where its filters come from.
         facts: What the file is to say of itself, but for the kernel.
     """
 
@@ -119,7 +113,7 @@ def float_networks(models: Sequence[onnx.ModelProto], batch: int = 1) -> Iterato
         facts = replace(
             facts, layout=LAYOUT, channels_first=tuple(channels_first), steps_in_front=steps, dynamic_sizes={}
         )
-        yield FloatNetwork(flat, coded, guess_origins(flat, coded) if origins is None else origins, facts)
+        yield FloatNetwork(flat, coded, origins, facts)
 
 
 def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGraph]:
@@ -144,60 +138,36 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
 
 def _converted(
     sources: Sequence[onnx.ModelProto], batch: int
-) -> Iterator[
-    tuple[FlatModel, Sequence[CodedWeight], Sequence[FilterOrigin] | None, tuple[Sequence[str], Mapping[str, int]]]
-]:
+) -> Iterator[tuple[FlatModel, Sequence[CodedWeight], Sequence[FilterOrigin], tuple[Sequence[str], Mapping[str, int]]]]:
     """Convert ONNX files to float TFLite; those that differ in their parameters alone are converted once.
 
     Yields:
-        The file of each; its quantised weights; where its filters come from, None where the converter combined
-        parameters beyond recognition; and how its values lie, see
+        The file of each; its quantised weights; where its filters come from; and how its values lie, see
         :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
     graphs = _float_graphs(sources, batch)
-    models = [graph.model for graph in graphs]
-    keys = [graph_key(model) for model in models]
-    one_of = dict(zip(keys, models, strict=True))
-    fine = {key: with_fine_levels(model) for key, model in one_of.items()}
-    for model in fine.values():
+    fine = [with_fine_levels(graph.model) for graph in graphs]
+    keys = [graph_key(graph.model) for graph in graphs]
+    one_of = dict(zip(keys, fine, strict=True))
+    for model in one_of.values():
         refuse_operators(model)
         refuse_dependent_samples(model)
-    tables = {weight.name for graph in graphs for weight in graph.weights}
-    limits = input_limits(sources[0])
-    rounds = {key: _rounds(with_numbers_as_inputs(model, tables)[0]) for key, model in one_of.items()}
-    converted = _run_onnx2tf([with_fingerprints(model) for model in one_of.values()], tables, limits)
-    templates = {
-        key: locate_parameters(content, with_fingerprints(model))
-        for (key, model), content in zip(one_of.items(), converted, strict=True)
-    }
-    # Where the converter combined parameters beyond recognition, each network is converted by itself.
-    singly = [model for model, key in zip(models, keys, strict=True) if templates[key] is None]
-    unknown = [fine[key] for key, template in templates.items() if template is None]
-    single = iter(_run_onnx2tf(unknown + singly, tables, limits) if singly else [])
+    weights = {weight.name for graph in graphs for weight in graph.weights}
+    templates = dict(
+        zip(one_of, convert_to_templates([*one_of.values()], weights, input_limits(sources[0])), strict=True)
+    )
 
-    def written(key: bytes, model: onnx.ModelProto) -> FlatModel:
-        template = templates[key]
-        flat = FlatModel(next(single)) if template is None else template.fill(parameters(model))
+    def written(template: TfliteTemplate, model: onnx.ModelProto) -> FlatModel:
+        flat = template.fill(parameters(model))
         _check_operators(flat)
-        _name_tensors(flat, model.graph, rounds[key])
+        _name_tensors(flat, model.graph, template.rounds)
         return flat
 
-    layouts = {key: layout_of_values(model, written(key, model)) for key, model in fine.items()}
-    for graph, key in zip(graphs, keys, strict=True):
+    for graph, key, continuous in zip(graphs, keys, fine, strict=True):
         template = templates[key]
-        flat = written(key, graph.model)
-        origins = None if template is None else template.origins(flat, parameters(graph.model), graph.folded)
-        yield flat, graph.weights, origins, layouts[key]
-
-
-def _run_onnx2tf(models: Sequence[onnx.ModelProto], tables: set[str], limits: Sequence[int]) -> list[bytes]:
-    """Convert float networks in a way that leaves rows to be looked up in the file."""
-    pairs = [with_numbers_as_inputs(model, tables) for model in models]
-    samples = [
-        (*samples_of(model, limits), *numbers.values()) for model, (_, numbers) in zip(models, pairs, strict=True)
-    ]
-    contents = run_onnx2tf([model for model, _ in pairs], samples)
-    return [with_numbers_as_constants(content, numbers) for content, (_, numbers) in zip(contents, pairs, strict=True)]
+        layout = layout_of_values(continuous, written(template, continuous))
+        flat = written(template, graph.model)
+        yield flat, graph.weights, template.origins(flat, parameters(graph.model), graph.folded), layout
 
 
 def run_once(content: bytes, bits: int | None = None) -> None:
@@ -227,28 +197,13 @@ def _check_operators(flat: FlatModel) -> None:
             raise ConversionError(f"the network needs the operator {name}, which plain TFLite does not have")
 
 
-def _rounds(model: onnx.ModelProto) -> list[str]:
-    """Names of the results of Round, in the order in which the converter meets and numbers them.
-
-    It computes what is the same for every sample at once, without a number.
-    """
-    of_sample = {value.name for value in model.graph.input}
-    rounding = {}
-    for node in model.graph.node:
-        if node.op_type != "Shape" and of_sample.intersection(node.input):
-            of_sample.update(node.output)
-            if node.op_type == "Round":
-                rounding[node.name] = node.output[0]
-    return [rounding[name] for name in in_converters_order(model) if name in rounding]
-
-
 def _name_tensors(flat: FlatModel, graph: onnx.GraphProto, rounds: Sequence[str]) -> None:
     """Names that depend on the network alone, where TensorFlow counts what it did before.
 
     Args:
         flat: The file; changed in place.
         graph: What was converted.
-        rounds: See :func:`_rounds`; the numbers survive where the order of operators in the file does not.
+        rounds: See :class:`TfliteTemplate`; the numbers survive where the order of operators in the file does not.
     """
     _put_ends_in_order(flat, graph)
     for index, tensor in enumerate(flat.graph.tensors):

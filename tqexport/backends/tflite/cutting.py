@@ -140,7 +140,7 @@ def _origin(flat: FlatModel, computed: ComputedWeight, affine: Mapping[str, Sequ
     if scale is None:
         raise ValueError("a weight has no scale")
     name = flat.name(computed.filter)
-    return FilterOrigin(computed.filter, computed.kind, name, scale.astype(np.float64).ravel() / affine[name][0])
+    return FilterOrigin(computed.filter, computed.kind, name, (scale.astype(np.float64).ravel() / affine[name][0],))
 
 
 def _list_operator_codes(flat: FlatModel, listed: Sequence[int]) -> None:

@@ -2,8 +2,8 @@
 
 A float layer has the same weights at every width, but the converter folds the width's BatchNorm and activation steps
 into its filter: ``filter = weight * gain / steps``, gain per output channel. A run-time file has the weights once, and
-a MUL and a DIV per width where there is something to multiply or divide by. They round as the converter's numbers were
-rounded, so the filter comes out bit for bit.
+a MUL or two and a DIV per width where there is something to multiply or divide by. They round as the converter's
+numbers were rounded, so the filter comes out bit for bit.
 
 Needs numpy and flatbuffers alone.
 """
@@ -37,7 +37,7 @@ class FloatFilter:
     Attributes:
         weight: Tensor of the weights.
         filter: Tensor of the filter.
-        operators: What leads from one to the other, MUL or DIV or both.
+        operators: What leads from one to the other, MUL or DIV or several of them.
     """
 
     weight: int
@@ -68,8 +68,9 @@ def store_filters_once(flat: FlatModel, origins: Iterable[FilterOrigin], weights
     for origin in origins:
         layout = FILTER_OPERATORS[origin.operator]
         factors: list[tuple[str, Array, Any]] = []
-        if origin.gain is not None and (origin.gain != 1).any():
-            factors.append(("MUL", layout.per_channel(origin.gain.astype(np.float32)), schema.MulOptionsT()))
+        for gain in origin.gains:
+            if (gain != 1).any():
+                factors.append(("MUL", layout.per_channel(gain.astype(np.float32)), schema.MulOptionsT()))
         if origin.steps != 1:
             factors.append(("DIV", np.array([origin.steps], np.float32), schema.DivOptionsT()))
         if factors:

@@ -99,7 +99,9 @@ def _packed(samples: Samples) -> bytes:
     return buffer.getvalue()
 
 
-@functools.lru_cache(maxsize=1)  # the kernels and the run-time file of one network have the same graph
+@functools.lru_cache(
+    maxsize=2
+)  # the kernels and the run-time file of one network have the same graph, and may need two
 def _converted(networks: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, ...]:
     """The TFLite files of serialised ONNX models and their samples; what was converted last is kept."""
     with temporary_folder() as folder:

@@ -38,7 +38,7 @@ class TfliteRunner(Runner):
         self._steps: Mapping[str, int] = facts.steps_in_front if facts else {}
         self._stored = stored_integers(flat) if bits is None else {}
         self._shifted = {} if bits is None else _shifted_codes(flat)
-        activations, values = _kept_tensors(flat, layers=not deployed)
+        activations, values, self._of_all_samples = _kept_tensors(flat, layers=not deployed)
         outputs = flat.output_names
         super().__init__(outputs, list(activations.values()), list(values.values()), deployed=deployed)
         self._inputs = flat.input_names
@@ -79,6 +79,8 @@ class TfliteRunner(Runner):
 
     def _of_samples(self, name: str, parts: Sequence[Array], counts: Sequence[int]) -> Array:
         """A value of all samples from those of groups, each of which has so many of them."""
+        if name in self._of_all_samples:
+            return parts[0]
         size, steps = self._traced.batch, self._steps.get(name, 1)
         return np.concatenate([of_samples(part, count, size, steps) for part, count in zip(parts, counts, strict=True)])
 
@@ -99,8 +101,10 @@ class TfliteStretches:
         self._channels_first: Collection[str] = facts.channels_first if facts else ()
         kept: list[Operator] = []
         cut: list[Operator] = []
+        _, _, of_all_samples = _kept_tensors(flat, layers=False)
         for operator in flat.graph.operators:
-            is_cut = flat.operator_name(operator) == "ROUND" and flat.name(int(operator.outputs[0])) in activations
+            name = flat.name(int(operator.outputs[0]))
+            is_cut = flat.operator_name(operator) == "ROUND" and name in activations and name not in of_all_samples
             (cut if is_cut else kept).append(operator)
         flat.graph.operators = kept
         self._inputs = flat.input_names
@@ -121,21 +125,27 @@ class TfliteStretches:
         return moved[: len(self._outputs)], dict(zip(self._names, moved[len(self._outputs) :], strict=True))
 
 
-def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dict[int, str]]:
-    """Names by index: the activations, and the outputs of layers that are not outputs of the file."""
+def _kept_tensors(flat: FlatModel, *, layers: bool) -> tuple[dict[int, str], dict[int, str], set[str]]:
+    """Names by index: the activations, and the outputs of layers that are not outputs of the file.
+
+    And the names of the activations that are the same for all samples.
+    """
     activations: dict[int, str] = {}
     values: dict[int, str] = {}
+    of_all_samples = set()
     of_sample = {int(index) for index in flat.graph.inputs}
     for operator in flat.graph.operators:
         kind, output = flat.operator_name(operator), int(operator.outputs[0])
-        if not of_sample.intersection(map(int, operator.inputs)):
-            continue
-        of_sample.update(map(int, operator.outputs))
+        is_of_sample = not of_sample.isdisjoint(map(int, operator.inputs))
+        if is_of_sample:
+            of_sample.update(map(int, operator.outputs))
         if kind == "ROUND":
             activations[output] = flat.name(output)
-        elif layers and kind in _KEPT_OPERATORS and output not in flat.graph.outputs:
+            if not is_of_sample:
+                of_all_samples.add(flat.name(output))
+        elif layers and is_of_sample and kind in _KEPT_OPERATORS and output not in flat.graph.outputs:
             values[output] = f"{flat.name(output)}#{output}"  # names need not be unique
-    return activations, values
+    return activations, values, of_all_samples
 
 
 def _shifted_codes(flat: FlatModel) -> dict[int, tuple[str, tuple[int, ...]]]:

@@ -38,11 +38,11 @@ from tqexport.backends.tflite.file import (
     make_signature,
     signature_of,
 )
+from tqexport.backends.tflite.fingerprints import parameters
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.backends.tflite.float_layers import store_filters_once
 from tqexport.backends.tflite.provenance import FilterOrigin
-from tqexport.backends.tflite.template import parameters
 from tqexport.facts import ArtifactFacts, MultiWidthFacts, check_mergeable
 from tqexport.layer_kinds import FILTER_OPERATORS
 

@@ -1,49 +1,36 @@
 """One conversion for every width: a TFLite graph, and where in it each parameter of the network went.
 
-The network is converted with *fingerprints*, random numbers in the place of its parameters. Each float constant of the
-result is then recognised as one parameter, perhaps in another axis order, perhaps divided by the number of steps of an
-activation quantiser (the converter moves such factors into filters). A width is the same graph with its own parameters
-in these places. The graph cannot depend on a parameter that happens to be 0 or 1 at some width, either.
-
-A large filter of a convolution has one random number all over, which TensorFlow handles as quickly as a scalar. Its
-axis order in the file is that of the operator that reads it.
+The network is converted with *fingerprints*, random numbers in the place of its parameters, by which each constant of
+the result is recognised (``fingerprints.py``). A width is the same graph with its own parameters in these places. The
+graph cannot depend on a parameter that happens to be 0 or 1 at some width, either. Where the converter combined
+parameters beyond recognition, it converts the network once more without knowing them (``given.py``): the file computes
+then what they make.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, LEVELS_SUFFIX
+from tqexport.backends.tflite.check import samples_of
+from tqexport.backends.tflite.fingerprints import Fingerprints, Product, Sum, parameters, with_fingerprints
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.given import with_given_as_constants, with_given_as_inputs
+from tqexport.backends.tflite.onnx2tf import in_converters_order, run_onnx2tf
 from tqexport.backends.tflite.provenance import FilterOrigin, Folded, filters
-from tqexport.layer_kinds import FILTER_OPERATORS
+from tqexport.errors import ConversionError
+from tqexport.layer_kinds import FILTER_OPERATORS, ONNX_OPERATORS
 
-__all__ = ["TfliteTemplate", "graph_key", "locate_parameters", "parameters", "with_fingerprints"]
+__all__ = ["TfliteTemplate", "convert_to_templates", "graph_key"]
 
 Array = npt.NDArray[np.float32]
 
-_LEVELS = 2.0**20  # of an activation quantiser, about
-_LARGE = 1 << 14  # elements; TensorFlow moves each of them about several times
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A constant of the file: a parameter or its reciprocal, divided by a number of steps."""
-
-    parameter: str
-    operator: str | None = None  # what reads it as its filter, in the axis order of such filters
-    reciprocal: bool = False
-    divided_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,26 +39,31 @@ class TfliteTemplate:
 
     Attributes:
         content: The file, with fingerprints in it.
-        places: What each constant tensor is, by its index.
+        parameters: Names of the network's parameters.
+        places: What each constant tensor is made of, by its index; no constant of the operators is among them.
+        unrecognised: The constants that may be made of parameters, nobody knows how: who reads each.
+        rounds: Names of the results of Round in the network, as the converter numbers them.
     """
 
     content: bytes
-    places: Mapping[int, _Place]
+    parameters: Collection[str]
+    places: Mapping[int, Product | Sum]
+    unrecognised: Sequence[str]
+    rounds: Sequence[str]
 
     def fill(self, values: Mapping[str, Array]) -> FlatModel:
         """The graph with the parameters of one width, float32 by name."""
         flat = FlatModel(self.content)
         for index, place in self.places.items():
-            value = values[place.parameter]
-            if place.reciprocal:
-                value = np.reciprocal(value)
-            if place.divided_by is not None:
-                value = np.divide(value, values[place.divided_by], dtype=np.float32)
-            shape = flat.shape(index)
-            if place.operator is not None:
-                value = FILTER_OPERATORS[place.operator].from_torch(value, shape)
-            flat.set_constant(index, np.ascontiguousarray(value.reshape(shape), np.float32))
+            value = place.value(values, flat.shape(index))
+            flat.set_constant(index, np.ascontiguousarray(value, np.float32))
         return flat
+
+    def combined(self) -> set[str]:
+        """The parameters that are nowhere in the file by themselves."""
+        products = [place for place in self.places.values() if isinstance(place, Product)]
+        alone = {place.parameter for place in products if place.gain is None and place.number == 1}
+        return {*self.parameters} - alone - {place.levels for place in products}
 
     def origins(self, flat: FlatModel, values: Mapping[str, Array], folded: Mapping[str, Folded]) -> list[FilterOrigin]:
         """Where each filter of a graph from :meth:`fill` comes from.
@@ -84,21 +76,13 @@ class TfliteTemplate:
         origins = []
         for index, operator in filters(flat).items():
             place = self.places.get(index)
-            if place is None or place.reciprocal:
+            if not isinstance(place, Product) or place.reciprocal or place.axes is not None:
                 continue
             weight = folded.get(place.parameter, Folded(place.parameter, None))
-            steps = 1.0 if place.divided_by is None else float(values[place.divided_by])
-            origins.append(FilterOrigin(index, operator, weight.weight, weight.gain, steps))
+            gains = [gain for gain in (weight.gain, place.gains(values)) if gain is not None]
+            steps = 1.0 if place.levels is None else float(values[place.levels])
+            origins.append(FilterOrigin(index, operator, weight.weight, tuple(gains), steps))
         return origins
-
-
-def parameters(model: onnx.ModelProto) -> dict[str, Array]:
-    """The float32 initializers that belong to the network, not to its operators, by name."""
-    return {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and not tensor.name.startswith(CONSTANT_PREFIX)
-    }
 
 
 def graph_key(model: onnx.ModelProto) -> bytes:
@@ -113,110 +97,115 @@ def graph_key(model: onnx.ModelProto) -> bytes:
     return key
 
 
-def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with random numbers as its parameters, always the same ones.
+def convert_to_templates(
+    models: Sequence[onnx.ModelProto], weights: Collection[str], limits: Sequence[int]
+) -> list[TfliteTemplate]:
+    """Convert float networks, whatever their parameters are, and recognise what became of these.
 
-    It is one that tells its axes apart, as onnx2tf tries orders of axes on it: values neither grow from layer to layer,
-    nor are they rounded to a few levels.
+    Args:
+        models: Networks of one signature.
+        weights: Names of the parameters that have codes.
+        limits: See :func:`tqexport.backends.tflite.check.samples_of`.
+
+    Raises:
+        ConversionError: The converter fails, or combined parameters beyond recognition.
     """
-    changed = copy.deepcopy(model)
-    random = np.random.default_rng(0)
-    names = set(parameters(model))
-    filters_alone = _read_as_filters_alone(model)
-    del changed.metadata_props[:]  # which differ between the widths of one graph
-    for tensor in changed.graph.initializer:
-        if tensor.name in names:
-            shape = tuple(tensor.dims)
-            uniform = tensor.name in filters_alone and np.prod(shape) >= _LARGE
-            value = random.random(() if uniform else shape, np.float32) + np.float32(0.5)
-            if tensor.name.endswith(LEVELS_SUFFIX):
-                value = value * _LEVELS
-            elif len(shape) > 1:
-                summed = np.prod(shape[1:])
-                value = value / summed if uniform else random.choice((-1, 1), shape) * value / np.sqrt(summed)
-            tensor.CopyFrom(numpy_helper.from_array(np.full(shape, value, np.float32), tensor.name))
-    return changed
+    apart = [_worked_on(model, weights) for model in models]
+    templates = _converted(models, weights, apart, limits)
+    again = [number for number, template in enumerate(templates) if template.unrecognised]
+    if again:
+        combined = [templates[number].combined() - _filters(models[number]) - {*weights} for number in again]
+        further = [apart[number] | names for number, names in zip(again, combined, strict=True)]
+        retried = _converted([models[number] for number in again], weights, further, limits)
+        for number, template in zip(again, retried, strict=True):
+            templates[number] = template
+    for template in templates:
+        if template.unrecognised:
+            raise ConversionError(
+                f"onnx2tf combined parameters of the network beyond recognition ({template.unrecognised[0]}); "
+                "deploy the network as ONNX"
+            )
+    return templates
 
 
-def _read_as_filters_alone(model: onnx.ModelProto) -> set[str]:
-    """The values that convolutions read as their filter, and that nothing reads otherwise."""
-    uses = [(name, node.op_type == "Conv" and i == 1) for node in model.graph.node for i, name in enumerate(node.input)]
-    return {name for name, _ in uses} - {name for name, as_filter in uses if not as_filter}
+def _converted(
+    models: Sequence[onnx.ModelProto], weights: Collection[str], apart: Sequence[Collection[str]], limits: Sequence[int]
+) -> list[TfliteTemplate]:
+    """Convert networks, where the converter does not know those constants of each that are ``apart``."""
+    fingerprinted = [with_fingerprints(model) for model in models]
+    pairs = [with_given_as_inputs(model, weights, names) for model, names in zip(fingerprinted, apart, strict=True)]
+    samples = [(*samples_of(model, limits), *given.values()) for model, (_, given) in zip(models, pairs, strict=True)]
+    contents = run_onnx2tf([model for model, _ in pairs], samples)
+    return [
+        _recognised(with_given_as_constants(content, given), model, _rounds(converted))
+        for content, model, (converted, given) in zip(contents, fingerprinted, pairs, strict=True)
+    ]
 
 
-def locate_parameters(content: bytes, fingerprinted: onnx.ModelProto) -> TfliteTemplate | None:
-    """Recognise every constant of a file that was converted from a network with fingerprints.
+def _worked_on(model: onnx.ModelProto, weights: Collection[str]) -> set[str]:
+    """Names of the constants that layers with codes work on; the converter would compute what comes of them."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    turned = {node.output[0] for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights}
+    layers = [node for node in model.graph.node if node.op_type in ONNX_OPERATORS and node.op_type != "Gather"]
+    return {node.input[0] for node in layers if node.input[1] in turned.union(weights)} & constants
 
-    Returns:
-        The template; None where the converter combined parameters in a way that is not recognised.
+
+def _filters(model: onnx.ModelProto) -> set[str]:
+    """Names of what layers multiply with; a linear layer's weight may be turned before."""
+    turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
+    read = {node.input[1] for node in model.graph.node if node.op_type in ONNX_OPERATORS}
+    return read | {turned[name] for name in read if name in turned}
+
+
+def _rounds(model: onnx.ModelProto) -> list[str]:
+    """Names of the results of Round, in the order in which the converter meets and numbers them.
+
+    It computes what is the same for every sample at once, without a number.
     """
+    of_sample = {value.name for value in model.graph.input}
+    rounding = {}
+    for node in model.graph.node:
+        if node.op_type != "Shape" and of_sample.intersection(node.input):
+            of_sample.update(node.output)
+            if node.op_type == "Round":
+                rounding[node.name] = node.output[0]
+    return [rounding[name] for name in in_converters_order(model) if name in rounding]
+
+
+def _recognised(content: bytes, fingerprinted: onnx.ModelProto, rounds: Sequence[str]) -> TfliteTemplate:
+    """Recognise every constant of a file that was converted from a network with fingerprints."""
     flat = FlatModel(content)
-    known = parameters(fingerprinted)
-    steps = {name: value for name, value in known.items() if name.endswith(LEVELS_SUFFIX)}
-    constants = _of_operators(fingerprinted)
-    kinds = filters(flat)
-    places: dict[int, _Place] = {}
-    for index in range(len(flat.graph.tensors)):
+    fingerprints = Fingerprints(fingerprinted)
+    operators = filters(flat)
+    filter_of_bias = _filters_of_biases(flat)
+    places: dict[int, Product | Sum] = {}
+    unrecognised = []
+    for index in sorted(range(len(flat.graph.tensors)), key=lambda index: index not in operators):  # filters first
         value = flat.constant(index)
         if value is None or value.dtype != np.float32:
             continue
-        candidates = _recognise(value, kinds.get(index), known, steps)
+        filter_ = places.get(filter_of_bias.get(index, -1))
+        if index in operators:
+            candidates: Sequence[Product | Sum] = fingerprints.filter(value, operators[index])
+        elif isinstance(filter_, Product):
+            candidates = fingerprints.other(value, filter_, flat.constant(filter_of_bias[index]))
+        else:
+            candidates = fingerprints.other(value)
         if len(candidates) == 1:
             places[index] = candidates[0]
-        elif candidates or not (_is_plain(value) or any(_is_same(value, constant) for constant in constants)):
-            could_be = candidates or "nothing"
-            _log.debug("constant %d of the TFLite file, shape %s, could be: %s", index, value.shape, could_be)
-            return None
-    return TfliteTemplate(content, places)
+        elif candidates or not fingerprints.is_of_operators(value):
+            readers = sorted({flat.operator_name(operator) for operator in flat.consumers(index)})
+            unrecognised.append(f"a constant of {', '.join(readers)}, shape {value.shape}")
+            _log.debug("%s, could be: %s", unrecognised[-1], candidates or "nothing")
+    return TfliteTemplate(content, fingerprints.parameters.keys(), places, unrecognised, rounds)
 
 
-def _recognise(
-    value: Array, operator: str | None, known: Mapping[str, Array], steps: Mapping[str, Array]
-) -> list[_Place]:
-    """Everything that a constant may be, up to rounding; ``operator`` reads it as its filter, if one does."""
-    flat = (value.transpose(FILTER_OPERATORS[operator].torch_axes) if operator else value).ravel()
-    candidates = []
-    for name, parameter in known.items():
-        if parameter.size != flat.size:
-            continue
-        fingerprint = parameter.ravel()
-        if name in steps and _equal(flat, np.reciprocal(fingerprint)):
-            candidates.append(_Place(name, operator, reciprocal=True))
-        if _equal(flat, fingerprint):
-            candidates.append(_Place(name, operator))
-        if flat.size > 1:
-            candidates += [
-                _Place(name, operator, divided_by=divisor)
-                for divisor, levels in steps.items()
-                if _equal(flat[:1], fingerprint[:1] / levels) and _equal(flat, fingerprint / levels)
-            ]
-    return candidates
-
-
-def _equal(a: Array, b: Array) -> bool:
-    """Whether two vectors agree up to rounding; most of those that do not differ at the start."""
-    return bool(np.allclose(a[:16], b[:16], rtol=1e-6, atol=0) and np.allclose(a, b, rtol=1e-6, atol=0))
-
-
-def _of_operators(model: onnx.ModelProto) -> list[Array]:
-    """What operators have of their own, alike at every width: the scale of attention, the epsilon of LayerNorm."""
-    constants = [
-        numpy_helper.to_array(tensor).ravel()
-        for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name.startswith(CONSTANT_PREFIX)
-    ]
-    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
-    return constants + [
-        np.array([attribute.f], np.float32) for attribute in attributes if attribute.type == onnx.AttributeProto.FLOAT
-    ]
-
-
-def _is_same(value: Array, constant: Array) -> bool:
-    """Whether a constant of the file is one that an operator of the network has."""
-    return value.size == constant.size and _equal(value.ravel(), constant)
-
-
-def _is_plain(value: Array) -> bool:
-    """Whether a constant holds short numbers (0, 1, 0.5) or infinities alone, which no fingerprint leads to."""
-    with np.errstate(over="ignore"):
-        return bool(np.all((value * 1024 == np.round(value * 1024)) | (np.abs(value) > 1e30)))
+def _filters_of_biases(flat: FlatModel) -> dict[int, int]:
+    """For the bias of each linear layer, the layer's filter, by their indices."""
+    layout = FILTER_OPERATORS["FULLY_CONNECTED"]
+    linear = [operator for operator in flat.graph.operators if flat.operator_name(operator) == "FULLY_CONNECTED"]
+    return {
+        int(operator.inputs[layout.bias]): int(operator.inputs[layout.filter])
+        for operator in linear
+        if len(operator.inputs) > layout.bias
+    }
