@@ -131,3 +131,23 @@ def test_levels_in_another_order_are_put_in_order_and_none_is_made_right():
         wrong = in_file.copy()
         wrong[1, 0, 5] += 1
         assert np.count_nonzero(_in_shape(wrong, expected, len(expected)) != expected) == 1
+
+
+class Repeated(nn.Module):
+    """One block that is registered under several names, as ``[block] * 3`` does."""
+
+    def __init__(self):
+        super().__init__()
+        block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.first, self.blocks, self.last = nn.Conv2d(3, 4, 3), nn.ModuleList([block] * 3), nn.Linear(4, 3)
+        self.same = self.blocks
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x.mean((2, 3)))
+
+
+def test_a_module_that_has_several_names():
+    assert_exact(prepare(Repeated(), (1, 8)), (3, 8, 7), (1, 8))

@@ -56,7 +56,8 @@ def prepare(
     :mod:`tqexport.layer_kinds`); their values are kept, so a trained float network can be fine-tuned. BatchNorms
     become one per width, ReLUs become activation quantisers. Only modules of exactly these classes are changed; a ReLU
     called as a function is not seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what
-    weight norm or another parametrization computes becomes a plain parameter in the layers that are quantised.
+    weight norm or another parametrization computes becomes a plain parameter in the layers that are quantised. Conv1D
+    of transformers, as in GPT-2, is a linear layer that has its weight turned, and becomes ``nn.Linear``.
 
     With ``learned_ranges`` activations have ranges that are learned instead of 0 to 1, for networks without BatchNorms:
     ReLUs become quantisers of 0 to r, and the input of every quantised layer that no ReLU of the same ``nn.Sequential``
@@ -103,7 +104,7 @@ def prepare(
     widths = tuple(widths)
     model = unwrapped(model)
     _check_parameters(model)
-    model = copy.deepcopy(model)
+    model = _with_linear_layers(copy.deepcopy(model))
     layers = {name: module for name, module in model.named_modules() if _kind_of(module) is not None}
     if float_layers is None:
         float_layers = _first_and_last(layers)
@@ -134,6 +135,25 @@ def prepare(
     if input_shape is not None:
         grids_for_training(model, widths, input_shape, scheme)
     return model
+
+
+def _with_linear_layers(model: nn.Module) -> nn.Module:
+    """Put ``nn.Linear`` in the place of each Conv1D of transformers; changes the network."""
+    linear: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
+            weight, bias = (module.get_parameter(parameter) for parameter in ("weight", "bias"))
+            linear[module] = layer = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
+            layer.weight = nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad)
+            layer.bias = nn.Parameter(bias.detach(), bias.requires_grad)
+            layer.train(module.training)
+            _log.warning("layer %s: it is a Conv1D of transformers; it is a Linear now, whose weight is turned", name)
+    for parent in [*model.modules()]:
+        for name, child in parent._modules.items():
+            if child in linear:
+                parent._modules[name] = linear[child]
+    return linear.get(model, model)
 
 
 def _first_and_last(layers: Mapping[str, nn.Module]) -> set[str]:

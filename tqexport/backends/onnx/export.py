@@ -121,10 +121,11 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     graph_model: ir.Model = program.model
     _check_free(graph_model.graph, axes)
     named = set(deployed_values(deployed))
-    _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed))
+    aliases = _aliases(deployed)
+    _put_initializers_in_order(graph_model.graph, buffers_in_file_order(deployed), aliases)
     _simplify(graph_model, named)
     _name_ends(graph_model.graph, [each.name for each in inputs], [*outputs])
-    _name_after_modules(graph_model, named)
+    _name_after_modules(graph_model, named, aliases)
     passes.ClearMetadataAndDocStringPass()(graph_model)
     for value in (*graph_model.graph.inputs, *graph_model.graph.outputs):
         value.metadata_props.clear()  # the pass leaves those of the graph's ends
@@ -270,12 +271,28 @@ def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _put_initializers_in_order(graph: ir.Graph, buffers: Sequence[str]) -> None:
+def _aliases(network: nn.Module) -> dict[str, str]:
+    """By every further name of a module that has several, the first one, which it has everywhere else."""
+    first: dict[nn.Module, str] = {}
+    named = [*network.named_modules(remove_duplicate=False)]
+    return {name: first[module] for name, module in named if first.setdefault(module, name) != name}
+
+
+def _first_name(name: str, aliases: Mapping[str, str]) -> str:
+    """The name of a module or of something in it, by the first name of the module."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if (module := aliases.get(".".join(parts[:length]))) is not None:
+            return ".".join([module, *parts[length:]])
+    return name
+
+
+def _put_initializers_in_order(graph: ir.Graph, buffers: Sequence[str], aliases: Mapping[str, str]) -> None:
     """Name initializers as checkpoints do; float parameters come first, then buffers in the order given."""
     initializers = list(graph.initializers.values())
     graph.initializers.clear()
     for initializer in initializers:
-        initializer.name = plain_name(str(initializer.name))
+        initializer.name = plain_name(_first_name(str(initializer.name), aliases))
     place = {name: position for position, name in enumerate(buffers)}
     for initializer in sorted(initializers, key=lambda initializer: place.get(str(initializer.name), -1)):
         graph.initializers.add(initializer)
@@ -296,14 +313,14 @@ def _name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -
             value.name = name
 
 
-def _name_after_modules(model: ir.Model, named: set[str]) -> None:
+def _name_after_modules(model: ir.Model, named: set[str], aliases: Mapping[str, str]) -> None:
     """Name each module's last value after the module, and what is inside it ``module/operator``."""
     used: dict[str, int] = {}
     last_of: dict[str, ir.Value] = {}
     fixed = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-        module = plain_name(scopes[-2]) if len(scopes) > 1 else ""
+        module = plain_name(_first_name(scopes[-2], aliases)) if len(scopes) > 1 else ""
         stem = f"{module}/{node.op_type}" if module else node.op_type
         used[stem] = used.get(stem, 0) + 1
         node.name = stem if used[stem] == 1 else f"{stem}_{used[stem]}"
