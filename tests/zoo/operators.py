@@ -87,7 +87,7 @@ ENTRIES = [
     applied("nearest to another shape", lambda x: functional.interpolate(x, size=(24, 20), mode="nearest")),
     applied("einsum", lambda x: torch.einsum("nchw,ncdw->nchd", x, x) / 16),
     applied("cumulative sum", lambda x: x.cumsum(3) / 8),
-    applied("top-k", top_k, tflite="TopK (inner/TopK)"),
+    applied("top-k", top_k),
     applied("roll", lambda x: x.roll((1, 2), (2, 3))),
     applied("flip", lambda x: x.flip(3)),
     applied("unfold", unfold, 32),

@@ -30,7 +30,7 @@ __all__ = [
     "coded_weights",
     "describe",
     "is_right_shift",
-    "of_all_samples",
+    "of_samples",
     "parse",
     "rebuild",
     "read_facts",
@@ -227,13 +227,13 @@ def _shifts(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return shifts
 
 
-def of_all_samples(model: onnx.ModelProto) -> set[str]:
-    """Names of the values that are the same whatever the samples are, and how many; they may depend on the width."""
-    depending = {value.name for value in model.graph.input if len(value.type.tensor_type.shape.dim)}
-    same: set[str] = set()
+def of_samples(model: onnx.ModelProto, *, sizes: bool) -> set[str]:
+    """Names of the values that depend on the samples, or on the sizes of these alone if ``sizes`` is true."""
+    depending = {value.name for value in model.graph.input if len(value.type.tensor_type.shape.dim)}  # not the width
     for node in model.graph.node:
-        (same if depending.isdisjoint(node.input) else depending).update(node.output)
-    return same
+        if not depending.isdisjoint(node.input) and (sizes or node.op_type != "Shape"):
+            depending.update(node.output)
+    return depending
 
 
 def activation_outputs(model: onnx.ModelProto) -> list[str]:

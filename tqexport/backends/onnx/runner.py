@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx
 
-from tqexport.backends.onnx.file import activation_outputs, is_right_shift, of_all_samples
+from tqexport.backends.onnx.file import activation_outputs, is_right_shift, of_samples
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
 from tqexport.backends.running import Runner
@@ -38,7 +38,7 @@ class OnnxRunner(Runner):
         activations = activation_outputs(model)
         values = [] if deployed else [name for name in _layer_outputs(model) if name not in self._weights]
         super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)
-        self._of_all_samples = of_all_samples(model)
+        self._of_samples = of_samples(model, sizes=True)
         self._untouched = self._open(content, bits=bits, optimized=deployed)
         kept = (*(node.output[0] for node in shifts), *activations, *values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
@@ -53,7 +53,7 @@ class OnnxRunner(Runner):
         names = (*self._outputs, *self._activations, *self._values)
         of_parts = zip(*(values[:ends] + values[ends + len(self._weights) :] for values in traced), strict=True)
         return codes, [
-            parts[0] if name in self._of_all_samples else np.concatenate(parts)
+            np.concatenate(parts) if name in self._of_samples else parts[0]
             for name, parts in zip(names, of_parts, strict=True)
         ]
 
@@ -79,7 +79,7 @@ class OnnxStretches:
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""
         model = onnx.load_from_string(content)
-        names = {*activations} - of_all_samples(model)
+        names = {*activations} & of_samples(model, sizes=True)
         cut = [node for node in model.graph.node if node.op_type == "Round" and node.output[0] in names]
         for node in cut:
             model.graph.node.remove(node)
@@ -100,10 +100,11 @@ def _parts(batch: Batch) -> list[Batch]:
 
 
 def _layer_outputs(model: onnx.ModelProto) -> list[str]:
-    """The last value of each module that computes with floats: names without an operator behind a slash."""
+    """The last value of each module that computes with samples: names without an operator behind a slash."""
     ends = {value.name for value in model.graph.output}
+    computed = of_samples(model, sizes=False)
     return [
         node.output[0]
         for node in model.graph.node
-        if node.op_type in _KEPT_OPERATORS and "/" not in node.output[0] and node.output[0] not in ends
+        if node.op_type in _KEPT_OPERATORS and "/" not in node.output[0] and node.output[0] in computed - ends
     ]

@@ -51,7 +51,7 @@ _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatt
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
 _INTO_PARTS = {"Slice", "Split"}  # what takes a weight to pieces
 _BEYOND_TFLITE = {
-    *("Det", "Erf", "GRU", "GridSample", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan", "TopK"),
+    *("Det", "Erf", "GRU", "GridSample", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"),
 }
 
 if TYPE_CHECKING:

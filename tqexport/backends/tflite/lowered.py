@@ -7,6 +7,7 @@ the operator's definition in ONNX.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,28 @@ def _with_axes(writer: Writer, place: Place, name: str, count: int) -> str | Non
     return writer.parameter(f"{name}/{count}_axes", values.reshape([1] * count + [*values.shape]))
 
 
+def _largest(place: Place) -> Writer | None:
+    """The k largest of an axis: of a matrix, whose rows have that axis."""
+    count, shape, axis = place.constant(1), place.shape, int(place.attributes.get("axis", -1))
+    if count is None or not shape:
+        return None
+    writer, rank = Writer(place.node.name), len(shape)
+    order = [each for each in range(rank) if each != axis % rank] + [axis % rank]
+    value = place.node.input[0]
+    if order != sorted(order):
+        value = writer.add("Transpose", value, perm=order)
+    turned = [shape[each] for each in order]
+    value = writer.reshape(value, (prod(turned[:-1]), turned[-1]))
+    options = {name: place.attributes.get(name, 1) for name in ("largest", "sorted")}
+    found = writer.add_all("TopK", value, writer.constant(count.tolist()), outputs=2, axis=1, **options)
+    for each, output in zip(found, place.node.output, strict=False):
+        end = writer.reshape(each, (*turned[:-1], *count.tolist()))
+        if order != sorted(order):
+            end = writer.add("Transpose", end, perm=np.argsort(order).tolist())
+        writer.add("Identity", end, output=output)
+    return writer
+
+
 def _unsqueezed(place: Place) -> Writer | None:
     """Further axes of one element, as a reshape."""
     shape = place.shapes.get(place.node.output[0], ())
@@ -276,6 +299,7 @@ _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     "ReduceL2": _norm,
     "Resize": _resized,
     "Slice": _backwards,
+    "TopK": _largest,
     "Transpose": _blocks_turned,
     "Unsqueeze": _unsqueezed,
 }

@@ -77,6 +77,16 @@ def mend_trials() -> None:
     common_functions.inverted_operation_enable_disable = decided_by_values
     common_functions.onnx_tf_tensor_validation = compared_with_values
     common_functions.acquisition_of_validation_data = inputs_of_any_kind
+    from onnx2tf.ops import TopK
+
+    TopK.int = _Count
+
+
+class _Count(int):
+    """A whole number, also from an array of one number, which ``int`` does not take from today's numpy."""
+
+    def __new__(cls, value: Any) -> _Count:
+        return super().__new__(cls, np.asarray(value).item())
 
 
 @contextmanager

@@ -111,6 +111,13 @@ class Writer:
         self.nodes.append(helper.make_node(operator, list(inputs), [output or name], name, **attributes))
         return output or name
 
+    def add_all(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Write an operator of several results; returns their names."""
+        name = f"{self.prefix}/{operator}_{len(self.nodes)}"
+        names = [f"{name}/{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(operator, list(inputs), names, name, **attributes))
+        return names
+
     def constant(self, value: Sequence[int]) -> str:
         """A constant of an operator."""
         name = f"{CONSTANT_PREFIX}{self.prefix}/{'_'.join(map(str, value))}"
@@ -135,7 +142,4 @@ class Writer:
         """Take a value apart along an axis."""
         if len(sizes) == 1:
             return [value]
-        name = f"{self.prefix}/Split_{len(self.nodes)}"
-        parts = [f"{name}/{i}" for i in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [value, self.constant(sizes)], parts, name, axis=axis))
-        return parts
+        return self.add_all("Split", value, self.constant(sizes), outputs=len(sizes), axis=axis)
