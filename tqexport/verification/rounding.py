@@ -27,7 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["MARGIN", "RoundingErrors"]
+from tqexport.verification.choices import CHOICES
+
+__all__ = ["MARGIN", "Call", "RoundingErrors"]
 
 MARGIN = 8.0  # standard deviations that a difference may have: two computations, and a tail that nothing right reaches
 UNIT = 2.0**-24  # of float32
@@ -78,10 +80,13 @@ class RoundingErrors(TorchDispatchMode):
     def bound(self, value: Tensor) -> Tensor:
         """Largest difference that rounding explains: :data:`MARGIN` standard deviations; float32, shape of ``value``.
 
-        Zero for a tensor that does not depend on an exact one.
+        Zero for a tensor that does not depend on an exact one, and for a whole number that rounding cannot change.
         """
         variance = self._variances.get(value)
-        result: Tensor = torch.zeros_like(value) if variance is None else MARGIN * (variance + _SMALLEST).sqrt()
+        if variance is None:
+            return torch.zeros_like(value)
+        least = _SMALLEST if value.is_floating_point() else 0.0
+        result: Tensor = MARGIN * (variance + least).sqrt()
         return result
 
     def __torch_dispatch__(
@@ -108,20 +113,33 @@ class RoundingErrors(TorchDispatchMode):
             self._layers[value] = layers
             if not value.is_floating_point():
                 self._whole[value] = True
+                self._choose(value, Call(self, func, args, kwargs, result))
         if looks_up or any(tensor in self._variances for tensor in known):
-            variances = _tensors(_RULES.get(func.overloadpacket, _tried)(_Call(self, func, args, kwargs, result)))
+            rule = _RULES.get(func.overloadpacket, _tried)
+            variances = _tensors(rule(Call(self, func, args, kwargs, result)))
+            moves = rule is _moved
         else:  # numbers that whole numbers chose, or that were made of them
-            variances = [(UNIT * value).square() for value in results]
+            variances, moves = [(UNIT * value).square() for value in results], False
         for value, variance in zip(results, variances, strict=False):
             if value.is_floating_point():
                 if held is not None and held.shape == variance.shape and 0 not in held.stride():
                     variance = held.copy_(variance)
                 self._variances[value] = variance
+            elif moves and variance.any():
+                self._variances[value] = variance
         return result
+
+    def _choose(self, value: Tensor, call: Call) -> None:
+        """Note where a whole number is another if the numbers that it was chosen by are off by their errors."""
+        rule = CHOICES.get(call.func.overloadpacket)
+        if rule is not None and any(call.inexact(each) for each in _tensors(call.args)):
+            variance = (rule(call) / MARGIN).square()
+            if variance.any():
+                self._variances[value] = variance
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One operator that ran, and what it ran on."""
 
     errors: RoundingErrors
@@ -137,6 +155,18 @@ class _Call:
     def variance(self, value: Any) -> Any:
         """Variance of an argument's error; 0 where the argument does not depend on the sample."""
         return self.errors._variances[value] if self.inexact(value) else 0.0
+
+    def off(self, value: Any) -> Any:
+        """How far an argument may be off."""
+        return MARGIN * torch.as_tensor(self.variance(value)).sqrt()
+
+    def argument(self, name: str) -> Any:
+        """An argument by its name, or its default."""
+        for position, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                given = self.args[position] if position < len(self.args) else self.kwargs.get(name)
+                return argument.default_value if given is None and argument.has_default_value() else given
+        return None
 
     def repeated(self, change: Callable[[Tensor], Tensor]) -> Any:
         """The result with every tensor among the arguments changed."""
@@ -154,17 +184,17 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _moved(call: _Call) -> Any:
+def _moved(call: Call) -> Any:
     """An operator that only moves values moves their errors likewise."""
     return call.repeated(lambda x: call.variance(x) if call.inexact(x) else torch.zeros_like(x))
 
 
-def _padded(call: _Call) -> Any:
+def _padded(call: Call) -> Any:
     """An operator that moves values, and adds constants, which have no error."""
     return call.func(call.variance(call.args[0]), call.args[1])
 
 
-def _averaged(call: _Call) -> Any:
+def _averaged(call: Call) -> Any:
     """A mean: errors that are all alike do not average out, and each sum is rounded."""
     terms = call.args[0].numel() / max(call.result.numel(), 1)
     if call.func.overloadpacket is _aten.avg_pool2d:  # whose windows may overlap
@@ -172,7 +202,7 @@ def _averaged(call: _Call) -> Any:
     return _moved(call) + UNIT**2 * (terms * call.result.square() + call.repeated(torch.square))
 
 
-def _clamped(call: _Call) -> Any:
+def _clamped(call: Call) -> Any:
     """An operator whose slope is never above 1 does not enlarge an error."""
     if any(call.inexact(limit) for limit in call.args[1:]):
         return _tried(call)
@@ -180,17 +210,17 @@ def _clamped(call: _Call) -> Any:
     return variance
 
 
-def _new(call: _Call) -> Any:
+def _new(call: Call) -> Any:
     """A tensor of constants, or of nothing yet."""
     return torch.zeros_like(call.result)
 
 
-def _copied(call: _Call) -> Any:
+def _copied(call: Call) -> Any:
     """A tensor put in the place of another."""
     return call.variance(call.args[1]) + torch.zeros_like(call.result)
 
 
-def _added(call: _Call) -> Any:
+def _added(call: Call) -> Any:
     """A sum or difference: the errors add up, and the result is rounded."""
     left, right = call.args[:2]
     alpha = call.kwargs.get("alpha", call.args[2] if len(call.args) > 2 else 1)  # what the right one is multiplied by
@@ -198,7 +228,7 @@ def _added(call: _Call) -> Any:
     return call.variance(left) + alpha**2 * call.variance(right) + product + (UNIT * call.result).square()
 
 
-def _scaled(call: _Call) -> Any:
+def _scaled(call: Call) -> Any:
     """A product or quotient; the errors of both are taken to be alike, which they are in ``x * x``."""
     if call.kwargs:  # a quotient that is rounded to an integer
         return _tried(call)
@@ -210,7 +240,7 @@ def _scaled(call: _Call) -> Any:
     return spread**2 + (UNIT * call.result).square()
 
 
-def _normalised(call: _Call) -> Any:
+def _normalised(call: Call) -> Any:
     """A BatchNorm, of which a runtime may have multiplied out everything that does not depend on the sample."""
     value, weight, bias, mean, spread = call.args[:5]
     if mean is None:  # by the sample's own statistics, as InstanceNorm does
@@ -222,7 +252,7 @@ def _normalised(call: _Call) -> Any:
     return slope * call.variance(value) + (2 * UNIT) ** 2 * (slope * value.square() + constants.view(shape))
 
 
-def _convolved(call: _Call) -> Any:
+def _convolved(call: Call) -> Any:
     """A convolution, transposed or not."""
     value, weight, bias, *geometry = call.args
     if call.inexact(weight) or call.inexact(bias):
@@ -241,7 +271,7 @@ def _convolved(call: _Call) -> Any:
     return _dot_products(call, value, weight, weight.numel() // call.result.shape[1], sum_of_squares, passed_on)
 
 
-def _multiplied(call: _Call) -> Any:
+def _multiplied(call: Call) -> Any:
     """A product of matrices, of which both may depend on the sample."""
     left, right = call.args[-2:]
     if call.kwargs:  # the parts of an addmm are multiplied
@@ -259,7 +289,7 @@ def _multiplied(call: _Call) -> Any:
     return variance + call.variance(call.args[0]) if len(call.args) > 2 else variance  # of what addmm adds
 
 
-def _looked_up(call: _Call) -> Any:
+def _looked_up(call: Call) -> Any:
     """Rows of a table, whose weights may be de-quantised: each is off by a share of the largest."""
     table = call.args[0]
     if call.inexact(table):
@@ -268,7 +298,7 @@ def _looked_up(call: _Call) -> Any:
 
 
 def _dot_products(
-    call: _Call,
+    call: Call,
     x: Tensor,
     weight: Tensor,
     terms: int,
@@ -284,7 +314,7 @@ def _dot_products(
     return variance
 
 
-def _tried(call: _Call) -> list[Tensor]:
+def _tried(call: Call) -> list[Tensor]:
     """Try any operator on inputs that are off by their error and by rounding, at random; the largest effect counts."""
 
     def off(value: Tensor) -> Tensor:
@@ -304,7 +334,7 @@ def _tried(call: _Call) -> list[Tensor]:
     return [effect.square() + (4 * UNIT * value).square() for effect, value in zip(effects, results, strict=True)]
 
 
-def _recurrent(call: _Call) -> list[Any]:
+def _recurrent(call: Call) -> list[Any]:
     """An LSTM in one kernel of oneDNN, (T, N, C): its error is that of the gates written out, step by step."""
     value, into, back, *biases, hidden, cell, reverse = call.args[:8]
     if not call.args[12]:  # where there are no biases, the weights stand in their place again
@@ -322,7 +352,7 @@ def _recurrent(call: _Call) -> list[Any]:
     return [call.variance(result) for result in (output, hidden, cell)]
 
 
-def _interpolated(call: _Call) -> list[Tensor]:
+def _interpolated(call: Call) -> list[Tensor]:
     """Values between others: where they lie is rounded too, which moves them by a share of what those differ.
 
     A place is ``index * (sizes - 1) / (sizes' - 1)`` or the like: two roundings, of at most the number of places.
@@ -338,7 +368,7 @@ def _interpolated(call: _Call) -> list[Tensor]:
     return [first + places * call.func(difference, *call.args[1:], **call.kwargs).square(), *others]
 
 
-def _sampled(call: _Call) -> list[Tensor]:
+def _sampled(call: Call) -> list[Tensor]:
     """Values at places of a grid, with zeros around them; the grid is computed, and the places of it."""
     value = call.args[0]
     axes = tuple(range(2, value.dim()))
@@ -348,7 +378,7 @@ def _sampled(call: _Call) -> list[Tensor]:
     return [first + places * difference.square(), *others]
 
 
-def _squashed(call: _Call) -> Tensor:
+def _squashed(call: Call) -> Tensor:
     """Sigmoid and tanh, by their slope; where an error is large, by how much the slope changes within the margin.
 
     No error is larger than all that lies between their ends. A sigmoid may be computed as a quotient next to a half, so
@@ -365,7 +395,7 @@ def _squashed(call: _Call) -> Tensor:
     return passed_on.square() + (2 * UNIT * own).square()
 
 
-def _next_to_one(call: _Call) -> list[Tensor]:
+def _next_to_one(call: Call) -> list[Tensor]:
     """An operator that adds 1 to what may be small or nearly -1: what is lost is a share of 1, not of the result."""
     value = call.args[0]
     scaled = call.func.overloadpacket in (_aten.gelu, _aten.mish, _aten.silu, _aten.silu_)
@@ -374,8 +404,24 @@ def _next_to_one(call: _Call) -> list[Tensor]:
     return [first + (2 * UNIT * factor).square(), *others]
 
 
+def _converted(call: Call) -> Any:
+    """Another type of number: a whole one that may be off stays so."""
+    if not call.args[0].is_floating_point():
+        return _clamped(call)
+    return [variance.float() for variance in _tried(call)]
+
+
+def _picked(call: Call) -> list[Tensor]:
+    """One of two values; where rounding may decide which, they are apart by their difference."""
+    condition, one, other = call.args
+    first, *others = _tried(call)
+    if call.inexact(condition):
+        first = first + (call.variance(condition) > 0) * ((one - other) / MARGIN).square()
+    return [first, *others]
+
+
 _aten = torch.ops.aten
-_RULES: dict[Any, Callable[[_Call], Any]] = {
+_RULES: dict[Any, Callable[[Call], Any]] = {
     operator: rule
     for rule, operators in {
         _added: (_aten.add, _aten.add_, _aten.sub, _aten.sub_),
@@ -386,6 +432,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             _aten.round,  # of an activation quantiser, whose levels are compared by themselves
         ),
         _convolved: (_aten.convolution,),
+        _converted: (_aten._to_copy,),
         _copied: (_aten.copy_,),
         _new: (_aten.new_empty, _aten.empty_like, _aten.new_zeros, _aten.zeros_like),
         _interpolated: (_aten.upsample_linear1d, _aten.upsample_bilinear2d, _aten.upsample_bicubic2d),
@@ -402,6 +449,7 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
             *(_aten.silu, _aten.silu_),
         ),
         _padded: (_aten.constant_pad_nd,),
+        _picked: (_aten.where,),
         _multiplied: (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm),
         _sampled: (_aten.grid_sampler_2d,),
         _recurrent: (_aten.mkldnn_rnn_layer,),
