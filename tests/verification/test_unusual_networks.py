@@ -151,3 +151,26 @@ class Repeated(nn.Module):
 
 def test_a_module_that_has_several_names():
     assert_exact(prepare(Repeated(), (1, 8)), (3, 8, 7), (1, 8))
+
+
+class ByFunctions(nn.Module):
+    """Code that calls the functions of its layers itself, as Mamba does: a depthwise convolution and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv1d(3, 6, 3), nn.Linear(5, 4)
+        self.depthwise, self.linear = nn.Conv1d(6, 6, 4, padding=3, groups=6), nn.Linear(6, 5)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        x = self.first(x)
+        weight = self.depthwise.weight.squeeze(1)
+        x = self.act(nn.functional.conv1d(x, weight.unsqueeze(1), self.depthwise.bias, padding=3, groups=6))
+        x = self.linear.weight @ x + self.linear.bias[:, None]
+        return self.last(x.mean(2))
+
+
+@pytest.mark.parametrize("steps", [5, 6, 9])
+def test_functions_of_layers(steps):
+    torch.manual_seed(1)
+    assert_exact(prepare(ByFunctions(), (1, 4, 8)), (3, steps), (1, 4, 8))

@@ -30,7 +30,13 @@ from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed
 from tqexport.backends.tflite.fingerprints import parameters
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.float_graph import FloatGraph, for_batch, with_float_weights, without_batch_norms
+from tqexport.backends.tflite.float_graph import (
+    FloatGraph,
+    for_batch,
+    with_float_weights,
+    with_weights_in_shape,
+    without_batch_norms,
+)
 from tqexport.backends.tflite.layout import LAYOUT
 from tqexport.backends.tflite.lowered import lowered
 from tqexport.backends.tflite.onnx2tf import ends
@@ -129,7 +135,8 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
         sizes = facts.dynamic_sizes if isinstance(facts, ArtifactFacts) else {}
         graph = for_batch(without_batch_norms(with_float_weights(model, coded)), batch, sizes)
         network, weights = with_parts(graph.model, coded)
-        steps = with_constants_computed(unrolled(network), {weight.name for weight in weights})
+        network = with_weights_in_shape(unrolled(network))
+        steps = with_constants_computed(network, {weight.name for weight in weights})
         graph = replace(graph, model=lowered(steps), weights=weights)
         refuse_parts_of_weights(graph.model, weights)
         graphs.append(graph)

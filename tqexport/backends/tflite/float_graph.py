@@ -14,9 +14,10 @@ from onnx import numpy_helper
 
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
+from tqexport.backends.tflite.onnx_writing import read_by_something
 from tqexport.backends.tflite.provenance import Folded
 
-__all__ = ["FloatGraph", "for_batch", "with_float_weights", "without_batch_norms"]
+__all__ = ["FloatGraph", "for_batch", "with_float_weights", "with_weights_in_shape", "without_batch_norms"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,34 @@ def for_batch(float_graph: FloatGraph, batch: int, sizes: Mapping[str, int]) -> 
         if _computed_from_sizes(changed) >= left:
             break
     return FloatGraph(_with_outputs_inferred(changed), float_graph.folded)
+
+
+def with_weights_in_shape(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with initializers as they are where it gives them another shape and then their own again.
+
+    Code that calls a layer's function itself does so, as Mamba with its convolution.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    starts: dict[str, str] = {}
+    for node in model.graph.node:
+        source = node.input[0] if node.input else ""
+        if node.op_type in ("Identity", "Reshape", "Squeeze", "Unsqueeze") and (source in starts or source in shapes):
+            starts[node.output[0]] = starts.get(source, source)
+    if not starts:
+        return model
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    own = {
+        value.name: starts[value.name]
+        for value in inferred
+        if value.name in starts
+        and tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) == shapes[starts[value.name]]
+    }
+    changed = copy.deepcopy(model)
+    for node in changed.graph.node:
+        node.input[:] = [own.get(name, name) for name in node.input]
+    nodes = read_by_something(changed.graph.node, [value.name for value in changed.graph.output])
+    rebuild(changed.graph, nodes, [*changed.graph.initializer])
+    return changed
 
 
 def _computed_from_sizes(model: onnx.ModelProto) -> int:

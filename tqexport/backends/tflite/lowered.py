@@ -25,7 +25,7 @@ _BROADCAST = (
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul"),
     *("Or", "Pow", "Sub", "Where", "Xor"),
 )
-_OF_CONSTANTS = ("Concat", "Unsqueeze", *_BROADCAST)  # whose first input may be one, or of no known shape
+_OF_CONSTANTS = ("Concat", "MatMul", "Unsqueeze", *_BROADCAST)  # whose first input may be one, or of no known shape
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -211,6 +211,18 @@ def _joined(place: Place) -> Writer | None:
     return _ended(writer, writer.add("Add", value, constant), place)
 
 
+def _from_the_left(place: Place) -> Writer | None:
+    """A matrix of the network times a value, as the value times the matrix, which is how a linear layer has it."""
+    matrix, value = place.node.input
+    shape = place.shapes.get(value, ())
+    if np.ndim(place.values.get(matrix, 0)) != 2 or value in place.values or len(shape) < 2:
+        return None
+    writer = Writer(place.node.name)
+    turn = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+    turned = (writer.add("Transpose", name, perm=perm) for name, perm in ((value, turn), (matrix, [1, 0])))
+    return _ended(writer, writer.add("Transpose", writer.add("MatMul", *turned), perm=turn), place)
+
+
 def _norm(place: Place) -> Writer | None:
     """The root of the sum of squares over axes."""
     axes = place.constant(1)
@@ -295,6 +307,7 @@ _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     "Concat": _joined,
     "CumSum": _running_sum,
     "LayerNormalization": _layer_norm,
+    "MatMul": _from_the_left,
     "Pad": _circular_pad,
     "ReduceL2": _norm,
     "Resize": _resized,

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, rebuild
 
-__all__ = ["Place", "Values", "Writer", "rewritten"]
+__all__ = ["Place", "Values", "Writer", "read_by_something", "rewritten"]
 
 Values = Mapping[str, npt.NDArray[Any]]
 
@@ -78,7 +78,7 @@ def rewritten(
         writer = write(Place(node, shapes, values, producers)) if node.op_type in operators else None
         nodes += [node] if writer is None else writer.nodes
         values.update({} if writer is None else writer.constants)
-    nodes = _read_by_something(nodes, [value.name for value in graph.output])
+    nodes = read_by_something(nodes, [value.name for value in graph.output])
     used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
     before = {tensor.name for tensor in graph.initializer}
@@ -87,7 +87,7 @@ def rewritten(
     return changed
 
 
-def _read_by_something(nodes: list[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+def read_by_something(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
     """The nodes whose results reach an output: what put weights in another order is read no more."""
     used, kept = set(outputs), []
     for node in reversed(nodes):
