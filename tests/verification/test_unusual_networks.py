@@ -174,3 +174,16 @@ class ByFunctions(nn.Module):
 def test_functions_of_layers(steps):
     torch.manual_seed(1)
     assert_exact(prepare(ByFunctions(), (1, 4, 8)), (3, steps), (1, 4, 8))
+
+
+class Squared(Base):
+    """A matrix times itself, which XNNPACK gets wrong where a file says so."""
+
+    def inside(self, x):
+        x = self.act(self.first(x))
+        return self.act(self.second(x @ x / 8))
+
+
+def test_a_product_of_a_value_with_itself():
+    torch.manual_seed(1)
+    assert_exact(prepare(Squared(), (1, 8)), (3, 8, 8), (1, 8))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
@@ -167,6 +168,7 @@ def _converted(
     def written(template: TfliteTemplate, model: onnx.ModelProto) -> FlatModel:
         flat = template.fill(parameters(model))
         _check_operators(flat)
+        _copy_second_factors(flat)
         _name_tensors(flat, model.graph, template.rounds)
         return flat
 
@@ -193,6 +195,18 @@ def run_once(content: bytes, bits: int | None = None) -> None:
             outputs = LiteRTSession(content, bits=bits, xnnpack=xnnpack).run_zeros()
         if not all(np.isfinite(output).all() for output in outputs):
             raise ConversionError(f"the converted file gives NaN or infinity{where} on an input of zeros")
+
+
+def _copy_second_factors(flat: FlatModel) -> None:
+    """Give a product of a value with itself two values: XNNPACK computes it wrongly where both are one tensor."""
+    for operator in [*flat.graph.operators]:
+        left, right = (int(index) for index in operator.inputs[:2]) if len(operator.inputs) > 1 else (0, 1)
+        if flat.operator_name(operator) == "BATCH_MATMUL" and left == right:
+            copied = flat.add_tensor("copy", flat.shape(right))
+            shape = flat.add_constant("shape", np.array(flat.shape(right), np.int32))
+            reshape = flat.operator("RESHAPE", [right, shape], copied, schema.ReshapeOptionsT())
+            flat.graph.operators.insert(flat.graph.operators.index(operator), reshape)
+            operator.inputs = np.array([left, copied], np.int32)
 
 
 def _check_operators(flat: FlatModel) -> None:
