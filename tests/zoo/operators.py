@@ -91,7 +91,7 @@ ENTRIES = [
     applied("roll", lambda x: x.roll((1, 2), (2, 3))),
     applied("flip", lambda x: x.flip(3)),
     applied("unfold", unfold, 32),
-    applied("grid sample", grid_sample, tflite="GridSample (inner/GridSample)"),
+    applied("grid sample", grid_sample),
     applied("softmax over space", lambda x: x.flatten(2).softmax(2).reshape(x.shape) * 64),
     applied("pixel unshuffle", lambda x: functional.pixel_unshuffle(x, 2), 32),
     applied("a table per place", lambda x: torch.maximum(x, TABLE) * TABLE),

@@ -43,6 +43,7 @@ from tqexport.backends.tflite.lowered import lowered
 from tqexport.backends.tflite.onnx2tf import ends
 from tqexport.backends.tflite.parts import with_parts
 from tqexport.backends.tflite.provenance import FilterOrigin
+from tqexport.backends.tflite.sampled import with_grids_written_out
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.backends.tflite.template import TfliteTemplate, convert_to_templates, graph_key
 from tqexport.backends.tflite.unrolled import unrolled
@@ -136,7 +137,7 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
         sizes = facts.dynamic_sizes if isinstance(facts, ArtifactFacts) else {}
         graph = for_batch(without_batch_norms(with_float_weights(model, coded)), batch, sizes)
         network, weights = with_parts(graph.model, coded)
-        network = with_weights_in_shape(unrolled(network))
+        network = with_weights_in_shape(with_grids_written_out(unrolled(network)))
         steps = with_constants_computed(network, {weight.name for weight in weights})
         graph = replace(graph, model=lowered(steps), weights=weights)
         refuse_parts_of_weights(graph.model, weights)
