@@ -827,6 +827,20 @@ def test_in_place_operators_have_the_error_of_the_others(in_place: Any, out_of_p
     assert torch.equal(*bounds)
 
 
+def test_a_number_that_stands_for_minus_infinity_leaves_the_others_their_bounds() -> None:
+    """A running maximum begins with it, as that of RWKV does."""
+    with torch.no_grad(), RoundingErrors() as errors:
+        x = 1.1 * errors.exact(torch.arange(6.0))
+        least = torch.zeros_like(x) - 1e38
+        highest = torch.maximum(least + x, x)
+        weighed = torch.exp(least - highest) * x + torch.exp(x - highest) * x
+    for value in (highest, weighed):
+        bound = errors.bound(value)
+        assert torch.equal(value, x)
+        assert (bound <= 1e-4 * (1 + x)).all()
+        assert bound[1:].all()
+
+
 def test_a_view_is_taken_whatever_the_memory_format_is() -> None:
     generator = torch.Generator().manual_seed(0)
     x, filters = torch.randn(2, 3, 6, 6, generator=generator), torch.randn(3, 1, 3, 3, generator=generator)

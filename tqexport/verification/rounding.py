@@ -320,7 +320,9 @@ def _tried(call: Call) -> list[Tensor]:
     def off(value: Tensor) -> Tensor:
         if not call.inexact(value) or not value.is_floating_point():
             return value.clone() if call.func._schema.is_mutable else value
-        spread = (call.variance(value) + (4 * UNIT * value).square()).sqrt()
+        variance, rounding = call.variance(value), (4 * UNIT * value).abs()
+        # A number that stands for infinity, such as -1e38, has a variance that is too large for a float32.
+        spread = torch.where(variance.isinf(), rounding, (variance + rounding.square()).sqrt())
         share = 2.5 * torch.rand(value.shape, generator=call.errors._random) - 1.25  # of signs, two may always cancel
         return torch.where(value.isfinite(), value + _ENLARGED * share * spread, value)
 
