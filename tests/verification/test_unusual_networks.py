@@ -187,3 +187,20 @@ class Squared(Base):
 def test_a_product_of_a_value_with_itself():
     torch.manual_seed(1)
     assert_exact(prepare(Squared(), (1, 8)), (3, 8, 8), (1, 8))
+
+
+class Even(Base):
+    """An output of one number throughout, in an order of axes that its shape alone tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        nn.init.zeros_(self.norm.weight)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.norm(self.last(self.inside(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def test_an_output_of_one_number_has_the_shape_of_its_axes():
+    assert_exact(prepare(Even(), (1, 8)), (3, 6, 5), (1, 8))

@@ -164,7 +164,8 @@ def layout_of_values(model: onnx.ModelProto, flat: FlatModel) -> tuple[list[str]
             float(np.abs(expected - value.reshape(expected.shape)).max()) / largest
             for value in (converted, to_channels_first(converted))
         )
-        if same < moved:
+        kept_shape = converted.shape == expected.shape != to_channels_last(expected).shape
+        if same < moved or (same == moved and kept_shape):  # which are one where all its elements are
             in_same_order.append(name)
         joined = (np.abs(expected - order).max() / largest for order in other_orders(converted, expected.shape))
         error = min(same, moved, *map(float, joined))
