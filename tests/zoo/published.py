@@ -19,6 +19,7 @@ PIXELS, SPEECH = (InputInfo("pixel_values", (3, 32, 32)),), (InputInfo("input_va
 LARGER = (InputInfo("pixel_values", (3, 64, 64)),)
 TOKENS = (InputInfo("input_ids", (16,), "int64", below=50),)
 MASKED = (*TOKENS, InputInfo("attention_mask", (16,), "int64", below=2))
+FILM, PAST = (InputInfo("pixel_values", (4, 3, 32, 32)),), (InputInfo("past_values", (32, 3)),)
 MEL, FRAMES = (InputInfo("input_features", (16, 32)),), (InputInfo("input_values", (32, 16)),)
 
 BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -66,6 +67,19 @@ HIERA = {
     **{"image_size": [32, 32], "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "patch_stride": [4, 4]},
     **{"masked_unit_size": [4, 4], "query_stride": [2, 2], "num_query_pool": 1},
 }
+CAUSAL = {**LANGUAGE, "use_cache": False}
+GROUPED = {**CAUSAL, "num_key_value_heads": 1}  # heads of queries share one of keys and values
+NUMBERED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SERIES = {"context_length": 32, "num_input_channels": 3, "patch_length": 8, "patch_stride": 8, "d_model": 16}
+SEGMENT = {
+    **{**BODY, "output_channels": 16, "image_size": 64, "patch_size": 8, "window_size": 4, "global_attn_indexes": [1]},
+    **{"mlp_dim": 64, "num_pos_feats": 8},
+}
+DEPTH = {
+    **{**PATCHES, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 8, 16, 16]},
+    **{"fusion_hidden_size": 8, "readout_type": "ignore"},
+}
+STATES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "use_cache": False}
 T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 OPT = {**LANGUAGE, "ffn_dim": 64, "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False}
 ENTRIES = [
@@ -99,6 +113,17 @@ ENTRIES = [
     picture("SwiftFormer", "SwiftFormer", {"image_size": 32, "embed_dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}),
     picture("CLIP, pictures", "CLIP", {"vision_config": PATCHES, "text_config": LANGUAGE}),
     picture("SigLIP, pictures", "Siglip", {"vision_config": PATCHES, "text_config": LANGUAGE}),
+    picture("DINOv2 with registers", "Dinov2WithRegisters", {**PATCHES, "mlp_ratio": 2}),
+    entry("DINOv3", PIXELS, "DINOv3ViT", "Model", PATCHES),
+    picture("TextNet", "TextNet", {"image_size": [32, 32]}),
+    entry("YOLOS", PIXELS, "Yolos", "ForObjectDetection", {
+        **{**PATCHES, "image_size": [32, 32], "num_detection_tokens": 4},
+    }),
+    entry("GLPN, depth", PIXELS, "GLPN", "ForDepthEstimation", {**PYRAMID, "decoder_hidden_size": 8}),
+    entry("DPT, depth", PIXELS, "DPT", "ForDepthEstimation", DEPTH),
+    entry("Segment Anything, encoder", LARGER, "SamVision", "Model", SEGMENT),
+    entry("VideoMAE", FILM, "VideoMAE", "ForVideoClassification", {**PATCHES, "num_frames": 4}),
+    entry("TimeSformer", FILM, "Timesformer", "ForVideoClassification", {**PATCHES, "num_frames": 4}),
     text("BERT", "Bert", LANGUAGE),
     text("DistilBERT", "DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50}),
     text("RoBERTa", "Roberta", {**LANGUAGE, "max_position_embeddings": 40}),
@@ -110,18 +135,59 @@ ENTRIES = [
     text("SqueezeBERT", "SqueezeBert", {**LANGUAGE, "embedding_size": 32}),
     text("MobileBERT", "MobileBert", {**LANGUAGE, "embedding_size": 32, "intra_bottleneck_size": 32}),
     text("ConvBERT", "ConvBert", {**LANGUAGE, "embedding_size": 32}),
+    text("XLM-R", "XLMRoberta", {**LANGUAGE, "max_position_embeddings": 40}),
+    text("DeBERTa", "Deberta", {**LANGUAGE, "max_position_embeddings": 32}),
+    text("ModernBERT", "ModernBert", {**LANGUAGE, **NUMBERED, "cls_token_id": 1, "sep_token_id": 2}),
+    entry("FNet", TOKENS, "FNet", "ForSequenceClassification", LANGUAGE, tflite="DFT"),
+    entry("RemBERT", TOKENS, "RemBert", "ForSequenceClassification", {
+        **{**LANGUAGE, "input_embedding_size": 16, "output_embedding_size": 16},
+    }),
+    entry("XLNet", TOKENS, "XLNet", "ForSequenceClassification", {
+        **{"vocab_size": 50, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "use_mems_eval": False},
+    }),
     entry("T5, encoder", TOKENS, "T5", "EncoderModel", T5),
     entry("GPT-2", TOKENS, "GPT2", "LMHeadModel", {
         "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "use_cache": False,
     }),
     entry("OPT", TOKENS, "OPT", "ForCausalLM", OPT),
-    entry("GPT-NeoX", TOKENS, "GPTNeoX", "ForCausalLM", {**LANGUAGE, "use_cache": False}),
-    entry("Qwen 2", TOKENS, "Qwen2", "ForCausalLM", {**LANGUAGE, "num_key_value_heads": 1, "use_cache": False}),
-    entry("Llama", TOKENS, "Llama", "ForCausalLM", {**LANGUAGE, "num_key_value_heads": 1, "use_cache": False}),
+    entry("GPT-NeoX", TOKENS, "GPTNeoX", "ForCausalLM", CAUSAL),
+    entry("Qwen 2", TOKENS, "Qwen2", "ForCausalLM", GROUPED),
+    entry("Qwen 3", TOKENS, "Qwen3", "ForCausalLM", {**GROUPED, "head_dim": 16}),
+    entry("Gemma", TOKENS, "Gemma", "ForCausalLM", {**GROUPED, "head_dim": 16, "pad_token_id": 0}),
+    entry("Phi", TOKENS, "Phi", "ForCausalLM", CAUSAL),
+    entry("Mistral", TOKENS, "Mistral", "ForCausalLM", {**GROUPED, "sliding_window": 8}),
+    entry("SmolLM 3", TOKENS, "SmolLM3", "ForCausalLM", {**GROUPED, **NUMBERED}),
+    entry("OLMo 2", TOKENS, "Olmo2", "ForCausalLM", {**CAUSAL, "pad_token_id": 0, "eos_token_id": 2}),
+    entry("StableLM", TOKENS, "StableLm", "ForCausalLM", GROUPED),
+    entry("LFM 2", TOKENS, "Lfm2", "ForCausalLM", {**GROUPED, "layer_types": ["conv", "full_attention"]}),
+    entry("Bloom", TOKENS, "Bloom", "ForCausalLM", {
+        **{"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 2, "use_cache": False},
+    }),
+    entry("Mamba", TOKENS, "Mamba", "ForCausalLM", STATES),
+    entry("Mamba 2", TOKENS, "Mamba2", "ForCausalLM", {
+        **{**STATES, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    }),
+    entry("RWKV", TOKENS, "Rwkv", "ForCausalLM", {
+        **{"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+        **{"context_length": 32, "use_cache": False},
+    }),
+    entry("Llama", TOKENS, "Llama", "ForCausalLM", GROUPED),
     entry("Whisper, encoder", MEL, "Whisper", "ForAudioClassification", WHISPER),
     entry("wav2vec 2.0", SPEECH, "Wav2Vec2", "ForSequenceClassification", WAV2VEC2),
+    entry("wav2vec 2.0 Conformer", SPEECH, "Wav2Vec2Conformer", "ForSequenceClassification", {
+        **{**WAV2VEC2, "conv_depthwise_kernel_size": 5},
+    }),
+    entry("WavLM", SPEECH, "WavLM", "ForSequenceClassification", WAV2VEC2),
+    entry("SEW", SPEECH, "SEW", "ForSequenceClassification", {**WAV2VEC2, "squeeze_factor": 2}),
+    entry("Data2Vec, audio", SPEECH, "Data2VecAudio", "ForSequenceClassification", {
+        **{**WAV2VEC2, "num_conv_pos_embeddings": 4},
+    }),
     entry("HuBERT", SPEECH, "Hubert", "ForSequenceClassification", WAV2VEC2),
     entry("Audio Spectrogram Transformer", FRAMES, "AST", "ForAudioClassification", {
         **{**BODY, "patch_size": 8, "max_length": 32, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
     }),
+    entry("PatchTST", PAST, "PatchTST", "ForPrediction", {
+        **{**SERIES, "num_attention_heads": 2, "ffn_dim": 32, "num_hidden_layers": 2, "prediction_length": 8},
+    }),
+    entry("PatchTSMixer", PAST, "PatchTSMixer", "ForPrediction", {**SERIES, "num_layers": 2, "prediction_length": 8}),
 ]  # fmt: skip

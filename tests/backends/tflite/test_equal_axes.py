@@ -91,7 +91,22 @@ class FirstStep(nn.LayerNorm):
         return super().forward(x)[:, :1]
 
 
+class OneHead(nn.Module):
+    """Keys of one head, as many steps as numbers, which are scaled and turned as in language models."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(1.0, SIZE + 1))
+
+    def forward(self, x):
+        key = x.reshape(-1, SIZE, 1, SIZE)
+        key = (self.weight * (key * (key.square().mean(-1, keepdim=True) + 1e-3).rsqrt())).transpose(1, 2)
+        turned = torch.cat([-key[..., SIZE // 2 :], key[..., : SIZE // 2]], -1)
+        return (key + turned * torch.linspace(-1, 1, SIZE * SIZE).reshape(SIZE, SIZE))[:, 0]
+
+
 LAYERS = {
+    "one head": OneHead,
     "first step": lambda: FirstStep(SIZE),
     "transformer": lambda: nn.TransformerEncoderLayer(SIZE, 2, 8, batch_first=True, norm_first=True),
     "lstm": lambda: nn.LSTM(SIZE, SIZE, batch_first=True),

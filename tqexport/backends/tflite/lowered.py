@@ -163,8 +163,10 @@ def _broadcast(place: Place) -> Writer | None:
     """Arithmetic with a constant that has several axes, but fewer than the other value: it gets as many."""
     ranks = [len(place.shapes.get(name, ())) or np.ndim(place.values.get(name, ())) for name in place.node.input]
     writer, rank = Writer(place.node.name), max(ranks)
+    inner = place.shapes.get(place.node.output[0], ())[1:-1]
+    fewest = 1 if 1 in inner else 2  # onnx2tf would rather have a row on another axis than broadcast one of 1
     names = [
-        (_with_axes(writer, place, name, rank - own) if 2 <= own < rank else None) or name
+        (_with_axes(writer, place, name, rank - own) if fewest <= own < rank else None) or name
         for name, own in zip(place.node.input, ranks, strict=True)
     ]
     return _ended(writer, writer.add(place.node.op_type, *names), place) if writer.constants else None
