@@ -12,6 +12,7 @@ axis order in the file is that of the operator that reads it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -172,7 +173,7 @@ class Fingerprints:
 
     def is_of_operators(self, value: Array) -> bool:
         """Whether a constant of the file is of the operators alone, alike at every width."""
-        if _is_plain(value) or (value.size == 1 and self._is_number(float(value.ravel()[0]))):
+        if _is_plain(value) or (value.size == 1 and self._number(float(value.ravel()[0]))):
             return True
         same_size = (constant for constant in self._of_operators if constant.size == value.size)
         orders = (constant.transpose(axes) for constant in same_size for axes in permutations(range(constant.ndim)))
@@ -207,7 +208,7 @@ class Fingerprints:
         """
         flat = value.ravel()
         alone = [*self._alone(flat, None)]
-        if alone or flat.size < _TELLING or self.is_of_operators(value):
+        if alone or flat.size < _TELLING or not np.isfinite(flat).all() or self.is_of_operators(value):
             return alone
         products: list[Product] = []
         for name, fingerprint in self._by_size.get(flat.size, {}).items():
@@ -247,12 +248,11 @@ class Fingerprints:
                     yield from self._times_number(replace(candidate, gain=names[place]), float(numbers[0]))
 
     def _times_number(self, candidate: Product, number: float) -> Iterator[Product]:
-        if self._is_number(number):
-            yield replace(candidate, number=number)
+        if known := self._number(number):
+            yield replace(candidate, number=known)
         for name, levels in self._levels.items():
-            times_levels = number * float(levels.ravel()[0])
-            if _is_one_of(times_levels, self._numbers):
-                yield replace(candidate, number=times_levels, levels=name)
+            if known := _one_of(number * float(levels.ravel()[0]), self._numbers):
+                yield replace(candidate, number=known, levels=name)
 
     def _sums(self, flat: Array, filter_: Product | None, of_filter: Array | None) -> Iterator[Sum]:
         """The sums that a constant may be. What the filter is multiplied with, the bias may be, too."""
@@ -269,8 +269,8 @@ class Fingerprints:
         tolerance = _ROUNDING_OF_SUM * np.abs(flat).max()
         for first in (None, *products):
             rest = flat if first is None else flat - first.value(self.parameters, flat.shape)
-            if first is not None and np.ptp(rest) <= tolerance and self._is_number(float(rest[0])):
-                yield Sum(first, number=float(rest[0]))
+            if first is not None and np.ptp(rest) <= tolerance and (number := self._number(float(rest[0]))):
+                yield Sum(first, number=number)
             for place in np.flatnonzero(np.abs(starts - rest[:_TELLING]).max(1) <= tolerance):
                 candidate = Sum(first, *addends[place])
                 # The sum of two parameters is met from both sides.
@@ -284,16 +284,19 @@ class Fingerprints:
         starts = [value[:_TELLING] for value in same_size.values()]
         return [*same_size], np.array(starts, np.float32).reshape(len(starts), min(size, _TELLING))
 
-    def _is_number(self, number: float) -> bool:
-        """Whether a number may be of the operators alone: of one or two of theirs, a count or a fraction."""
+    def _number(self, number: float) -> float:
+        """The number of the operators alone that one is up to rounding: of one or two of theirs, a count or a fraction.
+
+        0 where there is none.
+        """
         size = abs(number)
         if not 0 < size < np.inf:
-            return False
-        multiples = np.array([1 / size, *(size * np.arange(1, _DENOMINATOR + 1))])
-        whole = np.round(multiples)
-        close = np.abs(multiples - whole) <= _ROUNDING_OF_NUMBER * multiples
-        is_fraction = bool((close & (whole > 0) & (whole <= _MOST_COUNTED)).any())
-        return is_fraction or _is_one_of(size, np.outer(self._numbers, self._numbers))
+            return 0.0
+        denominators = np.arange(1, _DENOMINATOR + 1)
+        numerators = np.round(size * denominators)
+        fractions = (numerators / denominators)[(numerators > 0) & (numerators <= _MOST_COUNTED)]
+        counted = [1 / round(1 / size)] if 0.5 < 1 / size <= _MOST_COUNTED else []
+        return _one_of(number, np.array([*fractions, *counted, *np.outer(self._numbers, self._numbers).ravel()]))
 
 
 def _of_operators(model: onnx.ModelProto) -> list[Array]:
@@ -320,8 +323,10 @@ def _is_uniform(rows: Array) -> npt.NDArray[np.bool_]:
     return uniform
 
 
-def _is_one_of(number: float, numbers: npt.NDArray[np.float64]) -> bool:
-    return bool(np.isclose(numbers, abs(number), rtol=_ROUNDING_OF_NUMBER, atol=0).any())
+def _one_of(number: float, numbers: npt.NDArray[np.float64]) -> float:
+    """That of some positive numbers which a number is up to rounding, with its sign; 0 where none is."""
+    nearest = float(numbers[np.abs(numbers - abs(number)).argmin()])
+    return math.copysign(nearest, number) if abs(nearest - abs(number)) <= _ROUNDING_OF_NUMBER * nearest else 0.0
 
 
 def _is_plain(value: Array) -> bool:
