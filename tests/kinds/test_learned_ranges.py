@@ -14,8 +14,8 @@ from tqexport import CheckpointInfo, TruncModel, load_checkpoint, prepare, save_
 from tqexport.analysis.inspection import inspect_model
 from tqexport.backends import BACKENDS, open_runner
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.tflite.convert import _rounds
 from tqexport.backends.tflite.flatbuffer import FlatModel
+from tqexport.backends.tflite.template import _rounds
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import ConversionError, InputError
 from tqexport.integer.capture import capture_calls

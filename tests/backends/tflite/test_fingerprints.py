@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from tqexport.backends.tflite.fingerprints import Fingerprints, Product, Sum
+from tqexport.backends.tflite.fingerprints import Fingerprints, Product, Sum, with_fingerprints
 
 SHAPES = {
     **{"weight": (8, 6), "other": (8, 6), "square": (8, 8), "wide": (6, 8), "conv": (8, 2, 3, 3)},
@@ -114,6 +114,15 @@ def test_nothing_else_is_recognised(fingerprints, value):
 def test_constants_of_operators(fingerprints, value):
     assert fingerprints.is_of_operators(np.asarray(value, np.float32))
     assert not fingerprints.other(np.asarray(value, np.float32))
+
+
+def test_the_range_of_a_quantiser_holds_something():
+    names = [f"{part}{number}" for number in range(30) for part in ("low", "high")]
+    numbers = [numpy_helper.from_array(np.float32(0), name) for name in names]
+    nodes = [helper.make_node("Clip", ["x", *pair], ["y"]) for pair in zip(names[::2], names[1::2], strict=True)]
+    model = with_fingerprints(helper.make_model(helper.make_graph(nodes, "", [], [], numbers)))
+    drawn = {tensor.name: float(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    assert all(drawn[f"low{number}"] < -0.4 < 0.4 < drawn[f"high{number}"] for number in range(30))
 
 
 def test_two_filters_of_one_number_are_told_apart():

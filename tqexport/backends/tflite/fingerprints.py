@@ -53,12 +53,13 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with random numbers as its parameters, always the same ones.
 
     It is one that tells its axes apart, as onnx2tf tries orders of axes on it: values neither grow from layer to layer,
-    nor are they rounded to a few levels.
+    nor are they rounded to a few levels or cut off at one.
     """
     changed = copy.deepcopy(model)
     random = np.random.default_rng(0)
     names = set(parameters(model))
     filters_alone = _read_as_filters_alone(model)
+    lows = {node.input[1] for node in model.graph.node if node.op_type == "Clip" and len(node.input) > 1}
     del changed.metadata_props[:]  # which differ between the widths of one graph
     for tensor in changed.graph.initializer:
         if tensor.name in names:
@@ -67,6 +68,8 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
             value = random.random(() if uniform else shape, np.float32) + np.float32(0.5)
             if tensor.name.endswith(LEVELS_SUFFIX):
                 value = value * _LEVELS
+            elif tensor.name in lows:
+                value = -value
             elif len(shape) > 1:
                 summed = np.prod(shape[1:])
                 value = value / summed if uniform else random.choice((-1, 1), shape) * value / np.sqrt(summed)
