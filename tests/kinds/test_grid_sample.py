@@ -39,18 +39,16 @@ def network(size, **options):
     return prepare(SpatialTransformer(size, **options), WIDTHS)
 
 
-@pytest.mark.parametrize(
-    ("shape", "size", "options"),
-    [((3, 8, 7), (5, 9), {}), ((3, 6, 6), (6, 6), {"padding_mode": "border", "align_corners": True})],
-)
-def test_a_computed_grid_is_exact(shape, size, options):
-    assert_exact(network(size, **options), shape, WIDTHS)
+def test_a_computed_grid_is_exact():
+    assert_exact(network((5, 9)), (3, 8, 7), WIDTHS)
 
 
 def test_each_sample_of_a_batch_has_its_own_grid():
-    model = model_of(network((6, 6)).eval(), (3, 6, 6), WIDTHS)
-    models = [onnx.load_from_string(content) for _, content in export_onnx(model, WIDTHS)]
-    assert_parity(model, dict(zip(WIDTHS, convert_to_tflite(models, batch=2), strict=True)))
+    model = model_of(network((6, 6), padding_mode="border", align_corners=True).eval(), (3, 6, 6), WIDTHS)
+    files = dict(export_onnx(model, WIDTHS))
+    assert_parity(model, files)
+    converted = convert_to_tflite([*map(onnx.load_from_string, files.values())], batch=2)
+    assert_parity(model, dict(zip(WIDTHS, converted, strict=True)))
 
 
 @pytest.mark.parametrize("options", [{"padding_mode": "reflection"}, {"mode": "nearest"}, {"mode": "bicubic"}])
