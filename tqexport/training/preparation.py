@@ -124,13 +124,10 @@ def prepare(
             replaced[module] = _switchable(module, widths)
         elif type(module) is nn.ReLU and quantize_activations:
             replaced[module] = RangeQuantizer(signed=False) if learned_ranges else ActivationQuantizer()
-    for parent in [*model.modules()]:
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0  # else it computes with its layers' weights, not with its layers
-        for child_name, child in parent._modules.items():
-            if child in replaced:
-                parent._modules[child_name] = replaced[child]
-    model = replaced.get(model, model)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # else it computes with its layers' weights, not with its layers
+    model = _with_replaced(model, replaced)
     set_quantizer(model, scheme, estimator)
     if input_shape is not None:
         grids_for_training(model, widths, input_shape, scheme)
@@ -149,11 +146,16 @@ def _with_linear_layers(model: nn.Module) -> nn.Module:
             layer.bias = nn.Parameter(bias.detach(), bias.requires_grad)
             layer.train(module.training)
             _log.warning("layer %s: it is a Conv1D of transformers; it is a Linear now, whose weight is turned", name)
+    return _with_replaced(model, linear)
+
+
+def _with_replaced(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put other modules in the place of some, under all their names; changes the network."""
     for parent in [*model.modules()]:
         for name, child in parent._modules.items():
-            if child in linear:
-                parent._modules[name] = linear[child]
-    return linear.get(model, model)
+            if child is not None and child in replaced:
+                parent._modules[name] = replaced[child]
+    return replaced.get(model, model)
 
 
 def _first_and_last(layers: Mapping[str, nn.Module]) -> set[str]:

@@ -107,16 +107,17 @@ class RoundingErrors(TorchDispatchMode):
             args = (before, *args[1:])
         else:
             result = func(*args, **kwargs)
+        call = Call(self, func, args, kwargs, result)
         layers = tuple(dict.fromkeys(name for tensor in known for name in self.layers(tensor)))
         results = _tensors(result)
         for value in results:
             self._layers[value] = layers
             if not value.is_floating_point():
                 self._whole[value] = True
-                self._choose(value, Call(self, func, args, kwargs, result))
+                self._choose(value, call)
         if looks_up or any(tensor in self._variances for tensor in known):
             rule = _RULES.get(func.overloadpacket, _tried)
-            variances = _tensors(rule(Call(self, func, args, kwargs, result)))
+            variances = _tensors(rule(call))
             moves = rule is _moved
         else:  # numbers that whole numbers chose, or that were made of them
             variances, moves = [(UNIT * value).square() for value in results], False

@@ -28,6 +28,7 @@ from tqexport.truncation import STORED_BITS
 __all__ = [
     "activation_outputs",
     "coded_weights",
+    "depending_on",
     "describe",
     "is_right_shift",
     "of_samples",
@@ -229,7 +230,13 @@ def _shifts(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def of_samples(model: onnx.ModelProto, *, sizes: bool) -> set[str]:
     """Names of the values that depend on the samples, or on the sizes of these alone if ``sizes`` is true."""
-    depending = {value.name for value in model.graph.input if len(value.type.tensor_type.shape.dim)}  # not the width
+    inputs = (value.name for value in model.graph.input if len(value.type.tensor_type.shape.dim))  # not the width
+    return depending_on(model, inputs, sizes=sizes)
+
+
+def depending_on(model: onnx.ModelProto, names: Iterable[str], *, sizes: bool) -> set[str]:
+    """Some values and all that is computed from them, or from their sizes alone if ``sizes`` is true."""
+    depending = {*names}
     for node in model.graph.node:
         if not depending.isdisjoint(node.input) and (sizes or node.op_type != "Shape"):
             depending.update(node.output)

@@ -155,12 +155,11 @@ def _converted(
         :func:`tqexport.backends.tflite.check.layout_of_values`.
     """
     graphs = _float_graphs(sources, batch)
-    fine = [with_fine_levels(graph.model) for graph in graphs]
     keys = [graph_key(graph.model) for graph in graphs]
-    one_of = dict(zip(keys, fine, strict=True))
+    one_of = dict(zip(keys, (graph.model for graph in graphs), strict=True))
     for model in one_of.values():
         refuse_operators(model)
-        refuse_dependent_samples(model)
+        refuse_dependent_samples(with_fine_levels(model))
     weights = {weight.name for graph in graphs for weight in graph.weights}
     templates = dict(
         zip(one_of, convert_to_templates([*one_of.values()], weights, input_limits(sources[0])), strict=True)
@@ -173,8 +172,8 @@ def _converted(
         _name_tensors(flat, model.graph, template.rounds)
         return flat
 
-    for graph, key, continuous in zip(graphs, keys, fine, strict=True):
-        template = templates[key]
+    for graph, key in zip(graphs, keys, strict=True):
+        template, continuous = templates[key], with_fine_levels(graph.model)
         layout = layout_of_values(continuous, written(template, continuous))
         flat = written(template, graph.model)
         yield flat, graph.weights, template.origins(flat, parameters(graph.model), graph.folded), layout

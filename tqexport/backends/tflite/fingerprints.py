@@ -173,6 +173,7 @@ class Fingerprints:
         self._of_operators = _of_operators(model)
         numbers = {float(abs(value.ravel()[0])) for value in self._of_operators if value.size == 1 and value.any()}
         self._numbers = np.array(sorted({1.0} | numbers | {1 / number for number in numbers}))
+        self._products = np.outer(self._numbers, self._numbers).ravel()
 
     def is_of_operators(self, value: Array) -> bool:
         """Whether a constant of the file is of the operators alone, alike at every width."""
@@ -299,7 +300,7 @@ class Fingerprints:
         numerators = np.round(size * denominators)
         fractions = (numerators / denominators)[(numerators > 0) & (numerators <= _MOST_COUNTED)]
         counted = [1 / round(1 / size)] if 0.5 < 1 / size <= _MOST_COUNTED else []
-        return _one_of(number, np.array([*fractions, *counted, *np.outer(self._numbers, self._numbers).ravel()]))
+        return _one_of(number, np.array([*fractions, *counted, *self._products]))
 
 
 def _of_operators(model: onnx.ModelProto) -> list[Array]:

@@ -99,9 +99,8 @@ def _packed(samples: Samples) -> bytes:
     return buffer.getvalue()
 
 
-@functools.lru_cache(
-    maxsize=2
-)  # the kernels and the run-time file of one network have the same graph, and may need two
+# The kernels and the run-time file of one network have the same graph, and may need two conversions.
+@functools.lru_cache(maxsize=2)
 def _converted(networks: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, ...]:
     """The TFLite files of serialised ONNX models and their samples; what was converted last is kept."""
     with temporary_folder() as folder:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from tqexport.backends.onnx.file import depending_on
 from tqexport.backends.tflite.check import samples_of
 from tqexport.backends.tflite.fingerprints import Fingerprints, Product, Sum, parameters, with_fingerprints
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -114,8 +115,8 @@ def convert_to_templates(
     templates = _converted(models, weights, apart, limits)
     again = [number for number, template in enumerate(templates) if template.unrecognised]
     if again:
-        combined = [templates[number].combined() - _filters(models[number]) - {*weights} for number in again]
-        further = [apart[number] | names for number, names in zip(again, combined, strict=True)]
+        filters_of = {number: {filter_ for _, filter_ in _multiplied(models[number])} for number in again}
+        further = [apart[i] | (templates[i].combined() - filters_of[i] - {*weights}) for i in again]
         retried = _converted([models[number] for number in again], weights, further, limits)
         for number, template in zip(again, retried, strict=True):
             templates[number] = template
@@ -145,16 +146,14 @@ def _converted(
 def _worked_on(model: onnx.ModelProto, weights: Collection[str]) -> set[str]:
     """Names of the constants that layers with codes work on; the converter would compute what comes of them."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    turned = {node.output[0] for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights}
-    layers = [node for node in model.graph.node if node.op_type in ONNX_OPERATORS and node.op_type != "Gather"]
-    return {node.input[0] for node in layers if node.input[1] in turned.union(weights)} & constants
+    return {data for data, filter_ in _multiplied(model) if filter_ in weights} & constants
 
 
-def _filters(model: onnx.ModelProto) -> set[str]:
-    """Names of what layers multiply with; a linear layer's weight may be turned before."""
+def _multiplied(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """What layers work on, and what they multiply it with, by names; a linear layer's weight is turned in between."""
     turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
-    read = {node.input[1] for node in model.graph.node if node.op_type in ONNX_OPERATORS}
-    return read | {turned[name] for name in read if name in turned}
+    layers = (node for node in model.graph.node if node.op_type in ONNX_OPERATORS and node.op_type != "Gather")
+    return [(node.input[0], turned.get(node.input[1], node.input[1])) for node in layers]
 
 
 def _rounds(model: onnx.ModelProto) -> list[str]:
@@ -162,13 +161,9 @@ def _rounds(model: onnx.ModelProto) -> list[str]:
 
     It computes what is the same for every sample at once, without a number.
     """
-    of_sample = {value.name for value in model.graph.input}
-    rounding = {}
-    for node in model.graph.node:
-        if node.op_type != "Shape" and of_sample.intersection(node.input):
-            of_sample.update(node.output)
-            if node.op_type == "Round":
-                rounding[node.name] = node.output[0]
+    of_sample = depending_on(model, (value.name for value in model.graph.input), sizes=False)
+    roundings = (node for node in model.graph.node if node.op_type == "Round")
+    rounding = {node.name: node.output[0] for node in roundings if node.output[0] in of_sample}
     return [rounding[name] for name in in_converters_order(model) if name in rounding]
 
 
