@@ -2,7 +2,8 @@
 
 Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is ended at a random moment:
 half of the trials by the clock, half right before one of its operations on files, which are the moments that matter.
-After each trial:
+The network is a small one: files are written in the same steps, and a trial spends its time on these and not on tracing
+layers. After each trial:
 
 * the inputs are as they were;
 * every visible file is, byte for byte, what an undisturbed run writes, or what was there before;
@@ -34,20 +35,23 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from tqexport.cli import main as tqexport
 from web_copy import web_copy
 
-from tqexport import load_checkpoint, save_checkpoint
+from tqexport import CheckpointInfo, Normalization, prepare, save_checkpoint
 from tqexport.artifacts.manifest import FILE_NAME, check_artifact, read_manifest
 from tqexport.artifacts.project import open_project
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError
+from tqexport.networks.registry import ARCHITECTURES
+from tqexport.truncation import WIDTHS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WRITES = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given", "parts", "web")  # inputs, which no command may touch
+INPUTS = ("ckpt.pt", "int.pt", "other.pt", "data.npz", "given", "parts", "web")  # which no command may touch
 OTHERS = (".ses",)  # what onnxruntime leaves among temporary files
 VARIES = ("report.html",)  # with the clock, so that only its end is looked at
 GROWS = ("counts.jsonl",)  # line by line, so that a beginning of it is right
@@ -111,6 +115,7 @@ class Workplace:
         previous: The same before it.
         seconds: How long it takes.
         operations: How many operations on files it makes.
+        largest: Bytes of the largest file that it writes.
     """
 
     root: Path
@@ -119,20 +124,32 @@ class Workplace:
     previous: dict[str, dict[str, str]]
     seconds: dict[str, float]
     operations: dict[str, int]
+    largest: dict[str, int]
 
 
-def prepare(root: Path, names: list[str]) -> Workplace:
+def small_network() -> nn.Module:
+    """Two quantised convolutions for digits, prepared, with random weights."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for before, after in ((1, 4), (4, 8), (8, 8)):
+        parts += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return prepare(nn.Sequential(*parts, nn.Flatten(), nn.Linear(8, 10)), WIDTHS).eval()
+
+
+def make_workplace(root: Path, names: list[str]) -> Workplace:
     """Make the inputs, and run every command once without disturbing it."""
     start = root / "start"
     start.mkdir()
-    shutil.copy(FIXTURES / "digits-resnet8.pt", start / "ckpt.pt")
-    shutil.copy(FIXTURES / "digits-resnet8-int.pt", start / "int.pt")
+    ARCHITECTURES["small"] = small_network
     shutil.copy(FIXTURES / "digits-test.npz", start / "data.npz")
     web_copy(start / "web")
-    model = load_checkpoint(start / "ckpt.pt")
+    network = small_network()
+    info = CheckpointInfo("small", {}, (1, 8, 8), WIDTHS, normalization=Normalization((0.3,), (0.4,)))
+    save_checkpoint(start / "ckpt.pt", network, info)
     with torch.no_grad():
-        model.module.state_dict()["fc.bias"].add_(1)
-    save_checkpoint(start / "other.pt", model.module, model.info)
+        network.state_dict()["10.bias"].add_(1)
+    save_checkpoint(start / "other.pt", network, info)
+    require(run(start, "calibrate ckpt.pt --data data.npz -o int.pt") == 0, f"calibrate fails: {said(start)}")
     seconds = 0.0
     if not all("convert" in COMMANDS[name].line for name in names):
         # In this process, so that all that it imports is there in those that are forked from it.
@@ -141,7 +158,7 @@ def prepare(root: Path, names: list[str]) -> Workplace:
         began = time.monotonic()
         list(project.export("onnx", (4,)))
         seconds = time.monotonic() - began
-    place = Workplace(root, seconds, {}, {}, {}, {})
+    place = Workplace(root, seconds, {}, {}, {}, {}, {})
     for name in names:
         command = COMMANDS[name]
         folder = fresh(place, None)
@@ -157,6 +174,8 @@ def prepare(root: Path, names: list[str]) -> Workplace:
         place.seconds[name] = time.monotonic() - began
         place.operations[name] = int(counted.read_text())
         place.wanted[name] = hashes(folder)
+        written = [folder / file for file in place.wanted[name] if not is_input(file)]
+        place.largest[name] = max((path.stat().st_size for path in written), default=0)
         for grown in filter(lambda file: file.endswith(GROWS), place.wanted[name]):
             (root / "whole").mkdir(exist_ok=True)
             shutil.copy(folder / grown, root / "whole" / grown)
@@ -319,7 +338,7 @@ def check_files(folder: Path, wanted: dict[str, str], previous: dict[str, str], 
 
 def is_input(name: str) -> bool:
     """Whether a file is one that commands read."""
-    return name.startswith(WRITES)
+    return name.startswith(INPUTS)
 
 
 def trial(place: Workplace, name: str, random: Random, kind: str) -> str:
@@ -335,7 +354,7 @@ def trial(place: Workplace, name: str, random: Random, kind: str) -> str:
         number = random.randint(1, place.operations[name])
         setup = lambda: end_before_operation(number, by)  # noqa: E731
     else:
-        limit = random.randint(SMALLEST_LIMIT, 480_000)  # the largest file that a command writes
+        limit = random.randint(SMALLEST_LIMIT, max(SMALLEST_LIMIT, place.largest[name]))
         setup = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
     process = start(folder, command.line, setup)
     if moment is not None:
@@ -412,7 +431,7 @@ def replaced(place: Workplace, random: Random) -> str:
     folder = fresh(place, None)
     line, whole = "onnx ckpt.pt --bits 4,8 -o out", random.random() < 0.5
     process = start(folder, line)
-    time.sleep(random.uniform(0, place.seconds_of_export))
+    time.sleep(random.uniform(0, random.choice((0.1, 1.0)) * place.seconds_of_export))  # it is read at the beginning
     content = (folder / "other.pt").read_bytes()
     if whole:
         (folder / "new.pt").write_bytes(content)
@@ -463,7 +482,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a command takes it over
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="interruption-") as root:
-        place = prepare(Path(root), list(dict.fromkeys(name if name in COMMANDS else "onnx" for name in names)))
+        place = make_workplace(Path(root), list(dict.fromkeys(name if name in COMMANDS else "onnx" for name in names)))
         kinds = ("clock", "operation", "operation", "disk")
         jobs: dict[str, Callable[[Random, int], str]] = {
             name: lambda random, number, name=name: trial(place, name, random, kinds[number % len(kinds)])
