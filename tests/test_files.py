@@ -18,7 +18,7 @@ from tqexport.artifacts.project import open_project
 from tqexport.checkpoints import checkpoint
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import HostError, InputError, UsageError
-from tqexport.files import atomic_path, ensure_folder, temporary_folder, write_bytes
+from tqexport.files import atomic_path, ensure_folder, temporary_files_in, temporary_folder, write_bytes
 
 LEAVE = (
     "import os, pathlib, sys, tqexport.files as files\n"
@@ -52,6 +52,20 @@ def test_what_a_killed_run_leaves_the_next_one_removes_and_nothing_else(tmp_path
     assert (tmp_path / "x").read_text() == "x"
     now = sorted(path.name for path in tmp_path.iterdir())
     assert now == sorted([*others, *folders, "target", "tqexport.tmp.abcdefgh", "x"])
+
+
+@pytest.mark.parametrize("variable", [None, "/somewhere"])
+def test_temporary_files_of_libraries_and_of_processes_go_with_the_folder(tmp_path, monkeypatch, variable):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if variable:
+        monkeypatch.setenv("TMPDIR", variable)
+    program = "import tempfile; print(tempfile.gettempdir())"
+    with temporary_files_in(tmp_path):
+        theirs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        assert tempfile.gettempdir() == theirs.strip() == str(tmp_path)
+    assert tempfile.tempdir is None
+    assert os.environ.get("TMPDIR") == variable
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):

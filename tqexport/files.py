@@ -24,7 +24,16 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_path", "ensure_folder", "exclusive", "sha256_of", "temporary_folder", "write_bytes", "write_folder"]
+__all__ = [
+    "atomic_path",
+    "ensure_folder",
+    "exclusive",
+    "sha256_of",
+    "temporary_files_in",
+    "temporary_folder",
+    "write_bytes",
+    "write_folder",
+]
 
 _TRIES, _SECONDS_BETWEEN = 50, 0.1  # to remove a folder
 _SUFFIX = ".tqexport.tmp"
@@ -127,6 +136,24 @@ def temporary_folder() -> Iterator[Path]:
             yield path
     except OSError as error:
         raise HostError(f"cannot write a temporary file: {error.strerror or error}") from error
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """A block in which all that this process and those that it starts keep temporarily is in ``folder``.
+
+    So what a library leaves behind when it is killed goes with the folder.
+    """
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
 
 
 def sha256_of(path: Path) -> str:

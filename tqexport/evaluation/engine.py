@@ -23,7 +23,7 @@ from tqexport.errors import HostError, InputError, TqExportError
 from tqexport.evaluation.counts import Counts
 from tqexport.evaluation.shards import SampleFormat, Shard, read_shard
 from tqexport.evaluation.subjects import Delivery, Subject, open_subject
-from tqexport.files import temporary_folder
+from tqexport.files import temporary_files_in, temporary_folder
 from tqexport.reading.apart import Apart
 from tqexport.verification.classes import classes_of
 from tqexport.versions import versions
@@ -176,6 +176,7 @@ def workers(scheduler: str | None, count: int | None) -> Iterator[Client]:
         # Whoever reaches a port of a cluster can run what he likes, so the ports of this one take its own keys alone.
         with (
             temporary_folder() as folder,
+            temporary_files_in(folder),
             dask.config.set({"temporary-directory": str(folder)}),
             LocalCluster(
                 n_workers=count or cores,
