@@ -49,7 +49,7 @@ PICKLE_PARTS = 10_000_000  # with what is shared counted as often as it is reach
 # Exported networks.
 NODES = 100_000  # operators of a graph; ResNet-50 at run time has two thousand
 TABLES = 2_000_000  # of a flatbuffer, what is shared counted as often as it is reached; the same has thirty thousand
-VALUES_BYTES = 1 << 30  # all values that a network computes at once; one sample of ResNet-50 makes a tenth of it
+VALUES_BYTES = 1 << 30  # values that are there at once; all weights of ViT-B in float32 take a third of it
 DIMENSIONS = 16  # of a tensor; attention has five, and NumPy takes 64
 BATCH = 1 << 10  # samples that a TFLite file takes at once
 CONSTANT_ELEMENTS = 1 << 26  # of a constant that is computed from others; the largest filter of ResNet-50 has 2 million

@@ -61,6 +61,14 @@ def test_pictures(operator):
     assert_parity(model, convert(model))
 
 
+def test_many_channels_between():
+    """Large filters have one number all over during the conversion, and must not carry every activation beyond one."""
+    network = Cube(nn.Conv2d(SIZE, 512, 3, padding=1))
+    network.second = nn.Conv2d(512, SIZE, 3, padding=1)
+    model = model_of(prepare(network, (2, 8)), (SIZE, SIZE, SIZE), (2, 8))
+    assert_parity(model, convert(model))
+
+
 def test_as_many_samples_as_channels():
     def several(x):
         for name in ("all exchanged", "channel shuffle", "average pooling", "einsum"):

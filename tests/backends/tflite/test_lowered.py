@@ -39,6 +39,8 @@ def cases():
     yield "circular padding", "Pad", ["x", "pads"], {"mode": "wrap"}
     yield "flip", "Slice", ["x", "last", "front", "axis", "last"], {}
     yield "backwards in twos", "Slice", ["x", "last", "front", "first", "minus two"], {}
+    pool = {"kernel_shape": [3, 2], "strides": [1, 2], "count_include_pad": 1}
+    yield "a mean that counts zeros", "AveragePool", ["x"], {**pool, "pads": [1, 0, 2, 1]}
     yield "running sum", "CumSum", ["x", "scalar"], {}
     for sizes in ("sizes", "smaller"):
         for mode in ("nearest", "linear", "cubic"):
@@ -82,8 +84,8 @@ def model_of(operator, inputs, attributes):
 def test_what_is_written_out_computes_the_same(operator, inputs, attributes):
     model = model_of(operator, inputs, attributes)
     changed = lowered(model)
-    own = {"Pad": {"Slice"}, "Concat": {"Concat"}}.get(operator, set())  # which it may be written as
-    assert operator not in {node.op_type for node in changed.graph.node} - own
+    written_as = {"Pad": {"Slice"}, "Concat": {"Concat"}, "AveragePool": {"AveragePool"}}
+    assert operator not in {node.op_type for node in changed.graph.node} - written_as.get(operator, set())
     assert not any({*FLOATS}.intersection(node.input) for node in changed.graph.node if node.op_type == "Concat")
     assert_same(model, changed)
 
@@ -149,6 +151,8 @@ def test_rows_of_operators_are_written_as_others(shape, body, constants, operato
         ("CumSum", ["x", "scalar"], {"reverse": 1}),
         ("Resize", ["x", "", "", "sizes"], {"mode": "linear"}),  # onnx2tf carries it over
         ("Slice", ["x", "last", "front", "axis"], {}),
+        ("AveragePool", ["x"], {"kernel_shape": [3, 3], "pads": [1] * 4}),
+        ("AveragePool", ["x"], {"kernel_shape": [3, 3], "count_include_pad": 1}),
     ],
 )
 def test_other_operators_stay_as_they_are(operator, inputs, attributes):

@@ -228,11 +228,6 @@ def _check_graph(
         values += measured[place][1]
     if constants > max(64 << 20, 8 * size):  # what tensors share is one buffer, and each reader copies it
         raise InputError("uses the same constants so often that they fill memory; it may be made to harm")
-    if values > limits.VALUES_BYTES:
-        raise InputError(
-            f"computes values of {values:,} bytes at once, more than {limits.VALUES_BYTES:,}; "
-            "it is damaged or made to harm, or its batch is too large"
-        )
     if not tensors or not graph.OperatorsLength():
         raise InputError(f"{_DAMAGED}: its network computes nothing; export it again")
     if graph.OperatorsLength() > limits.NODES:
@@ -254,6 +249,37 @@ def _check_graph(
             raise InputError(f"{_DAMAGED}: an operator in it lacks an input or an output; export it again")
         if operator.LargeCustomOptionsOffset() > 1:
             raise InputError("keeps data behind its tables, as only files above 2 GB do; export it again")
+    if values > limits.VALUES_BYTES:
+        at_once = _most_at_once(graph, [measured[tensor._tab.Pos][1] for tensor in tensors])
+        if at_once > limits.VALUES_BYTES:
+            raise InputError(
+                f"computes values of {at_once:,} bytes at once, more than {limits.VALUES_BYTES:,}; "
+                "it is damaged or made to harm, or its batch is too large"
+            )
+
+
+def _most_at_once(graph: Any, sizes: Sequence[int]) -> int:
+    """How many bytes the values of a network take where they are most, if each is kept until it was read last.
+
+    Args:
+        graph: The network, whose indices are right.
+        sizes: Bytes of each tensor.
+    """
+    ends = {int(index) for numbers in (graph.InputsAsNumpy(), graph.OutputsAsNumpy()) for index in numbers}
+    uses: list[set[int]] = []
+    for i in range(graph.OperatorsLength()):
+        operator = graph.Operators(i)
+        numbers = [_numbers(each) for each in (operator.InputsAsNumpy(), operator.OutputsAsNumpy())]
+        uses.append({int(index) for index in np.concatenate(numbers) if index >= 0} - ends)
+    last = {index: i for i, used in enumerate(uses) for index in used}
+    now = most = sum(sizes[index] for index in ends)
+    seen: set[int] = set()
+    for i, used in enumerate(uses):
+        now += sum(sizes[index] for index in used - seen)
+        seen |= used
+        most = max(most, now)
+        now -= sum(sizes[index] for index in used if last[index] == i)
+    return most
 
 
 def _check_tensor(tensor: Any, length: int) -> None:

@@ -59,20 +59,29 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
     random = np.random.default_rng(0)
     names = set(parameters(model))
     filters_alone = _read_as_filters_alone(model)
+    uniform = {
+        tensor.name
+        for tensor in changed.graph.initializer
+        if tensor.name in filters_alone and np.prod(tensor.dims) >= _LARGE
+    }
+    # A mean of activations is what such a filter gives, and a larger bias would carry all of it beyond one.
+    small = {node.input[2] for node in model.graph.node if len(node.input) > 2 and node.input[1] in uniform}
     lows = {node.input[1] for node in model.graph.node if node.op_type == "Clip" and len(node.input) > 1}
     del changed.metadata_props[:]  # which differ between the widths of one graph
     for tensor in changed.graph.initializer:
         if tensor.name in names:
             shape = tuple(tensor.dims)
-            uniform = tensor.name in filters_alone and np.prod(shape) >= _LARGE
-            value = random.random(() if uniform else shape, np.float32) + np.float32(0.5)
+            value = random.random(() if tensor.name in uniform else shape, np.float32) + np.float32(0.5)
             if tensor.name.endswith(LEVELS_SUFFIX):
                 value = value * _LEVELS
             elif tensor.name in lows:
                 value = -value
+            elif tensor.name in small:
+                value = random.choice((-1, 1), shape) * value / 4
+            elif tensor.name in uniform:
+                value = value / np.prod(shape[1:])
             elif len(shape) > 1:
-                summed = np.prod(shape[1:])
-                value = value / summed if uniform else random.choice((-1, 1), shape) * value / np.sqrt(summed)
+                value = random.choice((-1, 1), shape) * value / np.sqrt(np.prod(shape[1:]))
             tensor.CopyFrom(numpy_helper.from_array(np.full(shape, value, np.float32), tensor.name))
     return changed
 

@@ -63,6 +63,19 @@ def _circular_pad(place: Place) -> Writer | None:
     return _ended(writer, value, place)
 
 
+def _zeros_counted(place: Place) -> Writer | None:
+    """A mean that counts the zeros around its value: the zeros first."""
+    attributes = place.attributes
+    pads = attributes.get("pads", [])
+    if not attributes.get("count_include_pad") or not any(pads) or attributes.get("ceil_mode"):
+        return None
+    writer, spatial = Writer(place.node.name), len(place.shape) - 2
+    around = [0, 0, *pads[:spatial], 0, 0, *pads[spatial:]]
+    padded = writer.add("Pad", place.node.input[0], writer.constant(around))
+    sizes = {name: attributes[name] for name in ("dilations", "kernel_shape", "strides") if name in attributes}
+    return _ended(writer, writer.add("AveragePool", padded, **sizes), place)
+
+
 def _backwards(place: Place) -> Writer | None:
     """A slice that goes backwards: the elements by their indices."""
     starts, ends, axes, steps = (place.constant(number) for number in range(1, 5))
@@ -306,6 +319,7 @@ def _ended(writer: Writer, value: str, place: Place) -> Writer:
 
 _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     **dict.fromkeys(_BROADCAST, _broadcast),
+    "AveragePool": _zeros_counted,
     "Concat": _joined,
     "CumSum": _running_sum,
     "LayerNormalization": _layer_norm,
