@@ -17,7 +17,7 @@ from tqexport import prepare
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.verification.trace import count_calls
+from tqexport.verification.trace import _Candidates, count_calls
 
 WIDTHS = (2, 8)
 
@@ -51,6 +51,16 @@ def test_the_modules_are_called_several_times():
     with torch.no_grad():
         _, calls = count_calls(model.module, [torch.from_numpy(samples_for(model, 2))])
     assert (calls["conv"], calls["norm"], calls["act"]) == (2, 3, 3)
+
+
+def test_a_value_without_a_name_is_taken_for_the_layer_that_it_is_nearest_to():
+    generator = np.random.default_rng(0)
+    one, other = generator.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    candidates = _Candidates({"one": one, "other": other})
+    anything, nothing = np.full_like(one, 100), np.zeros_like(one)
+    assert np.array_equal(candidates.like(other * np.float32(1 + 1e-6), anything), other)
+    assert candidates.like(other * np.float32(1 + 1e-6), nothing) is None
+    assert candidates.like(one + other, anything) is None  # the bound explains anything, and these are two layers
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -33,8 +33,9 @@ __all__ = ["MARGIN", "Call", "RoundingErrors"]
 
 MARGIN = 8.0  # standard deviations that a difference may have: two computations, and a tail that nothing right reaches
 UNIT = 2.0**-24  # of float32
-_TRIALS = 8
+_TRIALS = 12  # with fewer, one of a million results may look as if nothing moved it
 _BEND_OF_SIGMOID, _BEND_OF_TANH = 3**0.5 / 18, 4 / 3**1.5  # the largest second derivatives
+_CUBIC_SHARES = 1.375  # what the shares of four values in a cubic interpolation add up to, signs aside
 _SMALLEST = torch.finfo(torch.float32).tiny  # variance of what is too small for its variance to be a float32
 _ENLARGED = 256.0  # a trial moves inputs by this many standard deviations, so that rounding does not hide the effect
 
@@ -355,20 +356,30 @@ def _recurrent(call: Call) -> list[Any]:
     return [call.variance(result) for result in (output, hidden, cell)]
 
 
-def _interpolated(call: Call) -> list[Tensor]:
-    """Values between others: where they lie is rounded too, which moves them by a share of what those differ.
+def _interpolated(call: Call) -> Tensor:
+    """Values between others: sums of those around a place, whose errors are taken to be alike.
 
-    A place is ``index * (sizes - 1) / (sizes' - 1)`` or the like: two roundings, of at most the number of places.
+    Where a place lies is rounded too, which moves it by a share of what the values around it differ. It is ``index *
+    (sizes - 1) / (sizes' - 1)`` or the like: two roundings, of at most the number of places.
     """
     value = call.args[0]
-    pool = getattr(torch.nn.functional, f"max_pool{value.dim() - 2}d")
-    reach = 2 if call.func.overloadpacket is _aten.upsample_bicubic2d else 1
-    highest, lowest = (pool(sign * value, 2 * reach + 1, 1, reach) for sign in (1, -1))
-    difference = highest + lowest  # of all that a value near one may lie between
-    # Two roundings are the largest error, and it is MARGIN standard deviations.
+    axes = value.dim() - 2
+    cubic = call.func.overloadpacket is _aten.upsample_bicubic2d
+    reach, share = (2, _CUBIC_SHARES**axes) if cubic else (1, 1.0)
+    pool = getattr(torch.nn.functional, f"max_pool{axes}d")
+
+    def around(x: Tensor) -> Tensor:
+        """The largest of all that a place between these lies among."""
+        largest = pool(x, 2 * reach + 1, 1, reach)
+        mode, corners = ("linear", "bilinear")[axes - 1], call.argument("align_corners")
+        return torch.nn.functional.interpolate(largest, call.result.shape[2:], mode=mode, align_corners=corners)
+
+    # Two roundings of a place are the largest error, and it is MARGIN standard deviations.
     places = (2 * UNIT / MARGIN) ** 2 * sum(size**2 for size in value.shape[2:])
-    first, *others = _tried(call)
-    return [first + places * call.func(difference, *call.args[1:], **call.kwargs).square(), *others]
+    passed_on = around(call.variance(value).sqrt()) * share
+    own = 2 * UNIT * share * around(value.abs())
+    variance: Tensor = passed_on**2 + own**2 + places * (around(value) + around(-value)).square()
+    return variance
 
 
 def _sampled(call: Call) -> list[Tensor]:

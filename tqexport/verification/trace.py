@@ -32,6 +32,8 @@ __all__ = ["LayerError", "Trace", "count_calls", "furthest_apart", "numbers"]
 
 Array = npt.NDArray[Any]
 
+_NEAR = 1e-3  # of a value's largest element; two layers of one shape are further apart
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -340,16 +342,20 @@ class _Candidates:
         return None if value is None or value.shape != tuple(shape) else value
 
     def like(self, expected: Array, bound: Array) -> Array | None:
-        """A value that equals ``expected`` up to ``bound``, or None."""
-        some = np.linspace(0, expected.size - 1, 256).astype(int)
+        """The value that is nearest to ``expected``, if that is as near as ``bound`` says, and near; or None.
+
+        In a deep network without rounded activations a bound may explain anything, another layer's value, too.
+        """
+        some = np.unravel_index(np.linspace(0, expected.size - 1, 256).astype(int), expected.shape)
+        allowed = np.minimum(bound, _NEAR * _largest(expected))
+        nearest: tuple[float, Array | None] = (math.inf, None)
         for name in self._by_shape.get(_without_ones(expected.shape), ()):
             value: Array = self._values[name].reshape(expected.shape)
-            positions = np.unravel_index(some, expected.shape)
-            if (np.abs(value[positions] - expected[positions]) <= bound[positions]).all() and (
-                np.abs(value - expected) <= bound
-            ).all():
-                return value
-        return None
+            if (np.abs(value[some] - expected[some]) <= allowed[some]).all():
+                difference = np.abs(value - expected)
+                if (difference <= allowed).all() and difference.max() < nearest[0]:
+                    nearest = float(difference.max()), value
+        return nearest[1]
 
 
 def _quantizes(module: nn.Module) -> bool:
