@@ -2,7 +2,7 @@
 
 python tests/zoo/run.py              every network; make zoo does the same
 python tests/zoo/run.py GRU LSTM     those whose name contains one of these; writes nothing
-python tests/zoo/run.py --published  the architectures of published.py, and docs/published.md; make published does so
+python tests/zoo/run.py --published  those that other packages publish, and docs/published.md; make published does so
 
 Exit code 1 where a network comes out otherwise than the zoo expects.
 """
@@ -32,8 +32,9 @@ _TITLES = {
     "zoo.md": "# Which networks it takes",
     "published.md": """# Published architectures
 
-These are the classes of [transformers](https://huggingface.co/docs/transformers), small and with random weights, as
-they come: no line of theirs was changed.""",
+These are networks of [torchvision](https://docs.pytorch.org/vision), [timm](https://huggingface.co/docs/timm) and
+[transformers](https://huggingface.co/docs/transformers) as they come: no line of theirs was changed. The weights are
+random. Those of torchvision and timm are as large as they are, those of transformers small.""",
 }
 _TOP = f"""
 Every network here was prepared, trained for three steps, exported to ONNX and TFLite, as a file for each of
@@ -48,9 +49,15 @@ def groups(published: bool) -> Mapping[str, Sequence[Entry]]:
     """The networks by kind: those of the zoo, or the published ones."""
     if not published:
         return GROUPS
-    import published as of_transformers
+    import of_timm
+    import of_torchvision
+    import of_transformers
 
-    return {"": of_transformers.ENTRIES}
+    return {
+        "torchvision": of_torchvision.ENTRIES,
+        "timm": of_timm.ENTRIES,
+        "transformers": of_transformers.ENTRIES,
+    }
 
 
 def page(name: str, kinds: Mapping[str, Sequence[Entry]], outcomes: dict[str, Outcome]) -> str:
@@ -60,8 +67,7 @@ def page(name: str, kinds: Mapping[str, Sequence[Entry]], outcomes: dict[str, Ou
     parts.append(f"Of {len(outcomes)} networks {exact} are exact in both formats.\n")
     for group, entries in kinds.items():
         rows = [row(entry, outcomes[entry.name]) for entry in entries]
-        heading = f"## {group}\n\n" if group else ""
-        parts.append(f"{heading}| network | takes | ONNX | TFLite |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+        parts.append(f"## {group}\n\n| network | takes | ONNX | TFLite |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from tqexport.layer_kinds import LAYER_KINDS, kind_of
 from tqexport.model import TruncModel
 from tqexport.networks.candidate import Candidate
 from tqexport.outputs import zeros_for
-from tqexport.training.preparation import CLASSES
+from tqexport.training.preparation import kind_that_prepare_takes
 from tqexport.training.quantizers import ActivationQuantizer, quantized_weights
 from tqexport.training.ranges import RangeQuantizer
 
@@ -47,9 +47,7 @@ def parts_of(candidate: Candidate) -> tuple[Part, ...]:
     """Every parameter with two axes or more, and every activation, in the order of definition; then ReLU functions."""
     module = candidate.model.module
     quantized = {(id(weight.module), weight.parameter) for weight in quantized_weights(module).values()}
-    layers = [
-        name for name, part in module.named_modules() if parametrize.type_before_parametrizations(part) in CLASSES
-    ]
+    layers = [name for name, part in module.named_modules() if kind_that_prepare_takes(part) is not None]
     parts: list[Part] = []
     for name, part in module.named_modules():
         if "parametrizations" in name.split("."):
@@ -95,7 +93,7 @@ def _reason(candidate: Candidate, layers: Sequence[str], name: str, module: nn.M
         return f"{own.__name__} is none of the kinds that are quantised: {kinds}"
     if not candidate.prepared_here:
         return "the factory leaves it in float"
-    if own not in CLASSES:
+    if kind_that_prepare_takes(module) is None:
         return f"{own.__name__} is derived from {known.name}, and prepare takes {known.name} itself alone"
     if candidate.float_layers is not None:
         return "named in float_layers"

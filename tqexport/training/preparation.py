@@ -25,12 +25,12 @@ from tqexport.training.quantizers import (
 from tqexport.training.ranges import RangeQuantizer, behind_relu, quantize_input
 from tqexport.truncation import Scheme
 
-__all__ = ["prepare"]
+__all__ = ["kind_that_prepare_takes", "prepare"]
 
 _log = logging.getLogger(__name__)
 
-CLASSES = {getattr(nn, kind.name): kind for kind in LAYER_KINDS}
-CLASSES[nn.modules.linear.NonDynamicallyQuantizableLinear] = CLASSES[nn.Linear]  # the out_proj of attention
+_CLASSES = {getattr(nn, kind.name): kind for kind in LAYER_KINDS}
+_CLASSES[nn.modules.linear.NonDynamicallyQuantizableLinear] = _CLASSES[nn.Linear]  # the out_proj of attention
 _NORMS = {
     nn.BatchNorm1d: SwitchableBatchNorm1d,
     nn.BatchNorm2d: SwitchableBatchNorm2d,
@@ -54,8 +54,9 @@ def prepare(
 
     The weights of convolutions and linear layers get a quantiser in front (the kinds of layer are listed in
     :mod:`tqexport.layer_kinds`); their values are kept, so a trained float network can be fine-tuned. BatchNorms
-    become one per width, ReLUs become activation quantisers. Only modules of exactly these classes are changed; a ReLU
-    called as a function is not seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what
+    become one per width, ReLUs become activation quantisers. Classes derived from convolutions, linear layers and
+    embeddings are quantised like these, other derived classes stay as they are, and a ReLU called as a function is not
+    seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what
     weight norm or another parametrization computes becomes a plain parameter in the layers that are quantised. Conv1D
     of transformers, as in GPT-2, is a linear layer that has its weight turned, and becomes ``nn.Linear``.
 
@@ -211,9 +212,21 @@ def _quantize_inputs(model: nn.Module, names: bool | Collection[str]) -> None:
         quantize_input(quantized[name])
 
 
+def kind_that_prepare_takes(module: nn.Module) -> LayerKind | None:
+    """The kind of a layer that :func:`prepare` quantises, quantised or not; None for any other module.
+
+    A class derived from a convolution, a linear layer or an embedding is one of these, whatever its forward does with
+    its weight: it reads the quantised one. What is derived from attention or from a recurrent layer is none, as these
+    hand their weights on in a way of their own.
+    """
+    kind = parametrize.type_before_parametrizations(module)
+    known = next((_CLASSES[base] for base in kind.__mro__ if base in _CLASSES), None)
+    return known if known is None or kind in _CLASSES or known.parameters == ("weight",) else None
+
+
 def _kind_of(module: nn.Module) -> LayerKind | None:
-    """The kind of a layer that :func:`prepare` can quantise; None for any other module."""
-    return None if is_quantized(module) else CLASSES.get(parametrize.type_before_parametrizations(module))
+    """The kind of a layer that is still to be quantised; None for any other module."""
+    return None if is_quantized(module) else kind_that_prepare_takes(module)
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
 from tqexport.backends.running import RuntimeRun, other_orders
@@ -145,7 +146,8 @@ class Trace:
                     value = self._levels(name, module, args[0], run.activations)
                     return output if value is None else self._given(value)
                 # Of several results, as attention has them, the file has at most one by the name of the layer.
-                alone = isinstance(output, Tensor)
+                # And the last operator of somebody's own class may be that of a module inside it, such as a ReLU.
+                alone = isinstance(output, Tensor) and _is_of_torch(module)
                 return tree_map(
                     lambda part: self._layer(name, part, candidates, alone=alone) if isinstance(part, Tensor) else part,
                     output,
@@ -172,7 +174,7 @@ class Trace:
             name: Of the layer.
             output: PyTorch's.
             candidates: What the runtime gave.
-            alone: Whether it is all that the layer returns.
+            alone: Whether it is all that the layer returns, and has the layer's name in files.
         """
         expected: Array = output.numpy()
         bound: Array = self._errors.bound(output).numpy()
@@ -366,6 +368,11 @@ def _is_layer(name: str, module: nn.Module) -> bool:
     """Whether the output of a module is compared; a BatchNorm of one width is part of that of all."""
     others = (nn.modules.batchnorm._BatchNorm, SwitchableBatchNorm, ActivationQuantizer)
     return (kind_of(module) is not None or isinstance(module, others)) and ".bn_dict." not in f".{name}"
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    """Whether the forward of a module is PyTorch's or ours."""
+    return parametrize.type_before_parametrizations(module).__module__.startswith(("torch.nn.", "tqexport."))
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:

@@ -50,6 +50,8 @@ _FINE = np.float32(2**20)
 _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
 _INTO_PARTS = {"Slice", "Split"}  # what takes a weight to pieces
+_MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_SCALES = {"Div", "Mul"}  # the converter makes one filter of both
 _BEYOND_TFLITE = {
     *("Det", "Erf", "GRU", "GridSample", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"),
 }
@@ -88,19 +90,27 @@ def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeigh
         weights: The quantised ones.
 
     Raises:
-        ConversionError: An operator reads a part of a weight; it names the layer.
+        ConversionError: An operator reads a part of a weight, or computes another from it; it names the layer.
     """
-    layers = {weight.name: weight.layer for weight in weights}
+    layers = {weight.name: weight.layer for weight in weights}  # by the name of a weight, and of what is moved of it
     for node in model.graph.node:
-        read = next((layers[name] for name in node.input if name in layers), None)
-        if read is None:
+        layer = next((layers[name] for name in node.input if name in layers), None)
+        if layer is None or node.op_type in _SCALES:
+            continue
+        if node.op_type in _MOVES:
+            layers[node.output[0]] = layer
             continue
         grouped = any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
         if node.op_type in _INTO_PARTS or (node.op_type == "ConvTranspose" and grouped):
-            raise ConversionError(
-                f"layer {read} multiplies with parts of its weight, by {node.op_type} ({node.name}), and a filter in "
-                "TFLite has its codes whole; keep the layer in float, or deploy the network as ONNX"
-            )
+            does, whole = "multiplies with parts of its weight", "whole"
+        elif node.op_type in ONNX_OPERATORS:
+            continue
+        else:
+            does, whole = "computes another weight from its own", "as they are"
+        raise ConversionError(
+            f"layer {layer} {does}, by {node.op_type} ({node.name}), and a filter in TFLite has its codes {whole}; "
+            "keep the layer in float, or deploy the network as ONNX"
+        )
 
 
 def refuse_dependent_samples(model: onnx.ModelProto) -> None:

@@ -72,7 +72,8 @@ def with_float_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -
 def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
     """The same float32 network with each BatchNormalization in the layer before it, or as Mul and Add.
 
-    onnx2tf tries every axis order of every BatchNormalization, which takes most of its time.
+    onnx2tf tries every axis order of every BatchNormalization, which takes most of its time. One whose statistics are
+    computed, as where weights are standardised, stays as it is.
 
     Args:
         model: A network with float32 weights; it is not changed.
@@ -88,7 +89,7 @@ def without_batch_norms(model: onnx.ModelProto) -> FloatGraph:
     folded: dict[str, Folded] = {}
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type != "BatchNormalization":
+        if node.op_type != "BatchNormalization" or not values.keys() >= {*node.input[1:5]}:
             kept.append(node)
             continue
         source, output = node.input[0], node.output[0]

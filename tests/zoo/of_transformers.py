@@ -1,4 +1,4 @@
-"""Architectures as Hugging Face's transformers publishes them, small and with random weights.
+"""Architectures as Hugging Face's transformers builds them, small and with random weights.
 
 ``make published`` installs that package and runs them; nothing is downloaded but it.
 """
