@@ -5,8 +5,8 @@ python -m experiments.learned_ranges    writes learned_ranges.json and learned_r
 Each network is trained in float first, and then as long again: in float, or jointly at 1, 2, 4 and 8 bits from its
 float weights. Activations are rounded to levels of 0 to 1 behind ReLUs, which is what ``prepare`` does (of the GRU,
 which has none, the weights alone are quantised), or to levels of learned ranges in front of every quantised layer
-(``learned_ranges=True``). Accuracies are PyTorch's at every width from 8 to 1, trained for or not; files are exported
-and verified.
+(``learned_ranges=True``), also with bias correction of the weights. Accuracies are PyTorch's at every width from 8 to
+1, trained for or not; files are exported and verified.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import nn
 from experiments.data import Data, digits, shifted
 from experiments.networks import recurrent, transformer
 from experiments.results import in_parallel, options, spread, write_json
-from experiments.training import accuracy, train
-from tqexport import CheckpointInfo, TruncModel, at_width, prepare
+from experiments.training import Recipe, accuracy, train
+from tqexport import CheckpointInfo, Scheme, TruncModel, at_width, prepare
 from tqexport.backends import run_file
 from tqexport.backends.onnx.export import export_onnx
 from tqexport.backends.onnx.runtime_file import merge_onnx
@@ -39,8 +39,8 @@ TRAINED = (1, 2, 4, 8)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"transformer": transformer, "GRU": recurrent}
 
 
-WAYS = ("float", "weights alone", "0 to 1", "learned ranges")
-LEARNED = WAYS[-1]
+LEARNED, CORRECTED = "learned ranges", "learned ranges, bias correction"
+WAYS = ("float", "weights alone", "0 to 1", LEARNED, CORRECTED)
 LEFT_OUT = {("transformer", "weights alone"), ("GRU", "0 to 1")}  # a GRU has no ReLU to round behind
 
 
@@ -85,14 +85,15 @@ def run(job: Job) -> Outcome:
     if job.way == "float":
         train(network, data, (FLOAT_BITS,), job.epochs, job.seed + 1, augment=shifted)
         return Outcome({FLOAT_BITS: accuracy(network, data, FLOAT_BITS)}, {}, {}, {})
-    network = prepare(network, WIDTHS, learned_ranges=job.way == LEARNED)
-    train(network, data, TRAINED, job.epochs, job.seed + 1, augment=shifted)
+    scheme = Scheme(bias_correction=job.way == CORRECTED)
+    network = prepare(network, WIDTHS, learned_ranges=job.way in (LEARNED, CORRECTED), scheme=scheme)
+    train(network, data, TRAINED, job.epochs, job.seed + 1, Recipe(scheme), shifted)
     shares = {bits: accuracy(network, data, bits) for bits in reversed(WIDTHS)}
     ranges = {name: float(quantizer.range.detach().abs()) for name, quantizer in ranges_of(network).items()}
     gains = _gains(network, data, 2)
-    if job.seed or job.way != LEARNED:
+    if job.seed or job.way not in (LEARNED, CORRECTED):
         return Outcome(shares, ranges, gains, {})
-    model = TruncModel(network.eval(), CheckpointInfo("experiment", {}, (1, 8, 8), WIDTHS))
+    model = TruncModel(network.eval(), CheckpointInfo("experiment", {}, (1, 8, 8), WIDTHS, scheme))
     return Outcome(shares, ranges, gains, _verified(model, data.test_x[:64]))
 
 
@@ -137,12 +138,12 @@ def collect(runs: Sequence[tuple[Job, Outcome]]) -> dict[str, Any]:
         outcomes = [outcome for job, outcome in runs if (job.network, job.way) == (network, way)]
         cells = {str(bits): spread(outcome.shares[bits] for outcome in outcomes) for bits in outcomes[0].shares}
         table["accuracy_percent"].setdefault(network, {})[way] = cells
-        if outcomes[0].ranges:
+        if way == LEARNED:
             table["ranges"][network] = {name: round(size, 4) for name, size in outcomes[0].ranges.items()}
             gains = {name: spread(outcome.gains[name] for outcome in outcomes) for name in outcomes[0].gains}
             table["gains_percent"][network] = gains
         if outcomes[0].files:
-            table["files"][network] = outcomes[0].files
+            table["files"][f"{network}, {way}"] = outcomes[0].files
     return table
 
 
@@ -169,7 +170,7 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
 
 
 @click.command()
-@options(seeds=3)
+@options(seeds=5)
 def main(seeds: int, epochs: int, workers: int, folder: Path) -> None:
     """Train, measure and draw."""
     every = jobs(seeds, epochs)

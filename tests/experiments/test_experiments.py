@@ -237,5 +237,6 @@ def test_a_run_with_learned_ranges_measures_every_width_and_says_what_was_learne
 def test_every_network_of_learned_ranges_is_compared_with_float_and_with_what_prepare_does_otherwise():
     every = learned_ranges.jobs(seeds=3, epochs=1)
     ways = {network: [job.way for job in every if job.network == network] for network in learned_ranges.NETWORKS}
-    assert ways["transformer"] == 3 * ["float", "0 to 1", "learned ranges"]
-    assert ways["GRU"] == 3 * ["float", "weights alone", "learned ranges"]
+    learned = [learned_ranges.LEARNED, learned_ranges.CORRECTED]
+    assert ways["transformer"] == 3 * ["float", "0 to 1", *learned]
+    assert ways["GRU"] == 3 * ["float", "weights alone", *learned]

@@ -9,6 +9,7 @@ import os
 from functools import partial
 from typing import Any
 
+import of_torchvision
 from entry import Entry
 
 from tqexport import InputInfo
@@ -31,6 +32,7 @@ LANGUAGE = {**BODY, "vocab_size": 50}
 
 def build(name: str, head: str, **options: Any) -> Any:
     """A network with random weights."""
+    of_torchvision.models()  # which transformers imports
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -105,6 +107,7 @@ ENTRIES = [
     picture("SegFormer", "Segformer", PYRAMID),
     entry("SegFormer, masks", PIXELS, "Segformer", "ForSemanticSegmentation", PYRAMID),
     picture("MobileViT", "MobileViT", {**MOBILE, "image_size": 32}),
+    picture("MobileViT V2", "MobileViTV2", {"image_size": 64, "width_multiplier": 0.25}, LARGER),
     picture("LeViT", "Levit", {**LEVIT, "image_size": 64}, LARGER),
     picture("CvT", "Cvt", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}),
     picture("PVT", "Pvt", {**PYRAMID, "image_size": 32}),

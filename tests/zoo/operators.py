@@ -45,6 +45,12 @@ def unfold(x: Tensor) -> Tensor:
     return functional.unfold(x, 2, stride=2).reshape(n, c * 4, h // 2, w // 2)
 
 
+def fold(x: Tensor) -> Tensor:
+    """Blocks taken apart, each scaled by its place, and put together again."""
+    blocks = functional.unfold(x, 2, stride=2)
+    return functional.fold(blocks * torch.linspace(0.5, 1.5, blocks.shape[2]), x.shape[2:], 2, stride=2)
+
+
 def grid_sample(x: Tensor) -> Tensor:
     """The picture turned by a fixed angle."""
     turn = torch.tensor([[[0.8, -0.6, 0.0], [0.6, 0.8, 0.0]]]).expand(x.shape[0], 2, 3)
@@ -91,6 +97,7 @@ ENTRIES = [
     applied("roll", lambda x: x.roll((1, 2), (2, 3))),
     applied("flip", lambda x: x.flip(3)),
     applied("unfold", unfold, 32),
+    applied("fold", fold),
     applied("grid sample", grid_sample),
     applied("softmax over space", lambda x: x.flatten(2).softmax(2).reshape(x.shape) * 64),
     applied("pixel unshuffle", lambda x: functional.pixel_unshuffle(x, 2), 32),

@@ -23,6 +23,9 @@ CONSTANTS = {
     "sizes": [1, 3, 7, 9],
     "smaller": [1, 3, 4, 4],
     "axes": [1, 2],
+    "picture": [4, 6],
+    "larger picture": [5, 8],
+    "block": [2, 3],
 }
 FLOATS = {
     "ones": np.ones(2, np.float32),
@@ -41,6 +44,9 @@ def cases():
     yield "backwards in twos", "Slice", ["x", "last", "front", "first", "minus two"], {}
     pool = {"kernel_shape": [3, 2], "strides": [1, 2], "count_include_pad": 1}
     yield "a mean that counts zeros", "AveragePool", ["x"], {**pool, "pads": [1, 0, 2, 1]}
+    blocks = {"strides": [2, 3]}
+    yield "blocks side by side", "Col2Im", ["columns", "picture", "block"], blocks
+    yield "blocks with a rest", "Col2Im", ["columns", "larger picture", "block"], blocks
     yield "running sum", "CumSum", ["x", "scalar"], {}
     for sizes in ("sizes", "smaller"):
         for mode in ("nearest", "linear", "cubic"):
@@ -61,7 +67,7 @@ def cases():
 
 def model_of(operator, inputs, attributes):
     node = helper.make_node(operator, inputs, ["z"], "the node", **attributes)
-    given = {"x": SHAPE, "y": SHAPE}
+    given = {"x": SHAPE, "y": SHAPE, "columns": (2, 3 * 6, 4)}
     graph = helper.make_graph(
         [node],
         "graph",
@@ -151,6 +157,7 @@ def test_rows_of_operators_are_written_as_others(shape, body, constants, operato
         ("CumSum", ["x", "scalar"], {"reverse": 1}),
         ("Resize", ["x", "", "", "sizes"], {"mode": "linear"}),  # onnx2tf carries it over
         ("Slice", ["x", "last", "front", "axis"], {}),
+        ("Col2Im", ["columns", "picture", "block"], {"strides": [1, 3]}),  # blocks that overlap; refused by name
         ("AveragePool", ["x"], {"kernel_shape": [3, 3], "pads": [1] * 4}),
         ("AveragePool", ["x"], {"kernel_shape": [3, 3], "count_include_pad": 1}),
     ],

@@ -53,7 +53,7 @@ _INTO_PARTS = {"Slice", "Split"}  # what takes a weight to pieces
 _MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _SCALES = {"Div", "Mul"}  # the converter makes one filter of both
 _BEYOND_TFLITE = {
-    *("Det", "Erf", "GRU", "GridSample", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"),
+    *("Col2Im", "Det", "Erf", "GRU", "GridSample", "If", "LSTM", "Loop", "NonMaxSuppression", "RNN", "Scan"),
 }
 
 if TYPE_CHECKING:

@@ -298,6 +298,26 @@ def _blocks_turned(place: Place) -> Writer | None:
     return _ended(writer, writer.add("Transpose", value, perm=[0, 1, 2, 5, 3, 4]), place)
 
 
+def _joined_blocks(place: Place) -> Writer | None:
+    """Columns put back as blocks of a picture that lie side by side (``fold``): rows of blocks, turned."""
+    attributes, shape = place.attributes, place.shapes.get(place.node.output[0], ())
+    sizes, block = place.constant(1), place.constant(2)
+    if sizes is None or block is None or len(sizes) != 2 or len(shape) != 4 or not all(shape):
+        return None
+    strides, apart = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    if any(attributes.get("pads", [])) or [*strides] != block.tolist() or [*apart] != [1, 1]:
+        return None
+    (high, wide), (rows, columns) = block.tolist(), (sizes // block).tolist()
+    writer, (samples, channels, *_) = Writer(place.node.name), shape
+    value = writer.reshape(place.node.input[0], [samples * channels, high, wide, rows, columns])
+    value = writer.add("Transpose", value, perm=[0, 3, 1, 4, 2])
+    value = writer.reshape(value, [samples, channels, rows * high, columns * wide])
+    left = [int(size) - own for size, own in zip(sizes, (rows * high, columns * wide), strict=True)]
+    if any(left):  # what no block reaches
+        value = writer.add("Pad", value, writer.constant([0, 0, 0, 0, 0, 0, *left]))
+    return _ended(writer, value, place)
+
+
 def _slice(writer: Writer, value: str, start: int, end: int, axis: int) -> str:
     return writer.add("Slice", value, *(writer.constant([number]) for number in (start, end, axis)))
 
@@ -320,6 +340,7 @@ def _ended(writer: Writer, value: str, place: Place) -> Writer:
 _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     **dict.fromkeys(_BROADCAST, _broadcast),
     "AveragePool": _zeros_counted,
+    "Col2Im": _joined_blocks,
     "Concat": _joined,
     "CumSum": _running_sum,
     "LayerNormalization": _layer_norm,
