@@ -640,7 +640,7 @@ def test_a_mean_rounds_the_sums_of_its_terms() -> None:
     mean = lambda x: x.mean(1)  # noqa: E731
     assert_carried(mean, torch.tensor([[1.0, 2, 6]]), variances=[3 * 3**2 + (1 + 4 + 36) / 3])
     assert_carried(mean, torch.tensor([[3.0, 0, -3]]), variances=[(9 + 9) / 3])
-    assert_carried(lambda x: F.avg_pool2d(x, 3, 1), torch.ones(1, 1, 3, 4), variances=[9 + 1, 9 + 1])
+    assert_carried(lambda x: F.avg_pool2d(x, 3, 1), torch.ones(1, 1, 3, 4), variances=[18 + 1, 18 + 1])
 
 
 def test_the_errors_in_a_mean_are_taken_to_be_alike() -> None:
@@ -648,24 +648,66 @@ def test_the_errors_in_a_mean_are_taken_to_be_alike() -> None:
     assert_carried(lambda x: (2 * x).mean(1), torch.tensor([[1.0, 2, 6]]), variances=[(4 + 16 + 144) / 3 + own])
 
 
+def of_partial_sums(terms: int, largest: float, squares: Any, sums: Any, result: Any) -> Any:
+    """The second term of the formula of a dot product, in squared units."""
+    alike = torch.as_tensor(terms * sums**2 / (largest**2 * squares)).nan_to_num(0.0)
+    return torch.maximum(terms * torch.as_tensor(result**2), alike * (sums**2 + result**2)) / 9
+
+
 def test_a_dot_product_has_the_error_of_the_formula() -> None:
     x, weight, bias = torch.tensor([[3.0, 4, 0]]), torch.tensor([[1.0, -2, 1]]), torch.tensor([7.0])
     of_weights, of_inputs = (2 * 2) ** 2 * 3 * (9 + 16), 1 * 6**2 + 4 * 8**2
     linear = lambda x: F.linear(x, weight)  # noqa: E731
-    assert_carried(linear, x, variances=[of_weights + 3 * 5**2 / 9])
-    assert_carried(lambda x: F.linear(x, weight, bias), x, variances=[of_weights + 3 * 2**2 / 9])
-    assert_carried(lambda x: linear(2 * x), x, variances=[4 * of_weights + 3 * 10**2 / 9 + of_inputs])
+    without, with_bias = (of_weights + of_partial_sums(3, 2, 25, -5, result) for result in (-5, 2))
+    assert_carried(linear, x, variances=[without])
+    assert_carried(lambda x: F.linear(x, weight, bias), x, variances=[with_bias])
+    assert_carried(lambda x: linear(2 * x), x, variances=[4 * without + of_inputs])
+
+
+@pytest.mark.parametrize("terms", [9, 49, 1000, 20_000])
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_equal_terms_are_rounded_alike(terms: int, share: float) -> None:
+    """A filter of 1 bit on a flat part of a picture, added in order, with a bias or without."""
+    worst = 0.0
+    for value in torch.linspace(0.5, 2, 20).tolist():
+        x, weight = torch.full((1, terms), value), torch.full((1, terms), 0.7)
+        weight[0, int(share * terms) :] *= -1
+        products = (x * weight).numpy()[0]
+        for bias in (None, torch.tensor([0.3])):
+            with torch.no_grad(), RoundingErrors() as errors:
+                bound = float(errors.bound(F.linear(errors.exact(x), weight, bias)))
+            first = [] if bias is None else bias.tolist()
+            in_order = np.cumsum(np.array([*first, *products], np.float32), dtype=np.float32)[-1]
+            exact = sum(first) + float(products.astype(np.float64).sum())
+            worst = max(worst, abs(float(in_order) - exact) / bound)
+    assert 0.01 < worst < 1
+
+
+@pytest.mark.parametrize("size", [4, 16, 64])
+def test_a_mean_of_equal_terms_is_within_the_bound_of_onnxruntime(size: int) -> None:
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [make("AveragePool", ["x"], ["y"], kernel_shape=[size, size])]
+    ends = [[value(name, onnx.TensorProto.FLOAT, (1, 16, *side))] for name, side in (("x", [size] * 2), ("y", [1, 1]))]
+    graph = onnx.helper.make_graph(nodes, "graph", *ends)
+    opset = onnx.helper.make_opsetid("", 18)
+    session = OnnxSession(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString())
+    for number in torch.linspace(0.5, 2, 20).tolist():
+        x = torch.full((1, 16, size, size), number)
+        with torch.no_grad(), RoundingErrors() as errors:
+            result = F.avg_pool2d(errors.exact(x), size)
+            bound = errors.bound(result).numpy()
+        assert (np.abs(session.run((x.numpy(),))[0] - result.numpy()) <= bound).all()
 
 
 def test_of_a_product_the_right_factor_has_the_largest_weight() -> None:
     left, right = torch.tensor([[1.0, -2, 1]]), torch.tensor([[3.0], [4], [0]])
-    own = (2 * 8) ** 2 * 3 * (1 + 4 + 1) + 3 * 10**2 / 9
+    own = (2 * 8) ** 2 * 3 * (1 + 4 + 1) + of_partial_sums(3, 8, 6, -10, -10)
     assert_carried(lambda x: left.mm(2 * x), right, variances=[own + 1 * 6**2 + 4 * 8**2])
 
 
 def test_what_is_added_to_a_product_brings_its_error() -> None:
     left, right = torch.tensor([[3.0, 4]]), torch.tensor([[1.0], [2]])
-    own = (2 * 2) ** 2 * 2 * 25 + 2 * 17**2 / 9
+    own = (2 * 2) ** 2 * 2 * 25 + of_partial_sums(2, 2, 25, 11, 17)
     assert_carried(lambda x: torch.addmm(2 * x, left, right), THREE.view(1, 1), variances=[6**2 + own])
 
 
@@ -679,7 +721,9 @@ def test_a_convolution_is_the_dot_products_that_it_consists_of(case: Case) -> No
     terms = weight.numel() // len(result)
     assert reaches.sum(0).max() <= terms
     squares = torch.einsum("i...,i->...", reaches, x.flatten().double().square())
-    expected = (2 * weight.abs().max().double()) ** 2 * terms * squares + terms / 9 * result.square()
+    largest = float(weight.abs().max())
+    sums = result - sum(each.double().view(-1, *[1] * (result.dim() - 1)) for each in bias)
+    expected = (2 * largest) ** 2 * terms * squares + of_partial_sums(terms, largest, squares, sums, result)
     assert_carried(lambda x: case.compute(x, weight, *bias), x, variances=expected)
 
 

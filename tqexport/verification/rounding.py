@@ -7,9 +7,11 @@ with variance ``u^2 s_k^2 / 3``; over all orders of the terms, ``sum s_k^2`` is 
 ``(n + 1) (sum a_i^2 + 2 (sum a_i)^2) / 6``. The weights ``scale * code + offset`` are rounded too, by about ``2 u W``
 with ``W`` the largest of the layer, however small they are themselves, and alike wherever one code stands, so that
 these errors add up to ``2 u W sum |x_i| <= 2 u W sqrt(n sum x_i^2)``, which covers the first part of the sum above as
-well. With the errors of the inputs passed on::
+well. Equal terms are rounded alike, so that their errors add up, too. How many may be alike is taken from how large
+their sum ``s`` is: ``m = s / (W sqrt(sum x_i^2 / n))`` is ``n`` for equal ones, and about ``sqrt(n)`` or less for any
+others. With ``r`` for the sum and what is added to it, and with the errors of the inputs passed on::
 
-    variance  =  (2 u W)^2 n sum x_i^2  +  u^2 n (sum a_i)^2 / 9  +  sum w_i^2 variance_i
+    variance  =  (2 u W)^2 n sum x_i^2  +  u^2 max(n r^2, m^2 (r^2 + s^2)) / 9  +  sum w_i^2 variance_i
 
 Operators without a rule here are tried on inputs moved by their error and by rounding.
 """
@@ -197,11 +199,13 @@ def _padded(call: Call) -> Any:
 
 
 def _averaged(call: Call) -> Any:
-    """A mean: errors that are all alike do not average out, and each sum is rounded."""
+    """A mean: errors that are all alike do not average out, and each sum is rounded as in a dot product."""
     terms = call.args[0].numel() / max(call.result.numel(), 1)
     if call.func.overloadpacket is _aten.avg_pool2d:  # whose windows may overlap
         terms = call.args[1][0] * call.args[1][-1]
-    return _moved(call) + UNIT**2 * (terms * call.result.square() + call.repeated(torch.square))
+    squares = call.repeated(torch.square)
+    alike = (terms**2 * call.result.square() / squares).nan_to_num(0.0)
+    return _moved(call) + UNIT**2 * (torch.clamp_min(2 / 9 * alike, terms) * call.result.square() + squares)
 
 
 def _clamped(call: Call) -> Any:
@@ -270,7 +274,9 @@ def _convolved(call: Call) -> Any:
     def passed_on(variance: Tensor) -> Any:
         return call.func(variance, weight.square(), None, *geometry)
 
-    return _dot_products(call, value, weight, weight.numel() // call.result.shape[1], sum_of_squares, passed_on)
+    sums = call.result if bias is None else call.result - bias.view(-1, *[1] * (call.result.dim() - 2))
+    terms = weight.numel() // call.result.shape[1]
+    return _dot_products(call, value, weight, sums, terms, sum_of_squares, passed_on)
 
 
 def _multiplied(call: Call) -> Any:
@@ -282,6 +288,7 @@ def _multiplied(call: Call) -> Any:
         call,
         left,
         right,
+        call.result - call.args[0] if len(call.args) > 2 else call.result,
         left.shape[-1],
         lambda x: x.square().sum(-1, keepdim=True).expand_as(call.result),
         lambda variance: torch.matmul(variance, right.square()),
@@ -303,13 +310,27 @@ def _dot_products(
     call: Call,
     x: Tensor,
     weight: Tensor,
+    sums: Tensor,
     terms: int,
     sum_of_squares: Callable[[Tensor], Tensor],
     passed_on: Callable[[Tensor], Any],
 ) -> Tensor:
-    """Dot products by the formula in the module's docstring; ``passed_on`` gives its last sum."""
-    own = (2 * UNIT * float(weight.abs().max())) ** 2 * terms * sum_of_squares(x)
-    variance: Tensor = own + (UNIT**2 * terms / 9) * call.result.square()
+    """Dot products by the formula in the module's docstring.
+
+    Args:
+        call: The operator.
+        x: What is multiplied.
+        weight: By what.
+        sums: The results without what is added to them.
+        terms: How many products each consists of.
+        sum_of_squares: Of ``x``, for each result.
+        passed_on: The last sum of the formula.
+    """
+    largest, squares = float(weight.abs().max()), sum_of_squares(x)
+    own = (2 * UNIT * largest) ** 2 * terms * squares
+    alike = (terms * sums.square() / (largest**2 * squares)).nan_to_num(0.0, 0.0).clamp_max(terms**2)
+    partial = torch.maximum(terms * call.result.square(), alike * (sums.square() + call.result.square()))
+    variance: Tensor = own + UNIT**2 / 9 * partial
     incoming = call.variance(x)
     if isinstance(incoming, Tensor) and incoming.any():
         variance = variance + passed_on(incoming)
