@@ -33,3 +33,15 @@ def sequence(mode):
 def test_a_quantised_layer_that_pads_is_exact(network, shape, mode):
     torch.manual_seed(2)
     assert_exact(prepare(network(mode), WIDTHS), shape, WIDTHS)
+
+
+def test_zeros_around_negative_numbers_stay_zeros_where_the_largest_is_taken():
+    """onnxruntime makes one operator of these, which pads with minus infinity."""
+    torch.manual_seed(2)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ZeroPad2d((1, 2, 1, 0)), nn.MaxPool2d(3, 2), nn.Conv2d(6, 4, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(4 * 4, 3)),
+    )
+    with torch.no_grad():
+        network[0].bias -= 2
+    assert_exact(prepare(network, WIDTHS), (3, 10, 9), WIDTHS)

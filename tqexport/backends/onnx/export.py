@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -254,9 +255,33 @@ def _simplify(model: ir.Model, named: set[str]) -> None:
                 node.resize_inputs(2)  # the exporter writes a bias of zeros where there is none
         elif node.op_type == "Reshape":
             _fix_target_shape(model.graph, node)
+        elif node.op_type == "Pad" and any(user.op_type == "MaxPool" for user in node.outputs[0].consumers()):
+            _name_axes(model.graph, node)
     passes.IdentityEliminationPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveUnusedNodesPass()(model)
+
+
+def _name_axes(graph: ir.Graph, node: ir.Node) -> None:
+    """Give a Pad the axes that it has anyway.
+
+    onnxruntime (1.31) makes one operator of a Pad and the MaxPool behind it, which computes with minus infinity where
+    the Pad puts zeros; but not of a Pad with axes.
+    """
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or len(node.inputs) > 3:
+        return
+    axes = np.arange(len(shape))
+    node.resize_inputs(4)
+    node.replace_input_with(3, _initializer(graph, "axes", axes))
+
+
+def _initializer(graph: ir.Graph, what: str, value: npt.NDArray[np.int64]) -> ir.Value:
+    """A constant of whole numbers; equal ones once."""
+    name = f"{what}_{'_'.join(map(str, value)).replace('-1', 'batch')}"
+    if name not in graph.initializers:
+        graph.register_initializer(ir.Value(name=name, const_value=ir.Tensor(value, name=name)))
+    return graph.initializers[name]
 
 
 def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
@@ -265,10 +290,7 @@ def _fix_target_shape(graph: ir.Graph, node: ir.Node) -> None:
     if shape is None or sum(not isinstance(dim, int) for dim in shape) != 1:
         return
     target = np.array([dim if isinstance(dim, int) else -1 for dim in shape], np.int64)
-    name = "shape_" + "_".join(str(dim) for dim in target).replace("-1", "batch")
-    if name not in graph.initializers:
-        graph.register_initializer(ir.Value(name=name, const_value=ir.Tensor(target, name=name)))
-    node.replace_input_with(1, graph.initializers[name])
+    node.replace_input_with(1, _initializer(graph, "shape", target))
 
 
 def _aliases(network: nn.Module) -> dict[str, str]:
