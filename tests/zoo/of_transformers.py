@@ -62,6 +62,12 @@ WAV2VEC2 = {
     **{"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
     "classifier_proj_size": 16,
 }
+BIT = {"embedding_size": 8, "hidden_sizes": [16, 16], "depths": [1, 1], "num_groups": 4}
+BART = {
+    **{"vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2},
+    **{"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 32},
+    "use_cache": False,
+}
 PYRAMID = {**STAGES, "num_attention_heads": [1, 2, 2, 3], "decoder_hidden_size": 16}
 MOBILE = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 32], "num_attention_heads": 2}
 LEVIT = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
@@ -86,6 +92,7 @@ T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, 
 OPT = {**LANGUAGE, "ffn_dim": 64, "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False}
 ENTRIES = [
     picture("ResNet", "ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
+    picture("BiT", "Bit", BIT, tflite="computes another weight from its own"),
     picture("RegNet", "RegNet", {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8}),
     picture("MobileNetV1", "MobileNetV1", {"image_size": 32, "depth_multiplier": 0.25}),
     picture("MobileNetV2", "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.25}),
@@ -141,13 +148,15 @@ ENTRIES = [
     text("XLM-R", "XLMRoberta", {**LANGUAGE, "max_position_embeddings": 40}),
     text("DeBERTa", "Deberta", {**LANGUAGE, "max_position_embeddings": 32}),
     text("ModernBERT", "ModernBert", {**LANGUAGE, **NUMBERED, "cls_token_id": 1, "sep_token_id": 2}),
-    entry("FNet", TOKENS, "FNet", "ForSequenceClassification", LANGUAGE, tflite="DFT"),
+    entry("FNet", TOKENS, "FNet", "ForSequenceClassification", LANGUAGE),
     entry("RemBERT", TOKENS, "RemBert", "ForSequenceClassification", {
         **{**LANGUAGE, "input_embedding_size": 16, "output_embedding_size": 16},
     }),
     entry("XLNet", TOKENS, "XLNet", "ForSequenceClassification", {
         **{"vocab_size": 50, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "use_mems_eval": False},
     }),
+    entry("BART", TOKENS, "Bart", "Model", BART),
+    entry("Falcon", TOKENS, "Falcon", "ForCausalLM", {**CAUSAL, "num_attention_heads": 2}),
     entry("T5, encoder", TOKENS, "T5", "EncoderModel", T5),
     entry("GPT-2", TOKENS, "GPT2", "LMHeadModel", {
         "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "use_cache": False,

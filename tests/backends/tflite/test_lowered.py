@@ -19,6 +19,8 @@ CONSTANTS = {
     "minus two": [-2],
     "axis": [3],
     "scalar": 3,
+    "one": 1,
+    "two": 2,
     "first": [-3],
     "sizes": [1, 3, 7, 9],
     "smaller": [1, 3, 4, 4],
@@ -44,6 +46,10 @@ def cases():
     yield "backwards in twos", "Slice", ["x", "last", "front", "first", "minus two"], {}
     pool = {"kernel_shape": [3, 2], "strides": [1, 2], "count_include_pad": 1}
     yield "a mean that counts zeros", "AveragePool", ["x"], {**pool, "pads": [1, 0, 2, 1]}
+    for axis in ("one", "two"):
+        yield f"Fourier transform, {axis}", "DFT", ["complex", "", axis], {}
+        yield f"Fourier transform back, {axis}", "DFT", ["complex", "", axis], {"inverse": 1}
+    yield "Fourier transform of real numbers", "DFT", ["real", "", "two"], {"onesided": 1}
     blocks = {"strides": [2, 3]}
     yield "blocks side by side", "Col2Im", ["columns", "picture", "block"], blocks
     yield "blocks with a rest", "Col2Im", ["columns", "larger picture", "block"], blocks
@@ -67,7 +73,7 @@ def cases():
 
 def model_of(operator, inputs, attributes):
     node = helper.make_node(operator, inputs, ["z"], "the node", **attributes)
-    given = {"x": SHAPE, "y": SHAPE, "columns": (2, 3 * 6, 4)}
+    given = {"x": SHAPE, "y": SHAPE, "columns": (2, 3 * 6, 4), "complex": (2, 5, 6, 2), "real": (2, 5, 6, 1)}
     graph = helper.make_graph(
         [node],
         "graph",
@@ -80,7 +86,7 @@ def model_of(operator, inputs, attributes):
         ],
     )
     return onnx.shape_inference.infer_shapes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     )
 
 

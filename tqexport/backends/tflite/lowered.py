@@ -318,6 +318,30 @@ def _joined_blocks(place: Place) -> Writer | None:
     return _ended(writer, value, place)
 
 
+def _transformed(place: Place) -> Writer | None:
+    """A Fourier transform of one axis as a product with the matrix of its sines and cosines."""
+    shape, attributes, axis = place.shape, place.attributes, place.constant(2)
+    if axis is None or place.constant(1) is not None:
+        return None
+    turned = int(axis) % len(shape)
+    inverse = bool(attributes.get("inverse", 0))
+    size, parts = shape[turned], shape[-1]  # parts: real ones alone, or with imaginary ones
+    frequencies = size // 2 + 1 if attributes.get("onesided", 0) else size
+    angles = (1 if inverse else -1) * 2 * np.pi / size * (np.outer(np.arange(size), np.arange(frequencies)) % size)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    matrix = np.stack([np.stack([cosines, sines], -1), np.stack([-sines, cosines], -1)][:parts], 1)
+    matrix = matrix.reshape(size * parts, frequencies * 2) / (size if inverse else 1)
+
+    writer, value = Writer(place.node.name), place.node.input[0]
+    last = [number for number in range(len(shape)) if number != turned]
+    order = [*last[:-1], turned, last[-1]]
+    others = [shape[number] for number in last[:-1]]
+    value = writer.reshape(writer.add("Transpose", value, perm=order), [*others, size * parts])
+    value = writer.add("MatMul", value, writer.numbers(matrix.astype(np.float32)))
+    value = writer.reshape(value, [*others, frequencies, 2])
+    return _ended(writer, writer.add("Transpose", value, perm=np.argsort(order).tolist()), place)
+
+
 def _slice(writer: Writer, value: str, start: int, end: int, axis: int) -> str:
     return writer.add("Slice", value, *(writer.constant([number]) for number in (start, end, axis)))
 
@@ -343,6 +367,7 @@ _WAYS: Mapping[str, Callable[[Place], Writer | None]] = {
     "Col2Im": _joined_blocks,
     "Concat": _joined,
     "CumSum": _running_sum,
+    "DFT": _transformed,
     "LayerNormalization": _layer_norm,
     "MatMul": _from_the_left,
     "Pad": _circular_pad,
