@@ -25,7 +25,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "onnx": _ONNX,
     "tflite": (*_ONNX, *_LITERT, *_CONVERTER),
     "report": ("jinja2", "matplotlib", "PIL"),
-    "evaluate": ("cryptography", "distributed", "fsspec"),
+    "evaluate": ("cryptography", "dask", "distributed", "fsspec"),
     "devices": ("ethosu", "openvino", "tflite_micro"),
 }
 """The modules that each extra brings, by its name; the smaller of two that bring the same comes first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -36,6 +37,19 @@ def test_what_tqexport_says_of_an_extra_is_what_pip_installs(extra):
 
 def test_all_is_every_extra_that_a_command_may_ask_for():
     assert modules_of("all") == {module for modules in EXTRAS.values() for module in modules}
+
+
+def test_every_package_that_is_imported_is_one_that_we_ask_for():
+    """Else nobody says what to install where it is missing."""
+    asked_for = {*sys.stdlib_module_names, "tqexport", *modules_of("all"), *PROJECT["dependencies"]}
+    asked_for |= {"google"}  # protobuf, of which the objects of onnx are made
+    asked_for = {re.split(r"[>=]", name)[0] for name in asked_for}
+    for path in [*ROOT.glob("tqexport/**/*.py"), *ROOT.glob("cli/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            unknown = {name.partition(".")[0] for name in names} - asked_for
+            assert not unknown, f"{path.relative_to(ROOT)} imports {unknown}"
 
 
 @pytest.mark.parametrize(
