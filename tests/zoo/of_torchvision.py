@@ -57,9 +57,6 @@ ENTRIES = [
     picture("googlenet", **WHOLE),
     picture("inception_v3", 96, **WHOLE),
     picture("swin_t"),
-    picture("swin_v2_t"),
     picture("segmentation.lraspp_mobilenet_v3_large", **SEGMENTS),
     picture("segmentation.deeplabv3_mobilenet_v3_large", **SEGMENTS),
-    picture("segmentation.fcn_resnet50", **SEGMENTS),
-    Entry("video.r3d_18", partial(build, "video.r3d_18", num_classes=10), (InputInfo("input", (3, 4, 32, 32)),)),
 ]

@@ -125,6 +125,13 @@ def test_the_range_of_a_quantiser_holds_something():
     assert all(drawn[f"low{number}"] < -0.4 < 0.4 < drawn[f"high{number}"] for number in range(30))
 
 
+def test_many_single_numbers_are_far_from_each_other():
+    tensors = [numpy_helper.from_array(np.float32(15), f"act{i}.levels") for i in range(1000)]
+    model = with_fingerprints(helper.make_model(helper.make_graph([], "", [], [], tensors)))
+    levels = np.sort([numpy_helper.to_array(tensor) for tensor in model.graph.initializer])
+    assert (np.diff(levels) / levels[1:]).min() > 1e-4
+
+
 def test_two_filters_of_one_number_are_told_apart():
     uniform = {"one": np.full((8, 2, 3, 3), 0.7312, np.float32), "two": np.full((8, 2, 3, 3), 1.1, np.float32)}
     parameters = [numpy_helper.from_array(value, name) for name, value in {**uniform, "gain": VALUES["gain"]}.items()]

@@ -12,10 +12,12 @@ axis order in the file is that of the operator that reads it.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ __all__ = ["Fingerprints", "Product", "Sum", "parameters", "with_fingerprints"]
 Array = npt.NDArray[np.float32]
 
 _LEVELS = 2.0**20  # of an activation quantiser, about
+_GOLDEN = (5**0.5 - 1) / 2  # the multiples of which lie as far from each other as they can, wholes aside
 _LARGE = 1 << 14  # elements; TensorFlow moves each of them about several times
 _ROUNDING = 1e-6  # relative; of an element of a product
 _ROUNDING_OF_NUMBER = 3e-7  # relative
@@ -67,11 +70,15 @@ def with_fingerprints(model: onnx.ModelProto) -> onnx.ModelProto:
     # A mean of activations is what such a filter gives, and a larger bias would carry all of it beyond one.
     small = {node.input[2] for node in model.graph.node if len(node.input) > 2 and node.input[1] in uniform}
     lows = {node.input[1] for node in model.graph.node if node.op_type == "Clip" and len(node.input) > 1}
+    numbers = (0.5 + i * _GOLDEN % 1 for i in itertools.count(1))
     del changed.metadata_props[:]  # which differ between the widths of one graph
     for tensor in changed.graph.initializer:
         if tensor.name in names:
             shape = tuple(tensor.dims)
-            value = random.random(() if tensor.name in uniform else shape, np.float32) + np.float32(0.5)
+            if tensor.name in uniform or np.prod(shape) == 1:  # two random ones may be too near
+                value: npt.NDArray[Any] = np.array(next(numbers))
+            else:
+                value = random.random(shape, np.float32) + np.float32(0.5)
             if tensor.name.endswith(LEVELS_SUFFIX):
                 value = value * _LEVELS
             elif tensor.name in lows:

@@ -50,11 +50,11 @@ def check_converter() -> None:
 def in_converters_order(model: onnx.ModelProto) -> list[str]:
     """Names of the operators of a float network, in the order in which onnx2tf converts them.
 
-    sng4onnx, which it calls first, sorts them with onnx-graphsurgeon.
+    sng4onnx, which it calls first, sorts them.
     """
-    import onnx_graphsurgeon
+    import sng4onnx
 
-    return [str(node.name) for node in onnx_graphsurgeon.import_onnx(model).cleanup().toposort().nodes]
+    return [str(node.name) for node in sng4onnx.generate(onnx_graph=model, non_verbose=True).graph.node]
 
 
 def ends(flat: FlatModel) -> tuple[dict[str, int], dict[str, int]]:
