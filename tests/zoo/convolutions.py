@@ -42,6 +42,32 @@ class Residual(nn.Module):
         return self.act(self.body(x) + self.short(x))
 
 
+class Exchange(nn.Module):
+    """Branches at three resolutions, each of which takes from all of them, as in HRNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.last = nn.ReLU(), nn.Linear(24, 4)
+        self.start, self.down = conv(3, 8), nn.ModuleList([conv(8, 8, stride=2), conv(8, 8, stride=2)])
+        self.branches, self.ends = (
+            nn.ModuleList([nn.Sequential(conv(8, 8), conv(8, 8)) for _ in range(3)]) for _ in range(2)
+        )
+        self.lower = nn.ModuleList([nn.Conv2d(8, 8, 3, 2, 1) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.start(x)
+        b = self.down[0](a)
+        a, b, c = (branch(value) for branch, value in zip(self.branches, (a, b, self.down[1](b)), strict=True))
+        half = self.lower[0](a)
+        joined = (
+            a + functional.interpolate(b, scale_factor=2) + functional.interpolate(c, scale_factor=4),
+            half + b + functional.interpolate(c, scale_factor=2),
+            self.lower[1](half) + self.lower[1](b) + c,
+        )
+        ends = [end(self.act(value)).mean((2, 3)) for end, value in zip(self.ends, joined, strict=True)]
+        return self.last(torch.cat(ends, 1))
+
+
 class Inverted(nn.Module):
     """Expansion, depthwise convolution, projection without activation."""
 
@@ -261,4 +287,5 @@ ENTRIES = [
     Entry("dilated convolutions over time", temporal, SERIES),
     Entry("depthwise convolutions over time", separable, SERIES),
     Entry("perceptron", perceptron, VECTOR),
+    Entry("branches at three resolutions", Exchange),
 ]
