@@ -76,7 +76,7 @@ repeatability: install
 zoo: install
 	$(BIN)/python tests/zoo/run.py
 
-# The same of networks that torchvision, timm and transformers publish; writes docs/published.md. An hour.
+# The same of networks that torchvision, timm and transformers publish; writes docs/published.md. Half an hour.
 published: install
 	$(BIN)/pip install --quiet --constraint constraints.txt timm==1.0.31 torchvision==0.28.0 transformers==5.24.0
 	$(BIN)/python tests/zoo/run.py --published
