@@ -71,9 +71,8 @@ def test_a_weight_that_another_is_computed_from():
     assert_parity(model, dict(export_onnx(model, WIDTHS)))
     with pytest.raises(ConversionError, match="layer 2 computes another weight from its own, by ReduceMean"):
         convert(model)
-    assert_parity(
-        in_float := prepared(StandardisedConv(4, 6, 3, padding=1), float_layers=["0", "2", "7"]), convert(in_float)
-    )
+    in_float = prepared(StandardisedConv(4, 6, 3, padding=1), float_layers=["0", "2", "7"])
+    assert_parity(in_float, convert(in_float))
 
 
 class Tokens(nn.Module):
@@ -89,12 +88,8 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table, self.steps, self.mix, self.head = (
-            self.Scaled(9, 4),
-            self.Last(4, 5),
-            nn.Linear(5, 4),
-            nn.Linear(4, 2),
-        )
+        self.table, self.steps = self.Scaled(9, 4), self.Last(4, 5)
+        self.mix, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
 
     def forward(self, x):
         return self.head(self.mix(self.steps(self.table(x))).relu())

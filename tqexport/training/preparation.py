@@ -56,9 +56,9 @@ def prepare(
     :mod:`tqexport.layer_kinds`); their values are kept, so a trained float network can be fine-tuned. BatchNorms
     become one per width, ReLUs become activation quantisers. Classes derived from convolutions, linear layers and
     embeddings are quantised like these, other derived classes stay as they are, and a ReLU called as a function is not
-    seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what
-    weight norm or another parametrization computes becomes a plain parameter in the layers that are quantised. Conv1D
-    of transformers, as in GPT-2, is a linear layer that has its weight turned, and becomes ``nn.Linear``.
+    seen. A network in DataParallel or from ``torch.compile`` is taken out of it, and what weight norm or another
+    parametrization computes becomes a plain parameter in the layers that are quantised. Conv1D of transformers, as in
+    GPT-2, is a linear layer that has its weight turned, and becomes ``nn.Linear``.
 
     With ``learned_ranges`` activations have ranges that are learned instead of 0 to 1, for networks without BatchNorms:
     ReLUs become quantisers of 0 to r, and the input of every quantised layer that no ReLU of the same ``nn.Sequential``

@@ -8,8 +8,9 @@ with variance ``u^2 s_k^2 / 3``; over all orders of the terms, ``sum s_k^2`` is 
 with ``W`` the largest of the layer, however small they are themselves, and alike wherever one code stands, so that
 these errors add up to ``2 u W sum |x_i| <= 2 u W sqrt(n sum x_i^2)``, which covers the first part of the sum above as
 well. Equal terms are rounded alike, so that their errors add up, too. How many may be alike is taken from how large
-their sum ``s`` is: ``m = s / (W sqrt(sum x_i^2 / n))`` is ``n`` for equal ones, and about ``sqrt(n)`` or less for any
-others. With ``r`` for the sum and what is added to it, and with the errors of the inputs passed on::
+their sum ``s`` is: ``m = s / (W sqrt(sum x_i^2 / n))`` is ``n`` for equal ones, about ``sqrt(n)`` or less for those of
+mixed signs, and between for others. With ``r`` for the sum and what is added to it, and with the errors of the inputs
+passed on::
 
     variance  =  (2 u W)^2 n sum x_i^2  +  u^2 max(n r^2, m^2 (r^2 + s^2)) / 9  +  sum w_i^2 variance_i
 

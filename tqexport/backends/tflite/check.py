@@ -36,7 +36,7 @@ __all__ = [
     "layout_of_values",
     "refuse_dependent_samples",
     "refuse_operators",
-    "refuse_parts_of_weights",
+    "refuse_changed_weights",
     "samples_of",
     "with_fine_levels",
 ]
@@ -82,7 +82,7 @@ def refuse_operators(model: onnx.ModelProto) -> None:
         )
 
 
-def refuse_parts_of_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> None:
+def refuse_changed_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight]) -> None:
     """Refuse a network whose quantised weights are not filters of a sample, before the time is spent on converting it.
 
     Args:

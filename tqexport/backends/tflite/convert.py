@@ -21,9 +21,9 @@ from tqexport.backends.onnx.file import coded_weights, read_facts
 from tqexport.backends.tflite.check import (
     input_limits,
     layout_of_values,
+    refuse_changed_weights,
     refuse_dependent_samples,
     refuse_operators,
-    refuse_parts_of_weights,
     with_fine_levels,
 )
 from tqexport.backends.tflite.computed import with_constants_computed
@@ -128,8 +128,8 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
     """What the converter is given for each file.
 
     Raises:
-        ConversionError: A part of a weight is used, which TFLite has no codes of, or a recurrent layer has too many
-            steps.
+        ConversionError: A part of a weight is used, or what is computed from it, which TFLite has no codes of, or a
+            recurrent layer has too many steps.
     """
     graphs = []
     for model in models:
@@ -140,7 +140,7 @@ def _float_graphs(models: Sequence[onnx.ModelProto], batch: int) -> list[FloatGr
         network = with_weights_in_shape(with_grids_written_out(unrolled(network)))
         steps = with_constants_computed(network, {weight.name for weight in weights})
         graph = replace(graph, model=lowered(steps), weights=weights)
-        refuse_parts_of_weights(graph.model, weights)
+        refuse_changed_weights(graph.model, weights)
         graphs.append(graph)
     return graphs
 
