@@ -92,7 +92,8 @@ def command(
             prepare_statement(statement)
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
-        list(project.artifacts(asked))  # before any slow work: are the files as they were exported?
+        # Before any slow work: are the files as they were exported?
+        exported = [artifact for artifact, _ in project.artifacts(asked)]
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
     checked = list(verify(project, asked, chosen, runtimes))
     passed = all(check.passed for check in checked)
@@ -100,8 +101,7 @@ def command(
     title = f"{project.checkpoint} against its exports, {chosen.description}"
     output.say(title)
     _say_table(output, checked)
-    artifacts = [] if runtimes else [artifact for artifact, _ in project.artifacts(asked)]
-    left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in artifacts)
+    left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in exported if not runtimes)
     output.say(*_notes(checked), *filter(None, left_out), _conclusion(checked))
     if report:
         with output.step(f"Writing {report}"):

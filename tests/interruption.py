@@ -43,7 +43,7 @@ from tqexport.cli import main as tqexport
 from web_copy import web_copy
 
 from tqexport import CheckpointInfo, Normalization, prepare, save_checkpoint
-from tqexport.artifacts.manifest import FILE_NAME, check_artifact, read_manifest
+from tqexport.artifacts.manifest import FILE_NAME, read_artifact, read_manifest
 from tqexport.artifacts.project import open_project
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError
@@ -331,7 +331,7 @@ def check_files(folder: Path, wanted: dict[str, str], previous: dict[str, str], 
     for manifest in folder.rglob(FILE_NAME):
         for artifact in read_manifest(manifest.parent).artifacts:
             try:
-                check_artifact(manifest.parent, artifact)
+                read_artifact(manifest.parent, artifact)
             except InputError as error:
                 require("export it again" in str(error) or "export again" in str(error), f"no advice: {error}")
 
@@ -421,7 +421,7 @@ def two_at_once(place: Workplace, random: Random) -> str:
     have = {bits for artifact in manifest.artifacts for bits in artifact.widths}
     require(have == {*widths[0], *widths[1]}, f"the manifest has {have} of {widths}")
     for artifact in manifest.artifacts:
-        check_artifact(folder / "out", artifact)
+        read_artifact(folder / "out", artifact)
     require(not temporary(folder), f"{temporary(folder)} is left")
     return "both"
 
@@ -449,7 +449,7 @@ def replaced(place: Workplace, random: Random) -> str:
     if code == 0:
         manifest = read_manifest(folder / "out")
         for artifact in manifest.artifacts:
-            check_artifact(folder / "out", artifact)
+            read_artifact(folder / "out", artifact)
         of = [
             name
             for name in ("start/ckpt.pt", "start/other.pt")

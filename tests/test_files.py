@@ -18,6 +18,7 @@ from tqexport.artifacts.project import open_project
 from tqexport.checkpoints import checkpoint
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import HostError, InputError, UsageError
+from tqexport.evaluation.subjects import subjects_of
 from tqexport.files import atomic_path, ensure_folder, temporary_files_in, temporary_folder, write_bytes
 
 LEAVE = (
@@ -107,6 +108,34 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(tmp_path, mon
     monkeypatch.setattr(checkpoint, "read_tensor_file", read_and_replace)
     with pytest.raises(InputError, match="changed while it was read; run this again"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_that_is_replaced_before_it_is_delivered_to_workers_is_refused(tmp_path):
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(DIGITS.read_bytes())
+    project = open_project(path, tmp_path / "out", ReadOptions())
+    subjects, delivery = subjects_of(project, (4,), ("pytorch",))
+    assert delivery.files[subjects[0].sha256] == DIGITS.read_bytes()
+    path.write_bytes(DIGITS.with_name("digits-resnet8-int.pt").read_bytes())
+    with pytest.raises(InputError, match="was changed while this command ran; run it again"):
+        subjects_of(project, (4,), ("pytorch",))
+
+
+def test_artifacts_are_the_very_bytes_whose_hash_was_looked_at(tmp_path):
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(DIGITS.read_bytes())
+    (artifact,) = open_project(path, tmp_path / "out", ReadOptions()).export("onnx", (4,))
+    file = tmp_path / "out" / artifact.file
+    content = file.read_bytes()
+    project = open_project(tmp_path / "out", None, ReadOptions())
+    artifacts = project.artifacts((4,))
+    assert next(artifacts) == (artifact, content)
+    file.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="is not the file that was exported"):
+        list(project.artifacts((4,)))
+    file.unlink()
+    with pytest.raises(InputError, match="not in the folder; export it again"):
+        list(project.artifacts((4,)))
 
 
 def test_commands_that_are_ended_leave_nothing_half_written():

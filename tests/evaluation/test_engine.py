@@ -57,9 +57,9 @@ def task(project, data):
 def expected(project, digits_samples):
     """The counts that the runtimes give in this process."""
     outputs = [
-        [classes_of(output) for output in open_runner(path.read_bytes()).run_untouched((digits_samples.inputs,))]
+        [classes_of(output) for output in open_runner(content).run_untouched((digits_samples.inputs,))]
         for bits in WIDTHS
-        for _, path in project.artifacts([bits])
+        for _, content in project.artifacts([bits])
     ]
     counts = Counts(len(outputs))
     counts.add(outputs, digits_samples.labels)

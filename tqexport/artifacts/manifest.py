@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -14,12 +15,12 @@ from tqexport.backends.base import EXACT, TensorInfo
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError, about
 from tqexport.facts import scheme_of
-from tqexport.files import exclusive, sha256_of, write_bytes
+from tqexport.files import exclusive, write_bytes
 from tqexport.reading import limits, records
 from tqexport.reading.files import read_bytes
 from tqexport.truncation import WIDTHS, Scheme
 
-__all__ = ["FILE_NAME", "Artifact", "Manifest", "check_artifact", "enter_artifact", "read_manifest", "relative_to"]
+__all__ = ["FILE_NAME", "Artifact", "Manifest", "enter_artifact", "read_artifact", "read_manifest", "relative_to"]
 
 FILE_NAME = "tqexport.json"
 """The manifest's name in its export folder."""
@@ -158,21 +159,27 @@ def enter_artifact(
     return manifest
 
 
-def check_artifact(folder: Path, artifact: Artifact) -> Path:
-    """The path of an artifact whose bytes are those that were exported, as are those of the files beside it.
+def read_artifact(folder: Path, artifact: Artifact) -> bytes:
+    """The content of an artifact, whose bytes are those that were exported, as are those of the files beside it.
 
     Raises:
         InputError: One of them is gone or was changed.
     """
-    for name, sha256 in {artifact.file: artifact.sha256, **artifact.companions}.items():
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path} is in {FILE_NAME} but not in the folder; export it again")
-        if sha256_of(path) != sha256:
-            raise InputError(
-                f"{path} is not the file that was exported (its sha256 differs from {FILE_NAME}); export again"
-            )
-    return folder / artifact.file
+    for name, sha256 in artifact.companions.items():
+        _read(folder / name, sha256)
+    return _read(folder / artifact.file, artifact.sha256)
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """The content of an exported file, read once, so that it is of the very bytes whose hash was looked at."""
+    if not path.is_file():
+        raise InputError(f"{path} is in {FILE_NAME} but not in the folder; export it again")
+    content = read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(
+            f"{path} is not the file that was exported (its sha256 differs from {FILE_NAME}); export again"
+        )
+    return content
 
 
 def relative_to(path: Path, folder: Path) -> str:

@@ -16,8 +16,8 @@ from tqexport.artifacts.manifest import (
     FILE_NAME,
     Artifact,
     Manifest,
-    check_artifact,
     enter_artifact,
+    read_artifact,
     read_manifest,
     relative_to,
 )
@@ -180,12 +180,12 @@ class Project:
 
     def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, as it was exported, or made now where it was not."""
-        paths = {bits: path for bits in widths if (path := self.find(backend, bits))}
-        made = dict(self.make(backend, [bits for bits in widths if bits not in paths]))
+        exported = {bits: content for bits in widths if (content := self.find(backend, bits)) is not None}
+        made = dict(self.make(backend, [bits for bits in widths if bits not in exported]))
         for bits in widths:
-            yield bits, paths[bits].read_bytes() if bits in paths else made[bits]
+            yield bits, exported[bits] if bits in exported else made[bits]
 
-    def find(self, backend: str, bits: int, kernel: str = EXACT) -> Path | None:
+    def find(self, backend: str, bits: int, kernel: str = EXACT) -> bytes | None:
         """The fixed file of a back end, width and kernel if it was exported.
 
         Raises:
@@ -193,11 +193,11 @@ class Project:
         """
         for folder, manifest in self.exports():
             if artifact := manifest.find(backend, bits, kernel, self._batch(backend)):
-                return check_artifact(folder, artifact)
+                return read_artifact(folder, artifact)
         return None
 
-    def artifacts(self, widths: Collection[int]) -> Iterator[tuple[Artifact, Path]]:
-        """The artifacts that hold some of these widths, with their paths.
+    def artifacts(self, widths: Collection[int]) -> Iterator[tuple[Artifact, bytes]]:
+        """The artifacts that hold some of these widths, with their content.
 
         Raises:
             InputError: One is gone or was changed since it was exported.
@@ -205,7 +205,7 @@ class Project:
         for folder, manifest in self.exports():
             for artifact in manifest.artifacts:
                 if {*widths} & {*artifact.widths}:
-                    yield artifact, check_artifact(folder, artifact)
+                    yield artifact, read_artifact(folder, artifact)
 
     def exports(self) -> list[tuple[Path, Manifest]]:
         """The folders with exports of this checkpoint, the one that is written to first."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tqexport.errors import InputError, UsageError
+from tqexport.reading.files import read_bytes
 from tqexport.truncation import STORED_BITS
 
 __all__ = ["is_safetensors", "read_safetensors", "safetensors_bytes"]
@@ -79,7 +80,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], Codes | None]:
         InputError: It is damaged, or not what was written.
     """
     damaged = f"{path} is a damaged safetensors file"
-    content = path.read_bytes()
+    content = read_bytes(path)
     length = int.from_bytes(content[:_LENGTH], "little")
     if length > min(_LARGEST_HEADER, len(content) - _LENGTH):
         raise InputError(f"{damaged}, its header claims {length:,} bytes; copy it again")

@@ -19,6 +19,7 @@ from tqexport.errors import HostError, InputError, about
 from tqexport.files import temporary_folder
 from tqexport.integer.names import is_integer
 from tqexport.reading.apart import Apart
+from tqexport.reading.files import read_bytes
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch
@@ -117,12 +118,24 @@ def subjects_of(project: Project, widths: Sequence[int], runtimes: Collection[st
                 )
             )
     if PYTORCH in runtimes:
-        files[project.model.sha256] = project.checkpoint.read_bytes()
+        files[project.model.sha256] = _checkpoint(project)
         for bits in widths:
             project.model.check_width(bits)
             subjects.append(Subject(project.checkpoint.name, project.model.sha256, bits, PYTORCH, "PyTorch"))
     subjects.sort(key=lambda subject: subject.bits)
     return subjects, Delivery(files, networks, project.options)
+
+
+def _checkpoint(project: Project) -> bytes:
+    """The file that the network of a project was read from.
+
+    Raises:
+        InputError: It is another by now.
+    """
+    content = read_bytes(project.checkpoint)
+    if hashlib.sha256(content).hexdigest() != project.model.sha256:
+        raise InputError(f"{project.checkpoint} was changed while this command ran; run it again")
+    return content
 
 
 def _runtimes_of(job: Job, chosen: Collection[str]) -> dict[str, str]:

@@ -337,15 +337,13 @@ def samples_at_once(numbers: int) -> int:
 def _found(project: Project, widths: Sequence[int], backends: Sequence[Backend]) -> Iterator[Job]:
     """The artifacts of each width; those that were exported come first, because one may turn out to be damaged."""
     exported: set[tuple[str, int]] = set()  # back ends and widths of which there is an exact file
-    for artifact, path in project.artifacts(widths):
-        if artifact.kind not in BACKENDS:
-            raise InputError(f"{path} is of a format that this tqexport does not know ({artifact.kind}); update it")
+    for artifact, content in project.artifacts(widths):
         run_time = len(artifact.widths) > 1
         for bits in sorted({*widths} & {*artifact.widths}):
             if artifact.kernel == project.default_kernel or (run_time and not is_integer(artifact.kernel)):
                 exported.add((artifact.kind, bits))
-            backend, content = BACKENDS[artifact.kind], path.read_bytes()
-            yield Job(bits, backend, artifact.kernel, path.name, content, run_time=run_time, batch=artifact.batch)
+            backend = BACKENDS[artifact.kind]
+            yield Job(bits, backend, artifact.kernel, artifact.file, content, run_time=run_time, batch=artifact.batch)
     for bits in widths:
         project.model.check_width(bits)
     kernel = project.default_kernel

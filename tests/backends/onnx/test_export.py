@@ -18,7 +18,7 @@ from tqexport import CheckpointInfo, Scheme, TruncModel, prepare
 from tqexport.backends import run_file
 from tqexport.backends.onnx import export
 from tqexport.backends.onnx.export import export_onnx
-from tqexport.backends.onnx.file import coded_weights, read_facts, read_onnx
+from tqexport.backends.onnx.file import coded_weights, parse, read_facts
 from tqexport.backends.tflite.float_graph import with_float_weights
 from tqexport.errors import ConversionError, InputError
 from tqexport.facts import facts_of_model
@@ -152,19 +152,14 @@ def test_what_cannot_be_captured_is_refused_in_one_sentence():
     assert "\n" not in str(caught.value)
 
 
-def test_foreign_and_damaged_onnx_files_are_refused(tmp_path, files):
-    path = tmp_path / "x.onnx"
+def test_foreign_and_damaged_onnx_files_are_refused(files):
     for content in (b"", b"\x08", files[8][: len(files[8]) // 2], b"hello"):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"x.onnx"):
-            read_onnx(path)
-    with pytest.raises(InputError, match="does not exist"):
-        read_onnx(tmp_path / "y.onnx")
+        with pytest.raises(InputError):
+            parse(content)
     external = onnx.load_from_string(files[8])
     tensor = external.graph.initializer[0]
     onnx.external_data_helper.set_external_data(tensor, "../../etc/passwd")
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    path.write_bytes(external.SerializeToString())
-    with pytest.raises(InputError, match=r"x.onnx"):
-        read_onnx(path)
+    with pytest.raises(InputError):
+        parse(external.SerializeToString())

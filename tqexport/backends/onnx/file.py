@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from onnx import numpy_helper
 from tqexport.backends.base import TensorInfo
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.door import parse_onnx
-from tqexport.errors import InputError, about
+from tqexport.errors import InputError
 from tqexport.facts import TEXT_FACTS, Facts, decode, encode
 from tqexport.reading.records import parse_json, whole
 from tqexport.truncation import STORED_BITS
@@ -35,7 +34,6 @@ __all__ = [
     "parse",
     "rebuild",
     "read_facts",
-    "read_onnx",
     "shifted_codes",
     "write_facts",
 ]
@@ -48,18 +46,6 @@ CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to
 LEVELS_SUFFIX = ".levels"  # the number of steps of an activation quantiser
 CODES = ".codes"
 _NOT_VALID = "is not a valid ONNX file; export it again with tqexport onnx"
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """Load and check a file; see :func:`parse`.
-
-    Raises:
-        InputError: Missing, empty, damaged, or with external data.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; export it again with tqexport onnx")
-    with about(str(path)):
-        return parse(path.read_bytes())
 
 
 def parse(content: bytes) -> onnx.ModelProto:
