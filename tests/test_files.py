@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 import pytest
-from places import DIGITS, ROOT
+from places import DIGITS, DIGITS_INT, ROOT
 
 from tqexport import load_checkpoint, save_checkpoint
 from tqexport.artifacts.manifest import read_manifest
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(tmp_path, mon
 
     def read_and_replace(path):
         content = read(path)
-        path.write_bytes(DIGITS.with_name("digits-resnet8-int.pt").read_bytes())
+        path.write_bytes(DIGITS_INT.read_bytes())
         return content
 
     monkeypatch.setattr(checkpoint, "read_tensor_file", read_and_replace)
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_replaced_before_it_is_delivered_to_workers_is_refu
     project = open_project(path, tmp_path / "out", ReadOptions())
     subjects, delivery = subjects_of(project, (4,), ("pytorch",))
     assert delivery.files[subjects[0].sha256] == DIGITS.read_bytes()
-    path.write_bytes(DIGITS.with_name("digits-resnet8-int.pt").read_bytes())
+    path.write_bytes(DIGITS_INT.read_bytes())
     with pytest.raises(InputError, match="was changed while this command ran; run it again"):
         subjects_of(project, (4,), ("pytorch",))
 

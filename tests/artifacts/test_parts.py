@@ -55,7 +55,6 @@ def test_other_files_with_several_widths_come_in_parts_too(exported_once, calibr
     assert open_artifact(first).facts.kernel == PACKED
     network = integer_model(calibrated, 2)
     (runtime,) = BACKENDS["onnx"].open_integers(first, lambda _: network, 2, switched=False)
-    assert not runtime.differing
     expected = network.run(held_out[:8], runtime.rounding)[network.output]
     assert np.array_equal(runtime.run_untouched(held_out[:8]), expected)
 

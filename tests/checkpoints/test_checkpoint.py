@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from places import DIGITS
+from places import DIGITS, DIGITS_INT
 
 from tqexport import CheckpointInfo, Normalization, ReadOptions, Scheme, load_checkpoint, prepare, save_checkpoint
 from tqexport.errors import InputError, UsageError
@@ -197,7 +197,7 @@ def test_a_network_in_data_parallel_is_saved_as_the_network(tmp_path):
 
 @pytest.mark.parametrize("change", [lambda zero: zero.long() + 300, lambda zero: zero.float() + 0.5])
 def test_zero_points_that_are_no_bytes_are_refused(tmp_path, change):
-    content = torch.load(DIGITS.with_name("digits-resnet8-int.pt"), weights_only=True)
+    content = torch.load(DIGITS_INT, weights_only=True)
     content["state_dict"]["grids.zero_point"] = change(content["state_dict"]["grids.zero_point"])
     torch.save(content, tmp_path / "ckpt.pt")
     with pytest.raises(InputError, match="zero_point holds other numbers than torch"):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from integer_networks import CASES, Shortcuts, calibrated_case
-from integer_runs import TFLITE_ROUNDINGS, onnx_session, run_tflite_levels
+from integer_runs import TFLITE_ROUNDINGS, integer_verdicts, onnx_session, run_tflite_levels
 from networks import randomize_
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, prepare
-from tqexport.backends import BACKENDS, backend_of
+from tqexport.backends import BACKENDS
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
 from tqexport.backends.tflite.flatbuffer import FlatModel
@@ -26,7 +26,6 @@ from tqexport.integer.names import FLOAT_IO, INTEGER
 from tqexport.integer.naming import INPUT
 from tqexport.training.quantizers import Clamp
 from tqexport.truncation import Scheme
-from tqexport.verification.integers import IntegerComparison
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -56,7 +55,6 @@ def test_files_of_a_batch_equal_the_integer_model_in_every_runtime(network):
         for runtime in open_integer_runtimes(content, integers):
             expected = integers.run(inputs[:5], runtime.rounding)
             found = runtime.run(inputs[:5])
-            assert runtime.differing == ()
             assert np.array_equal(found.outputs, expected[integers.output]), runtime.name
             assert all(np.array_equal(values, expected[name]) for name, values in found.values.items()), runtime.name
 
@@ -118,12 +116,9 @@ def test_reflected_padding_is_refused_by_name():
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_verification_finds_every_network_right_in_every_runtime(network, bits):
     model, inputs = network
-    integers = integer_model(model, bits)
     for content in (integer_onnx(model, bits), integer_tflite(model, bits)):
-        for runtime in backend_of(content).open_integers(content, lambda _: integers, integers.bits, switched=False):
-            comparison = IntegerComparison(model, integers, runtime)
-            comparison.add(inputs[:4])
-            assert comparison.verdict().passed, (runtime.name, comparison.verdict().problems)
+        for runtime, verdict in integer_verdicts(model, bits, content, inputs[:4]).items():
+            assert verdict.passed, (runtime, verdict.problems)
 
 
 @pytest.mark.parametrize("reach", [2.0**-6, 1.0, 2.0**6])
@@ -133,12 +128,9 @@ def test_grids_far_apart_are_no_difference(reach):
     grids = grids_of(model.module)
     grids.scale[:, grids.names.index("cat")] *= reach
     for bits in (2, 8):
-        integers, content = integer_model(model, bits), integer_tflite(model, bits)
         inputs = np.random.default_rng(1).normal(size=(8, 3, 9, 8)).astype(np.float32)
-        for runtime in backend_of(content).open_integers(content, {bits: integers}.__getitem__, bits, switched=False):
-            comparison = IntegerComparison(model, integers, runtime)
-            comparison.add(inputs)
-            assert comparison.verdict().passed, (bits, runtime.name, comparison.verdict().problems)
+        for runtime, verdict in integer_verdicts(model, bits, integer_tflite(model, bits), inputs).items():
+            assert verdict.passed, (bits, runtime, verdict.problems)
 
 
 def test_biases_in_coarse_units_may_move_a_level_by_more_than_one():
@@ -148,12 +140,10 @@ def test_biases_in_coarse_units_may_move_a_level_by_more_than_one():
     model = calibrated_with(module, (2, 3, 3), float_layers=["0"])
     grids = grids_of(model.module)
     grids.scale[:, grids.names.index("3")] /= 64
-    integers, content = integer_model(model, 2), integer_onnx(model, 2)
-    (runtime,) = backend_of(content).open_integers(content, lambda _: integers, integers.bits, switched=False)
-    comparison = IntegerComparison(model, integers, runtime)
-    comparison.add(np.random.default_rng(1).normal(size=(32, 2, 3, 3)).astype(np.float32))
-    assert comparison.verdict().passed, comparison.verdict().problems
-    assert comparison.verdict().flip_bound > 1
+    inputs = np.random.default_rng(1).normal(size=(32, 2, 3, 3)).astype(np.float32)
+    (verdict,) = integer_verdicts(model, 2, integer_onnx(model, 2), inputs).values()
+    assert verdict.passed, verdict.problems
+    assert verdict.flip_bound > 1
 
 
 def test_what_litert_does_not_multiply_by_is_refused_by_name():

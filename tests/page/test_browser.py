@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from networks import model_of, one_dimensional, randomize_
 from PIL import Image
-from places import DIGITS, DIGITS_DATA
+from places import DIGITS, DIGITS_DATA, DIGITS_INT
 
 from tqexport import load_checkpoint, prepare
 from tqexport.backends.onnx.web_package import find_package
@@ -38,7 +38,7 @@ def address(package, serve, tmp_path_factory):
     """Pages of three networks, given out by Python's server: /integer/, /exact/ and /sequence/."""
     root = tmp_path_factory.mktemp("pages")
     digits = read_samples(DIGITS_DATA, load_checkpoint(DIGITS).info.signature)
-    integers = load_checkpoint(DIGITS.with_name("digits-resnet8-int.pt"))
+    integers = load_checkpoint(DIGITS_INT)
     exact = load_checkpoint(DIGITS)
     names = ("<b>zero</b>", *(f"a name of some length {i}" for i in range(1, 10)))
     exact = replace(exact, info=replace(exact.info, class_names=names))

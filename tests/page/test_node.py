@@ -9,7 +9,7 @@ import pytest
 from commands import run
 from damage import changed_onnx, flip_a_bit, replace_artifact, scaled_onnx
 from integer_networks import calibrated_case
-from places import DIGITS, DIGITS_DATA, artifact
+from places import DIGITS_DATA, DIGITS_INT, artifact
 from torch import nn
 
 from tqexport import CheckpointInfo, InputInfo, TruncModel, load_checkpoint, prepare
@@ -101,13 +101,16 @@ def verdict_of(model, bits, content, inputs, *, switched=False, rounding="web"):
     network = integer_model(model, bits)
     runtime = IntegerWebRuntime(content, network, switched=switched)
     runtime.rounding = rounding
-    comparison = IntegerComparison(model, network, runtime)
+    widths = [width for width in model.info.widths if width < 8]
+    fresh = runtime_integer_onnx(model, widths) if switched else integer_onnx(model, bits)
+    parameters = BACKENDS["onnx"].compare_parameters(content, fresh, bits, switched=switched)
+    comparison = IntegerComparison(model, network, runtime, parameters)
     comparison.add(inputs)
     return comparison.verdict()
 
 
 def test_integers_that_are_not_those_of_the_runtime_fail(digits_samples):
-    model = load_checkpoint(DIGITS.with_name("digits-resnet8-int.pt"))
+    model = load_checkpoint(DIGITS_INT)
     content = integer_onnx(model, 8)
     inputs = digits_samples.inputs[:128]
     assert verdict_of(model, 8, content, inputs).passed

@@ -15,7 +15,7 @@ import pytest
 from commands import run
 from networks import model_of, one_dimensional, randomize_
 from PIL import Image
-from places import DIGITS, DIGITS_DATA, ROOT, files
+from places import DIGITS, DIGITS_DATA, DIGITS_INT, ROOT, files
 from torch import nn
 from web_copy import web_copy
 
@@ -28,7 +28,7 @@ from tqexport.verification.samples import Samples, noise, read_samples
 from tqexport.verification.trial import project_of
 
 ASSETS = ROOT / "tqexport" / "page" / "assets"
-INTEGERS = DIGITS.with_name("digits-resnet8-int.pt")
+INTEGERS = DIGITS_INT
 
 
 @pytest.fixture(scope="module")

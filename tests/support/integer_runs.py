@@ -1,4 +1,4 @@
-"""Running integer files in every runtime, on levels."""
+"""Running integer files in every runtime, on levels, and what verify says of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from onnx import helper
 
+from tqexport.backends import backend_of
 from tqexport.backends.onnx.integer_form import LEVELS
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.integer.arithmetic import Rounding
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
+from tqexport.integer.names import INTEGER
 from tqexport.integer.naming import INPUT
+from tqexport.model import TruncModel
+from tqexport.verification.comparison import Verdict
+from tqexport.verification.fresh import FreshExports
+from tqexport.verification.run import Job, check
+from tqexport.verification.samples import Samples
+from tqexport.verification.trial import project_of
 
 __all__ = [
     "TFLITE_ROUNDINGS",
     "differing_operations",
+    "integer_verdicts",
     "levels_of_onnx",
     "onnx_session",
     "optimised_operators",
@@ -97,3 +106,35 @@ def differing_operations(network: IntegerModel, values: dict[str, Any], rounding
         for operation in network.operations
         if not np.array_equal(network.compute(operation, values, rounding), values[operation.output])
     ]
+
+
+_exports: dict[int, FreshExports] = {}  # by the number of the network, which they keep
+
+
+def integer_verdicts(
+    model: TruncModel,
+    bits: int,
+    content: bytes,
+    inputs: Any,
+    kernel: str = INTEGER,
+    *,
+    switched: bool = False,
+    fresh: FreshExports | None = None,
+) -> dict[str, Verdict]:
+    """What verify says of a file in every runtime that is here, by the runtime's name.
+
+    Args:
+        model: The calibrated network.
+        bits: The width.
+        content: The file.
+        inputs: float32 (N, *input_shape).
+        kernel: How it multiplies.
+        switched: Whether it is a run-time file.
+        fresh: What the file is compared with; of ``model`` by default.
+    """
+    backend = backend_of(content)
+    batch = backend.batch(content)
+    job = Job(bits, backend, kernel, "file", content, run_time=switched, batch=batch)
+    fresh = fresh or _exports.setdefault(id(model), FreshExports(project_of(model), {}))
+    checked = check(project_of(model), job, Samples((inputs,), None, "samples"), (), fresh)
+    return {each.deployed.runtime: each.deployed for each in checked}

@@ -1,7 +1,8 @@
-"""Verdicts on changed and on rewritten files of the digits network."""
+"""Verdicts on changed and on rewritten files of the digits network, as ``tqexport verify`` gives them."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -12,21 +13,27 @@ from typing import Any
 
 import numpy as np
 from mutations import mutated_onnx, mutated_tflite
-from places import DIGITS, DIGITS_DATA
-from rewrites import FIXED_ALONE, ONNX_REWRITES, TFLITE_REWRITES
+from places import DIGITS, DIGITS_DATA, DIGITS_INT
+from rewrites import FIXED_ALONE, ONNX_REWRITES, TFLITE_REWRITES, Rewrite
 
-from tqexport import ReadOptions
+from tqexport import ReadOptions, load_checkpoint, save_checkpoint
 from tqexport.artifacts.project import open_project
 from tqexport.backends import BACKENDS, open_runner
-from tqexport.backends.base import EXACT, EXACT_PACKED
+from tqexport.backends.base import EXACT
+from tqexport.backends.parameters import Parameters
 from tqexport.errors import TqExportError
-from tqexport.verification.comparison import Comparison, Verdict
+from tqexport.integer.build import integer_model
+from tqexport.integer.calibration import calibrate
+from tqexport.integer.names import INTEGER, PACKED, SYMMETRIC, is_integer
 from tqexport.verification.fresh import FreshExports
+from tqexport.verification.run import Checked, Job, check
 from tqexport.verification.samples import load_samples, random_samples
 
-__all__ = ["KINDS", "Judge", "Kind", "Outcome", "outcomes"]
+__all__ = ["KINDS", "Judge", "Kind", "Outcome", "outcomes", "rewrites_of"]
 
 WIDTHS = range(1, 9)
+_OF_SEVEN_BITS = range(1, 8)  # where 8 bits take another form or none
+_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,15 @@ class Kind:
     @property
     def packed(self) -> bool:
         """Whether codes take fewer than 8 bits in it."""
-        return self.kernel == EXACT_PACKED
+        return self.kernel.endswith("packed")
 
     @property
     def widths(self) -> Collection[int]:
         """The widths that there are such files of."""
+        if self.kernel == SYMMETRIC or (self.backend == "tflite" and self.kernel == PACKED):
+            return _OF_SEVEN_BITS
+        if self.switched and is_integer(self.kernel):
+            return _OF_SEVEN_BITS
         return BACKENDS[self.backend].packed_widths if self.packed else WIDTHS
 
     def __str__(self) -> str:
@@ -52,13 +63,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("onnx"),
-    Kind("onnx", EXACT_PACKED),
-    Kind("onnx", switched=True),
-    Kind("tflite"),
-    Kind("tflite", EXACT_PACKED),
-    Kind("tflite", switched=True),
-    Kind("tflite", "dynamic"),
+    *(Kind(name, kernel) for name in ("onnx", "tflite") for kernel in BACKENDS[name].kernels),
+    *(Kind(name, switched=True) for name in ("onnx", "tflite")),
+    Kind("onnx", INTEGER, switched=True),
 )
 
 
@@ -86,27 +93,35 @@ class Outcome:
 
 
 class Judge:
-    """Has the right files at hand.
-
-    Attributes:
-        fresh: They are made of the checkpoint when first asked for.
-    """
+    """Has the right files at hand."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the digits network; ``folder`` is written to by nothing that follows."""
-        self._project = open_project(DIGITS, folder, ReadOptions())
-        self.fresh = FreshExports(self._project, {(kind.backend, kind.kernel, 1): {*kind.widths} for kind in KINDS})
-        self._samples = random_samples(self._project.model, 32).inputs
-        digits = load_samples(DIGITS_DATA, self._project.model).inputs[0][:200]
+        """Open the digits network and its integer twins; ``folder`` is written to by nothing that follows."""
+        symmetric = folder / "symmetric.pt"
+        model, inputs = load_checkpoint(DIGITS), load_samples(DIGITS_DATA, load_checkpoint(DIGITS)).inputs[0]
+        calibrated = calibrate(model, inputs[:200], symmetric=True)
+        save_checkpoint(symmetric, calibrated.module, calibrated.info)
+        self._projects = {path: open_project(path, folder, ReadOptions()) for path in (DIGITS, DIGITS_INT, symmetric)}
+        self._symmetric = symmetric
+        plan = {(kind.backend, kind.kernel, 1): {*kind.widths} for kind in KINDS if not is_integer(kind.kernel)}
+        self._fresh = {
+            path: FreshExports(project, plan if path == DIGITS else {}) for path, project in self._projects.items()
+        }
+        digits = inputs[:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)
         self._tried = np.concatenate([digits, noise])
+        self._samples = random_samples(model, _SAMPLES)
         self._outputs: dict[tuple[Kind, int], Any] = {}
+
+    def fresh(self, kind: Kind) -> FreshExports:
+        """What the checkpoint of a kind of file gives."""
+        return self._fresh[self._checkpoint(kind)]
 
     def right(self, kind: Kind, bits: int) -> bytes:
         """The file as it is exported."""
         if kind.switched:
-            return self.fresh.run_time(kind.backend, kind.kernel)
-        return self.fresh.fixed(kind.backend, kind.kernel, bits)
+            return self.fresh(kind).run_time(kind.backend, kind.kernel)
+        return self.fresh(kind).fixed(kind.backend, kind.kernel, bits)
 
     def changed(self, kind: Kind, seed: int) -> Outcome:
         """Change a file in one place, and judge it."""
@@ -122,41 +137,69 @@ class Judge:
     def rewritten(self, kind: Kind, seed: int) -> Outcome:
         """Rewrite a file in one to three ways, and judge it."""
         random = Random(f"{kind} {seed}")
-        bits, known = random.choice(kind.widths), ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES
-        ways = sorted({*known} - (FIXED_ALONE if kind.switched else set()))
+        bits, ways = random.choice(kind.widths), sorted(rewrites_of(kind))
         chosen = [ways[seed % len(ways)], *random.sample(ways, random.randrange(3))]
         content = self.right(kind, bits)
         for way in chosen:
-            content = known[way](content, random)
+            content = rewrites_of(kind)[way](content, random)
         return self._outcome(kind, seed, bits, ", ".join(chosen), content)
 
+    def checked(self, kind: Kind, bits: int, content: bytes, *, compared: bool = True) -> list[Checked]:
+        """What verify says of a file, in each runtime.
+
+        Args:
+            kind: What it is.
+            bits: At which width.
+            content: The file.
+            compared: Whether its parameters are.
+        """
+        job = (Job if compared else _Unproved)(
+            bits, BACKENDS[kind.backend], kind.kernel, "file", content, run_time=kind.switched
+        )
+        return list(check(self._projects[self._checkpoint(kind)], job, self._samples, (), self.fresh(kind)))
+
+    def _checkpoint(self, kind: Kind) -> Path:
+        if kind.kernel == SYMMETRIC:
+            return self._symmetric
+        return DIGITS_INT if is_integer(kind.kernel) else DIGITS
+
     def _outcome(self, kind: Kind, seed: int, bits: int, what: str, content: bytes) -> Outcome:
-        what, width = f"at {bits} bits: {what}", bits if kind.switched else None
+        what = f"at {bits} bits: {what}"
         if (kind, bits) not in self._outputs:
-            self._outputs[kind, bits] = open_runner(self.right(kind, bits), width).run_untouched((self._tried,))
+            self._outputs[kind, bits] = self._run(kind, bits, self.right(kind, bits))
         try:
-            outputs = open_runner(content, width).run_untouched((self._tried,))
+            outputs = self._run(kind, bits, content)
             effect = not np.array_equal(outputs, self._outputs[kind, bits], equal_nan=True)
-            parameters = self.fresh.compare(kind.backend, kind.kernel, content, bits, switched=kind.switched)
-            full = [self._verdict(kind, bits, parameters.content, parameters)]
-            # Whatever the parameters say, they are no longer asked; as deployed and layer by layer.
-            plain = full if full[0].passed else [self._verdict(kind, bits, content, None)]
+            full = self.checked(kind, bits, content)
+            # Whatever the parameters say, they are no longer asked.
+            passed = all(each.passed for each in full)
+            plain = passed or all(each.passed for each in self.checked(kind, bits, content, compared=False))
         except TqExportError as error:  # refused, which is no pass
             return Outcome(seed, what, True, False, False, (str(error),))
-        passed = full[0].passed
-        return Outcome(seed, what, effect, passed, plain[0].passed, full[0].problems, full[0].parameters)
+        problems = tuple(problem for each in full for problem in each.problems)
+        return Outcome(seed, what, effect, passed, plain, problems, full[0].unoptimized.parameters)
 
-    def _verdict(self, kind: Kind, bits: int, content: bytes, parameters: Any) -> Verdict:
-        """What verify says of a file; the first verdict that is no pass, of the two ways to run it."""
-        for deployed in (True, False):
-            kernel = EXACT if kind.switched else kind.kernel
-            comparison = Comparison(self._project.model, bits, kernel, parameters)
-            runner = open_runner(content, bits if kind.switched else None, deployed=deployed)
-            comparison.add(runner.run(self._samples), self._samples)
-            verdict = comparison.verdict()
-            if not verdict.passed:
-                break
-        return verdict
+    def _run(self, kind: Kind, bits: int, content: bytes) -> Any:
+        """What a file computes of digits and noise, in each runtime."""
+        if not is_integer(kind.kernel):
+            return open_runner(content, bits if kind.switched else None).run_untouched((self._tried,))
+        model = self._projects[self._checkpoint(kind)].model
+        network = functools.partial(integer_model, model)
+        opened = BACKENDS[kind.backend].open_integers(content, network, bits, switched=kind.switched)
+        return [runtime.run_untouched(self._tried) for runtime in opened]
+
+
+class _Unproved(Job):
+    """A file whose parameters nothing is known of."""
+
+    def parameters(self, fresh: FreshExports) -> Parameters:  # noqa: ARG002
+        return Parameters(self.content, not_compared="they are not asked for here")
+
+
+def rewrites_of(kind: Kind) -> dict[str, Rewrite]:
+    """The ways to rewrite a kind of file, by name."""
+    ways = ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES
+    return {name: way for name, way in ways.items() if not (kind.switched and name in FIXED_ALONE)}
 
 
 def outcomes(how: str, kind: Kind, seeds: Sequence[int]) -> Iterator[Outcome]:

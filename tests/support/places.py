@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["DATA", "DIGITS", "DIGITS_DATA", "ROOT", "artifact", "files", "made_once"]
+__all__ = ["DATA", "DIGITS", "DIGITS_DATA", "DIGITS_INT", "ROOT", "artifact", "files", "made_once"]
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 DIGITS = ROOT / "fixtures" / "digits-resnet8.pt"
+DIGITS_INT = ROOT / "fixtures" / "digits-resnet8-int.pt"  # calibrated
 DIGITS_DATA = ROOT / "fixtures" / "digits-test.npz"
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tqexport.backends.tflite.file import single_graph, unpack
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 
-__all__ = ["FIXED_ALONE", "ONNX_REWRITES", "TFLITE_REWRITES"]
+__all__ = ["FIXED_ALONE", "ONNX_REWRITES", "TFLITE_REWRITES", "Rewrite"]
 
 Rewrite = Callable[[bytes, Random], bytes]
 
@@ -195,12 +195,12 @@ def _reorder_operators(_model: Any, graph: Any, random: Random) -> None:
     )
 
 
-def _scales_per_channel(_model: Any, graph: Any, _random: Random) -> None:
+def _scales_per_channel(model: Any, graph: Any, _random: Random) -> None:
     for tensor in graph.tensors:
-        grid = tensor.quantization
-        if grid is not None and grid.scale is not None and len(grid.scale) == 1:
+        grid, constant = tensor.quantization, model.buffers[tensor.buffer].data is not None
+        if constant and grid is not None and grid.scale is not None and len(grid.scale) == 1:
             count = int(tensor.shape[grid.quantizedDimension])
-            grid.scale, grid.zeroPoint = np.repeat(grid.scale, count), np.zeros(count, np.int64)
+            grid.scale, grid.zeroPoint = np.repeat(grid.scale, count), np.repeat(grid.zeroPoint, count)
 
 
 def _empty_grids(_model: Any, graph: Any, _random: Random) -> None:

@@ -8,37 +8,30 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
+from integer_runs import integer_verdicts
 from onnx import numpy_helper
 
 from tqexport.backends import backend_of
 from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.onnx.integer_runtime_file import runtime_integer_onnx
+from tqexport.backends.parameters import Parameters
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.integer_form import integer_tflite
 from tqexport.errors import InputError
 from tqexport.integer.build import integer_model
 from tqexport.integer.grids import grids_of
 from tqexport.integer.names import FLOAT_IO, FOLDED, SYMMETRIC
+from tqexport.verification.fresh import FreshExports
 from tqexport.verification.integers import IntegerComparison
+from tqexport.verification.trial import project_of
 
 SAMPLES = 24
-
-
-def verdicts(model, bits, content, inputs, *, switched=False):
-    """A file against the integer model and PyTorch, in every runtime that is here, by the runtime's name."""
-    network = integer_model(model, bits)
-    found = {}
-    for runtime in backend_of(content).open_integers(content, lambda _: network, network.bits, switched=switched):
-        comparison = IntegerComparison(model, network, runtime)
-        comparison.add(inputs)
-        found[runtime.name] = comparison.verdict()
-    return found
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_right_files_pass_in_every_runtime(calibrated, held_out, bits):
     for content in (integer_onnx(calibrated, bits), integer_tflite(calibrated, bits)):
-        for name, verdict in verdicts(calibrated, bits, content, held_out[:SAMPLES]).items():
+        for name, verdict in integer_verdicts(calibrated, bits, content, held_out[:SAMPLES]).items():
             assert verdict.passed, (name, verdict.problems)
             assert verdict.codes == 76_288
             assert verdict.codes_wrong == verdict.activations_wrong == 0
@@ -50,16 +43,16 @@ def test_right_files_pass_in_every_runtime(calibrated, held_out, bits):
 
 @pytest.mark.parametrize("bits", [3, 8])
 def test_the_other_forms_pass_too_and_fail_when_changed(calibrated, held_out, bits):
-    for content, name in (
-        (integer_onnx(calibrated, bits, FOLDED), "layers.1.conv1.bias_integers"),
-        (integer_tflite(calibrated, bits, FLOAT_IO), "layers.1.conv1.bias"),
+    for content, kernel, name in (
+        (integer_onnx(calibrated, bits, FOLDED), FOLDED, "layers.1.conv1.bias_integers"),
+        (integer_tflite(calibrated, bits, FLOAT_IO), FLOAT_IO, "layers.1.conv1.bias"),
     ):
-        for verdict in verdicts(calibrated, bits, content, held_out[:SAMPLES]).values():
+        for verdict in integer_verdicts(calibrated, bits, content, held_out[:SAMPLES], kernel).values():
             assert verdict.passed, verdict.problems
             assert verdict.top1_agreement == 1
         change = changed_onnx if name.endswith("integers") else changed_tflite
-        changed = change(content, name, one_more)
-        assert not any(verdict.passed for verdict in verdicts(calibrated, bits, changed, held_out[:2]).values())
+        found = integer_verdicts(calibrated, bits, change(content, name, one_more), held_out[:2], kernel)
+        assert not any(verdict.passed for verdict in found.values())
 
 
 SYMMETRIC_DAMAGE = {
@@ -74,11 +67,13 @@ SYMMETRIC_DAMAGE = {
 @pytest.mark.parametrize("bits", [1, 4, 7])
 def test_the_symmetric_form_passes_and_fails_when_changed(symmetric, held_out, bits):
     content = integer_onnx(symmetric, bits, SYMMETRIC)
-    (verdict,) = verdicts(symmetric, bits, content, held_out[:SAMPLES]).values()
+    (verdict,) = integer_verdicts(symmetric, bits, content, held_out[:SAMPLES], SYMMETRIC).values()
     assert verdict.passed, verdict.problems
     assert verdict.activations > SAMPLES * 5_000
     for name, change in SYMMETRIC_DAMAGE.values():
-        (verdict,) = verdicts(symmetric, bits, changed_onnx(content, name, change), held_out[:2]).values()
+        (verdict,) = integer_verdicts(
+            symmetric, bits, changed_onnx(content, name, change), held_out[:2], SYMMETRIC
+        ).values()
         assert not verdict.passed
         assert verdict.problems[0].startswith("layers.1."), verdict.problems
 
@@ -86,9 +81,9 @@ def test_the_symmetric_form_passes_and_fails_when_changed(symmetric, held_out, b
 @pytest.mark.parametrize("bits", [1, 4, 7])
 def test_one_file_for_all_widths_passes_at_each(calibrated, held_out, bits):
     content = runtime_integer_onnx(calibrated, range(1, 8))
-    (verdict,) = verdicts(calibrated, bits, content, held_out[:SAMPLES], switched=True).values()
+    (verdict,) = integer_verdicts(calibrated, bits, content, held_out[:SAMPLES], switched=True).values()
     assert verdict.passed, verdict.problems
-    (other,) = verdicts(calibrated, 2, content, held_out[:SAMPLES], switched=True).values()
+    (other,) = integer_verdicts(calibrated, 2, content, held_out[:SAMPLES], switched=True).values()
     assert other.passed
 
 
@@ -127,7 +122,7 @@ ONNX_DAMAGE = {
 def test_what_is_changed_in_an_onnx_file_is_found_and_named(calibrated, held_out, case, bits):
     name, change, words = ONNX_DAMAGE[case]
     content = changed_onnx(integer_onnx(calibrated, bits), name, change)
-    (verdict,) = verdicts(calibrated, bits, content, held_out).values()
+    (verdict,) = integer_verdicts(calibrated, bits, content, held_out).values()
     assert not verdict.passed
     assert verdict.problems[0].startswith(words), verdict.problems
     assert verdict.diverged
@@ -159,7 +154,7 @@ TFLITE_DAMAGE = {
 @pytest.mark.parametrize("bits", [2, 8])
 def test_what_is_changed_in_a_tflite_file_is_found(calibrated, held_out, case, bits):
     content = TFLITE_DAMAGE[case](integer_tflite(calibrated, bits, batch=1 + bits))
-    for name, verdict in verdicts(calibrated, bits, content, held_out).items():
+    for name, verdict in integer_verdicts(calibrated, bits, content, held_out).items():
         assert not verdict.passed, name
         assert verdict.problems[0].startswith("layers.1.")
 
@@ -173,7 +168,8 @@ def test_a_reference_with_another_grid_is_told_from_the_file(calibrated, held_ou
     before = getattr(grids, what).clone()
     try:
         getattr(grids, what)[row, column] += 0.01 * before[row, column] if what == "scale" else 1
-        (verdict,) = verdicts(calibrated, 4, content, held_out[:SAMPLES]).values()
+        fresh = FreshExports(project_of(calibrated), {})
+        (verdict,) = integer_verdicts(calibrated, 4, content, held_out[:SAMPLES], fresh=fresh).values()
         assert not verdict.passed
     finally:
         getattr(grids, what).copy_(before)
@@ -195,7 +191,7 @@ def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out):
         integer_onnx(calibrated, 4), "layers.1.conv1.bias_integers", lambda value: value + np.int32(60)
     )
     (runtime,) = backend_of(content).open_integers(content, lambda _: wrong, wrong.bits, switched=False)
-    comparison = IntegerComparison(calibrated, wrong, runtime)
+    comparison = IntegerComparison(calibrated, wrong, runtime, Parameters(content))
     comparison.add(held_out[:SAMPLES])
     verdict = comparison.verdict()
     assert not verdict.passed
@@ -224,9 +220,10 @@ REWIRED = {  # by what reads them, constants whose change few samples show
 @pytest.mark.parametrize("reader", REWIRED)
 def test_a_node_that_reads_another_constant_is_found_whatever_the_samples_show(calibrated, held_out, reader):
     content = rewired_onnx(integer_onnx(calibrated, 4), reader, *REWIRED[reader])
-    (verdict,) = verdicts(calibrated, 4, content, held_out[:2]).values()
+    (verdict,) = integer_verdicts(calibrated, 4, content, held_out[:2]).values()
     assert not verdict.passed
-    assert reader in verdict.problems[0]
+    assert verdict.problems[0].startswith(REWIRED[reader][1])
+    assert "where the checkpoint gives" in verdict.problems[0]
 
 
 def test_what_stands_behind_the_last_node_is_found_in_an_onnx_file(calibrated, held_out):
@@ -236,7 +233,7 @@ def test_what_stands_behind_the_last_node_is_found_in_an_onnx_file(calibrated, h
     (last,) = (node for node in model.graph.node if node.output[0] == model.graph.output[0].name)
     last.op_type = "Mul"
     last.input.append("factor")
-    (verdict,) = verdicts(calibrated, 4, model.SerializeToString(), held_out[:2]).values()
+    (verdict,) = integer_verdicts(calibrated, 4, model.SerializeToString(), held_out[:2]).values()
     assert not verdict.passed
 
 
@@ -266,12 +263,12 @@ def _scaled(flat, tensor):
 
 
 @pytest.mark.parametrize("change", [_one_more, _scaled])
-@pytest.mark.parametrize("place", [1, 2], ids=["weight", "bias"])
-def test_an_operator_that_reads_another_tensor_of_the_same_name_is_found(calibrated, held_out, place, change):
+@pytest.mark.parametrize(("place", "part"), [(1, "weight"), (2, "bias")])
+def test_an_operator_that_reads_another_tensor_of_the_same_name_is_found(calibrated, held_out, place, part, change):
     content = rewired_tflite(integer_tflite(calibrated, 4), "layers.2.act0", place, change)
-    for name, verdict in verdicts(calibrated, 4, content, held_out[:2]).items():
+    for name, verdict in integer_verdicts(calibrated, 4, content, held_out[:2]).items():
         assert not verdict.passed, name
-        assert verdict.problems[0].startswith("layers.2.act0: ")
+        assert verdict.problems[0].startswith(f"layers.2.conv0.{part}: ")
 
 
 def test_options_of_an_operator_are_compared(calibrated, held_out):
@@ -279,7 +276,7 @@ def test_options_of_an_operator_are_compared(calibrated, held_out):
     flat = FlatModel(integer_tflite(calibrated, 4))
     operator = next(op for op in flat.graph.operators if flat.name(int(op.outputs[0])) == "layers.1.shortcut.1")
     operator.builtinOptions.dilationWFactor = 2
-    for name, verdict in verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
+    for name, verdict in integer_verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
         assert not verdict.passed, name
 
 
@@ -288,7 +285,7 @@ def test_values_of_another_shape_are_named(calibrated, held_out, attribute):
     model = onnx.load_from_string(integer_onnx(calibrated, 4))
     (node,) = (node for node in model.graph.node if node.output[0] == "act:float")
     next(entry for entry in node.attribute if entry.name == attribute).ints[0] += 1
-    (verdict,) = verdicts(calibrated, 4, model.SerializeToString(), held_out[:2]).values()
+    (verdict,) = integer_verdicts(calibrated, 4, model.SerializeToString(), held_out[:2]).values()
     assert not verdict.passed
     assert "levels of shape" in verdict.problems[-1]
 
@@ -297,14 +294,14 @@ def test_values_of_another_shape_are_named_in_a_tflite_file(calibrated, held_out
     flat = FlatModel(integer_tflite(calibrated, 4))
     operator = next(op for op in flat.graph.operators if flat.name(int(op.outputs[0])) == "layers.2.act0")
     operator.builtinOptions.strideW = 3
-    for name, verdict in verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
+    for name, verdict in integer_verdicts(calibrated, 4, flat.pack(), held_out[:2]).items():
         assert not verdict.passed, name
 
 
 def test_a_run_time_file_that_is_taken_for_a_fixed_one_is_refused(calibrated, held_out):
     content = runtime_integer_onnx(calibrated, (2, 4))
     with pytest.raises(InputError):
-        verdicts(calibrated, 2, content, held_out[:2])
+        integer_verdicts(calibrated, 2, content, held_out[:2])
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,15 @@ import onnx
 import pytest
 from commands import run
 from damage import LAYER, changed_onnx, replace_artifact, scaled_onnx, scaled_tflite
-from judging import KINDS, Judge, Kind
+from judging import KINDS, Judge, Kind, rewrites_of
 from places import artifact
-from rewrites import FIXED_ALONE, ONNX_REWRITES, TFLITE_REWRITES
 
 from tqexport.backends import BACKENDS
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import HostError
-from tqexport.verification.fresh import FreshExports
+from tqexport.integer.names import INTEGER, is_integer
 
-CHANGED = 8  # files of each kind; tests/torture.py tries as many as one likes
+CHANGED = 6  # files of each kind; tests/torture.py tries as many as one likes
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,8 @@ def judge(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_changes_the_meaning_never_passes(judge, kind):
-    count = CHANGED // 2 if kind.packed else CHANGED  # which shares all but the codes with a kind that is not packed
+    shares_most = kind.packed or (is_integer(kind.kernel) and kind.kernel != INTEGER)  # all but the form of the weights
+    count = CHANGED // 2 if shares_most else CHANGED
     outcomes = [judge.changed(kind, seed) for seed in range(count)]
     effective = [outcome for outcome in outcomes if outcome.effect]
     assert len(effective) > count / 3
@@ -43,8 +43,7 @@ def test_a_rounding_that_was_left_out_fails_where_the_kernel_rounds_itself(judge
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_keeps_the_meaning_passes(judge, kind):
-    ways = {*(ONNX_REWRITES if kind.backend == "onnx" else TFLITE_REWRITES)} - (FIXED_ALONE if kind.switched else set())
-    outcomes = [judge.rewritten(kind, seed) for seed in range(len(ways))]
+    outcomes = [judge.rewritten(kind, seed) for seed in range(len(rewrites_of(kind)))]
     assert [outcome for outcome in outcomes if not outcome.passed or outcome.compared != "equal"] == []
 
 
@@ -95,7 +94,7 @@ def test_a_ten_thousandth_more_behind_one_operator_fails(judge, place, kernel):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1.0001, np.float32), "factor"))
     name, node.output[0] = node.output[0], "before"
     model.graph.node.insert(position + 1, onnx.helper.make_node("Mul", ["before", "factor"], [name], "scaled"))
-    found = judge.fresh.compare("onnx", kernel, model.SerializeToString(), 4, switched=False)
+    found = judge.fresh(Kind("onnx", kernel)).compare("onnx", kernel, model.SerializeToString(), 4, switched=False)
     assert "which float rounding explains up to" in found.differences["the outputs"]
 
 
@@ -117,8 +116,7 @@ def test_without_a_converter_the_report_says_that_parameters_were_not_compared(e
 
 
 def compare(judge: Judge, backend: str, bits: int, content: bytes):
-    fresh: FreshExports = judge.fresh
-    return fresh.compare(backend, "exact", content, bits, switched=False)
+    return judge.fresh(Kind(backend)).compare(backend, "exact", content, bits, switched=False)
 
 
 def test_the_exported_file_is_what_a_fresh_export_gives(judge, exported_once):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from tqexport.facts import ArtifactFacts
+from tqexport.integer.names import is_integer
 
 if TYPE_CHECKING:
     from tqexport.backends.graphs import Graph, Match
@@ -44,18 +45,22 @@ class Parameters:
         return "equal" if self.not_compared is None else f"not compared: {self.not_compared}"
 
 
-def matched(fresh: Sequence[Graph], own: Sequence[Graph]) -> Match | None:
+def matched(fresh: Sequence[Graph], own: Sequence[Graph], facts: ArtifactFacts | None) -> Match | None:
     """Match a file with a fresh export in the first of several forms in which they have the same structure.
 
     Args:
         fresh: The fresh export as it is; with its constants folded; and, where the format has them, with BatchNorms
             folded into the layers before.
         own: The file likewise.
+        facts: What the fresh export says of itself. Numbers of an integer file must be equal to the last bit: its
+            levels are, in every runtime, and nothing that rewrites it rounds.
     """
     from tqexport.backends.graphs import FOLDED, STORED, match
 
+    exact = facts is not None and is_integer(facts.kernel)
     for form, (one, two) in enumerate(zip(fresh, own, strict=True)):
-        if found := match(one, two, FOLDED if form == _WITH_NORMS_FOLDED else STORED):
+        rounding = FOLDED if form == _WITH_NORMS_FOLDED else STORED
+        if found := match(one, two, 0.0 if exact else rounding):
             return found
     return None
 

@@ -39,13 +39,14 @@ class IntegerRuntime(ABC):
         key: The runtime, as ``verify --runtime`` takes it.
         name: The runtime, for people.
         rounding: How it rounds.
-        differing: Names of the constants and operators of the file that are not those of the integer model.
+        differing: Parts of the file that are not those of a fresh export, for which it was not run. A file that the
+            runtime takes is never code, and has none: its parameters are compared before.
     """
 
     key: str
     name: str
     rounding: Rounding
-    differing: tuple[str, ...]
+    differing: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, inputs: npt.NDArray[np.float32]) -> IntegerRun:

@@ -15,6 +15,7 @@ from tqexport.backends.apart import BackendApart
 from tqexport.backends.base import EXACT, Backend, is_exact
 from tqexport.backends.parameters import Parameters
 from tqexport.errors import HostError, InputError
+from tqexport.integer.names import is_integer
 from tqexport.reading.apart import Apart
 from tqexport.verification.samples import noise
 from tqexport.verification.trace import furthest_apart
@@ -170,10 +171,10 @@ class FreshExports:
         found = BACKENDS[backend].compare_parameters(content, fresh, bits, switched=switched)
         if found.not_compared is None or found.differences:
             return found
-        if not switched and not is_exact(kernel):
+        if is_integer(kernel) or (not switched and not is_exact(kernel)):
             text = (
-                f"the structure: it is another than tqexport gives a {kernel} file, whose own rounding of data hides a "
-                "rounding that was left out, so nothing proves the file right; export it again"
+                f"the structure: it is another than tqexport gives a {kernel} file, whose own rounding of data hides "
+                "small changes, so nothing proves the file right; export it again"
             )
             return Parameters(content, {"the structure": text}, found.not_compared)
         width = bits if switched else None

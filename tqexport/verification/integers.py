@@ -4,8 +4,8 @@ Two steps, each with the runtime's own values as the input of every layer, so th
 next:
 
 * **against the integer model** (:mod:`tqexport.integer.model`) with that runtime's rounding: every constant of the file
-  (weights, biases, scales, zero points) and every node, every level that the runtime gives, and the outputs of the
-  untouched file must be equal.
+  (weights, biases, scales, zero points), every setting and wire is that of a fresh export, as of other kernels but to
+  the last bit; every level that the runtime gives, and the outputs of the file, must be equal.
 * **against PyTorch**, whose network has the same grids and rounds to them in float32: a level must be equal, or that of
   a number near enough to PyTorch's value; then it is a flip and is counted. How near that must be is computed: what
   float32 rounding explains of PyTorch's value (:mod:`tqexport.verification.rounding`), and what the integer arithmetic
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tqexport.backends.parameters import Parameters
 from tqexport.integer.arithmetic import Rounding, move_factor
 from tqexport.integer.grids import HIGHEST, without_grids
 from tqexport.integer.model import Add, Average, Concat, Convolution, IntegerModel, Operation, Requantize
@@ -50,7 +51,7 @@ class IntegerComparison:
         model: TruncModel,
         network: IntegerModel,
         runtime: IntegerRuntime,
-        facts_differing: Sequence[str] = (),
+        parameters: Parameters,
     ) -> None:
         """Start without a sample.
 
@@ -58,15 +59,16 @@ class IntegerComparison:
             model: The calibrated network.
             network: Its integer model at the width of the file.
             runtime: The file, open.
-            facts_differing: What the file says of itself that the checkpoint does not, by name.
+            parameters: How those of the file compare with the checkpoint's.
         """
         self._model, self._network, self._runtime = model, network, runtime
-        self._problems: dict[str, str] = {}
+        self._parameters, self._problems = parameters, dict(parameters.differences)
         self._levels = self._flips = self._wrong = self._samples = self._agreeing = 0
         self._flip_bound = 0.0
         self._right: list[tuple[int, int]] = []
-        for part in (*facts_differing, *runtime.differing):
+        for part in runtime.differing:
             self._problems[part] = f"{part}: the file has it otherwise than the checkpoint gives"
+        self._differing = {*self._problems}
 
     def add(self, inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Run and compare further samples, float32 (N, *input_shape), and their classes (N,) if known."""
@@ -98,13 +100,13 @@ class IntegerComparison:
         accuracy, reference_accuracy = (
             (sum(right[i] for right in self._right) / samples if self._right else None) for i in (0, 1)
         )
-        differing = {constant.rpartition(".weight")[0] for constant in self._runtime.differing}
+        differing = {constant.rpartition(".weight")[0] for constant in self._differing}
         sizes = {layer.name: layer.codes.codes.size for layer in codes if layer.codes}
         return Verdict(
             bits=self._network.bits,
             runtime=f"{self._runtime.name} integer",
             samples=self._samples,
-            parameters="differ" if self._runtime.differing else "equal",
+            parameters="differ" if self._differing else self._parameters.verdict,
             codes=sum(sizes.values()),
             codes_wrong=sum(size for layer, size in sizes.items() if layer in differing),
             activations=self._levels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,7 @@ from tqexport.backends import BACKENDS
 from tqexport.backends.base import EXACT, Backend
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner
-from tqexport.errors import InputError, UsageError, about
-from tqexport.facts import DAMAGED, MultiWidthFacts, facts_of_model
+from tqexport.errors import UsageError, about
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports, Opener
@@ -25,7 +24,17 @@ from tqexport.verification.sizes import of_other_sizes
 if TYPE_CHECKING:
     from tqexport.backends.running import Batch
 
-__all__ = ["Checked", "Job", "Samples", "jobs_of", "load_samples", "random_samples", "verify", "verify_made"]
+__all__ = [
+    "Checked",
+    "Job",
+    "Samples",
+    "check",
+    "jobs_of",
+    "load_samples",
+    "random_samples",
+    "verify",
+    "verify_made",
+]
 
 _CODES_ALONE = "codes alone"  # what stands for the runtime of a format that nothing here runs
 
@@ -105,7 +114,7 @@ def verify(
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
             with about(f"{job.file}:"):
-                checked = list(_check(project, job, samples, runtimes, fresh))
+                checked = list(check(project, job, samples, runtimes, fresh))
             yield from checked
 
 
@@ -137,7 +146,7 @@ def verify_made(
         file = project.file_name(backend.name, project.widths if run_time else (bits,), kernel)
         job = Job(bits, backend, kernel, file, content, temporary=True, run_time=run_time)
         with project.step(f"Comparing {file} at {bits} bits with PyTorch"), about(f"{file}:"):
-            checked = list(_check(project, job, samples, (), fresh))
+            checked = list(check(project, job, samples, (), fresh))
         yield from checked
 
 
@@ -233,20 +242,20 @@ def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dic
     return needed
 
 
-def _check(
+def check(
     project: Project, job: Job, samples: Samples, runtimes: Collection[str], fresh: FreshExports
 ) -> Iterator[Checked]:
     """Compare one artifact: of the integer kernel in every runtime, of others as deployed and layer by layer."""
     programs = [runtime for runtime in runtimes if runtime in job.backend.programs]
     others = [runtime for runtime in runtimes if runtime in job.runtimes() and runtime not in programs]
     fresh = fresh.of_batch(job.batch)
+    parameters = job.parameters(fresh)
     if is_integer(job.kernel):
         if others or not runtimes:
-            yield from _check_integers(project, job, samples, others, job.opener(fresh))
+            yield from _check_integers(project, job, samples, others, parameters, job.opener(fresh))
         if programs:
-            yield from _check_integers(project, job, samples, programs, job.backend)
+            yield from _check_integers(project, job, samples, programs, parameters, job.backend)
         return
-    parameters = job.parameters(fresh)
     if others or not runtimes:
         yield _check_floats(project, job, samples, parameters, job.opener(fresh).open_runner)
     for program in programs:
@@ -255,7 +264,7 @@ def _check(
 
 
 def _check_integers(
-    project: Project, job: Job, samples: Samples, runtimes: Collection[str], opener: Opener
+    project: Project, job: Job, samples: Samples, runtimes: Collection[str], parameters: Parameters, opener: Opener
 ) -> Iterator[Checked]:
     """Compare an integer file with the integer model, and that with PyTorch."""
     from tqexport.integer.build import integer_model
@@ -263,27 +272,15 @@ def _check_integers(
 
     network_at = functools.lru_cache(functools.partial(integer_model, project.model))
     network = network_at(job.bits)
-    false = _false_facts(project, job)
-    opened = opener.open_integers(job.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
+    opened = opener.open_integers(parameters.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
     for runtime in opened:
-        comparison = IntegerComparison(project.model, network, runtime, false)
+        comparison = IntegerComparison(project.model, network, runtime, parameters)
         for inputs, labels in _batches(samples):
             comparison.add(inputs[0], labels)
         latency = runtime.latency(samples.inputs[0][:1])
         verdict = comparison.verdict()
         name = " ".join((verdict.runtime, *job.ways()))
         yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
-
-
-def _false_facts(project: Project, job: Job) -> list[str]:
-    """What an integer file says of itself at its width that is not so, by name."""
-    facts = job.backend.facts(job.content)
-    said = facts.by_width.get(job.bits) if isinstance(facts, MultiWidthFacts) else facts
-    if said is None:
-        raise InputError(DAMAGED)  # the manifest has the width, the file has not
-    true = facts_of_model(project.model, job.bits, job.backend.layout, job.kernel)
-    true = replace(true, channels_first=said.channels_first)
-    return [field.name for field in fields(said) if getattr(said, field.name) != getattr(true, field.name)]
 
 
 def _check_floats(

@@ -126,7 +126,9 @@ def test_what_a_file_says_of_itself_is_compared_too(exported, tmp_path, file, pa
     folder = changed_copy(exported, tmp_path, file, pattern, replacement)
     done = run("verify", "--runtime", "c", "--samples", "2", "--bits", "8", cwd=folder)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert f"{named}: the file has it otherwise than the checkpoint gives" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert f"{named.replace('_', ' ')}: the file says " in said
+    assert " where the checkpoint gives " in said
 
 
 @pytest.mark.parametrize("name", ["my net-w2.h", "my net-w2_test.c"])

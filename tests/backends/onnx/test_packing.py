@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from commands import run
 from damage import changed_onnx, replace_artifact
+from integer_runs import integer_verdicts
 from networks import model_of, randomize_
 from places import artifact, files
 from torch import nn
@@ -25,10 +26,8 @@ from tqexport.backends.onnx.integer_form import integer_onnx
 from tqexport.backends.onnx.packing import pack_onnx
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import ConversionError, InputError, UsageError
-from tqexport.integer.build import integer_model
 from tqexport.integer.names import PACKED
 from tqexport.runtime import SwitchableModel
-from tqexport.verification.integers import IntegerComparison
 
 CODES = 76_288
 LAYER = "layers.1.conv1.weight"
@@ -118,11 +117,8 @@ def one_bit(value):
 
 
 def integer_verdict(model, content, bits, inputs):
-    network = integer_model(model, bits)
-    (runtime,) = BACKENDS["onnx"].open_integers(content, lambda _: network, bits, switched=False)
-    comparison = IntegerComparison(model, network, runtime)
-    comparison.add(inputs)
-    return comparison.verdict()
+    (verdict,) = integer_verdicts(model, bits, content, inputs, PACKED).values()
+    return verdict
 
 
 @pytest.mark.parametrize("bits", [1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -11,13 +12,13 @@ import pytest
 import torch
 from commands import run
 from integer_networks import CASES, calibrated_case
-from integer_runs import run_tflite_levels
+from integer_runs import integer_verdicts, run_tflite_levels
 from networks import randomize_
 from places import ROOT
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, load_checkpoint, prepare
-from tqexport.backends import BACKENDS, backend_of
+from tqexport.backends import BACKENDS
 from tqexport.backends.tflite import packing
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.integer_form import integer_tflite
@@ -28,7 +29,6 @@ from tqexport.integer.calibration import calibrate
 from tqexport.integer.model import Convolution
 from tqexport.integer.names import PACKED
 from tqexport.integer.naming import INPUT
-from tqexport.verification.integers import IntegerComparison
 
 TRAINED = ROOT / "fixtures" / "digits-resnet8-int.pt"
 EVERY_WIDTH = range(1, 8)
@@ -59,12 +59,9 @@ def agrees(model, bits, inputs):
 
 def verdict_of(model, bits, content, inputs):
     """A file against the integer model and PyTorch, in the only runtime that takes it."""
-    network = integer_model(model, bits)
-    (runtime,) = backend_of(content).open_integers(content, lambda _: network, bits, switched=False)
-    assert (runtime.key, runtime.rounding) == ("tflm", "tflm")
-    comparison = IntegerComparison(model, network, runtime)
-    comparison.add(inputs)
-    return comparison.verdict()
+    ((runtime, verdict),) = integer_verdicts(model, bits, content, inputs, PACKED).items()
+    assert runtime == "TFLite Micro integer"
+    return verdict
 
 
 def filters(content):
@@ -193,12 +190,16 @@ def rescaled(content):
 
 
 def rewired(content):
-    """A file whose decoder for ``LAYER`` reads a twin of its stream."""
+    """A file whose decoder for ``LAYER`` reads a changed twin of its stream."""
     flat = FlatModel(content)
     stream = flat.find(f"{LAYER}.weight{STREAM_SUFFIX}")
     (decoder,) = flat.consumers(stream)
-    flat.graph.tensors.append(flat.tensor(stream))
-    decoder.inputs = np.array([len(flat.graph.tensors) - 1, decoder.inputs[1]], np.int32)
+    flat.graph.tensors.append(copy.deepcopy(flat.tensor(stream)))
+    twin = len(flat.graph.tensors) - 1
+    decoder.inputs = np.array([twin, decoder.inputs[1]], np.int32)
+    value = flat.constant(stream).copy()
+    first_bit(value)
+    flat.set_constant(twin, value)
     return flat.pack()
 
 
@@ -214,7 +215,7 @@ DAMAGE = {
     "a value of the table": lambda content: changed(content, TABLE_SUFFIX, first_value),
     "a bit of the stream": lambda content: changed(content, STREAM_SUFFIX, first_bit),
     "the scale of a channel": rescaled,
-    "a decoder that reads a twin": rewired,
+    "a decoder that reads another stream": rewired,
 }
 
 

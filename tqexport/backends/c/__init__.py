@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tqexport.backends.base import Backend, Source, TensorInfo
+from tqexport.backends.parameters import Parameters, different_facts
 from tqexport.errors import InputError
 from tqexport.facts import DAMAGED, Facts, MultiWidthFacts, decode, facts_of_model
 from tqexport.integer.names import INTEGER
@@ -99,6 +100,14 @@ class CBackend(Backend):
 
         shift = STORED_BITS - bits if isinstance(self.facts(content), MultiWidthFacts) else 0
         return {name: [codes >> shift] for name, codes in stored_codes(content).items()}
+
+    def compare_parameters(self, content: bytes, fresh: bytes, bits: int, *, switched: bool) -> Parameters:  # noqa: ARG002
+        """What a file says of itself; all the rest is compared letter by letter where the file would be run."""
+        facts = [self.facts(each) for each in (fresh, content)]
+        expected, own = (each.by_width.get(bits) if isinstance(each, MultiWidthFacts) else each for each in facts)
+        if expected is None or own is None:
+            raise InputError(DAMAGED)  # the manifest has the width, the file has not
+        return Parameters(content, different_facts(expected, own))
 
     def open_integers(
         self,

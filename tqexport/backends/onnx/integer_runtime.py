@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from tqexport.backends.onnx.cutting import cut_onnx
-from tqexport.backends.onnx.file import parse, read_facts
-from tqexport.backends.onnx.integer_form import LEVELS, render_onnx
+from tqexport.backends.onnx.file import parse
+from tqexport.backends.onnx.integer_form import LEVELS
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
-from tqexport.errors import InputError
-from tqexport.facts import ArtifactFacts
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.model import IntegerModel
-from tqexport.integer.names import SYMMETRIC
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 
@@ -40,7 +36,7 @@ class IntegerOnnxRuntime(IntegerRuntime):
 
         Args:
             content: The file.
-            network: The integer model that it must be.
+            network: The integer model that it must be. Values are looked at that have its names in the file.
             switched: Whether it is a run-time file.
 
         Raises:
@@ -48,23 +44,26 @@ class IntegerOnnxRuntime(IntegerRuntime):
         """
         self._network = network
         bits = network.bits if switched else None
-        self._names = [operation.output for operation in network.operations]
-        file = parse(content)
-        self._symmetric = _kernel_of(file) == SYMMETRIC
-        kind = TensorProto.INT8 if self._symmetric else TensorProto.UINT8
-        file.graph.output.extend(helper.make_tensor_value_info(name + LEVELS, kind, None) for name in self._names)
-        self._traced = self._open(file.SerializeToString(), bits=bits)
         self._untouched = self._open(content, bits=bits)
-        fixed = parse(cut_onnx(content, network.bits)) if switched else file
-        self.differing = tuple(_differing(network, fixed))
+        file = parse(content)
+        types = _types(file)
+        self._names = [operation.output for operation in network.operations]
+        self._traced: OnnxSession | WebSession | None = None
+        if all(name + LEVELS in types for name in self._names):  # of another structure only the outputs are looked at
+            outputs = [(name + LEVELS, types[name + LEVELS]) for name in self._names]
+            file.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in outputs)
+            self._traced = self._open(file.SerializeToString(), bits=bits)
 
     def run(self, inputs: Inputs) -> IntegerRun:
+        outputs = self.run_untouched(inputs)
+        if self._traced is None:
+            return IntegerRun({}, outputs)
         _, *levels = self._traced.run((inputs,))
         values = {INPUT: to_grid(inputs, self._network.grids[INPUT])}
         for name, value in zip(self._names, levels, strict=True):
-            zero = self._network.grids[name].zero_point if self._symmetric else 0
+            zero = self._network.grids[name].zero_point if value.dtype == np.int8 else 0  # of the symmetric form
             values[name] = (value.astype(np.int16) + zero).astype(np.uint8)
-        return IntegerRun(values, self.run_untouched(inputs))
+        return IntegerRun(values, outputs)
 
     def run_untouched(self, inputs: Inputs) -> Levels:
         return to_grid(self._untouched.run((inputs,))[0], self._network.grids[self._network.output])
@@ -82,39 +81,8 @@ class IntegerWebRuntime(IntegerOnnxRuntime):
         return self._untouched.latency((sample,))
 
 
-def _kernel_of(file: onnx.ModelProto) -> str | None:
-    """The kernel that a fixed file says it is of; a run-time file is of several fixed ones."""
-    facts = read_facts(file)
-    return facts.kernel if isinstance(facts, ArtifactFacts) else None
-
-
-def _differing(network: IntegerModel, file: onnx.ModelProto) -> Iterator[str]:
-    """Names of the constants and nodes that a fixed file has otherwise than a fresh export, lacks, or has besides."""
-    facts = read_facts(file)
-    stored = {tensor.name: tensor for tensor in file.graph.initializer}
-    fused = any(node.op_type == "QLinearConv" for node in file.graph.node)
-    if not isinstance(facts, ArtifactFacts):
-        raise InputError("the file holds several widths, and its manifest says one; export it again")
-    fresh = parse(render_onnx(network, facts, fused=fused)).graph
-    for tensor in fresh.initializer:
-        if tensor.name not in stored or not _equal(stored[tensor.name], tensor):
-            yield tensor.name
-    # A node that reads another constant than its own computes something else, equal as all constants may be.
-    nodes = {node.output[0]: node for node in file.graph.node if node.output}
-    for node in fresh.node:
-        own = nodes.pop(node.output[0], None)
-        if own is None or _meaning(own) != _meaning(node):
-            yield node.output[0]
-    yield from nodes
-
-
-def _meaning(node: onnx.NodeProto) -> tuple[object, ...]:
-    """What a node does to what: all but its name and its description."""
-    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-    return node.domain, node.op_type, list(node.input), list(node.output), attributes
-
-
-def _equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
-    """Whether two constants have the same type, shape and values."""
-    value, expected = numpy_helper.to_array(one), numpy_helper.to_array(other)
-    return value.dtype == expected.dtype and np.array_equal(value, expected)
+def _types(file: onnx.ModelProto) -> dict[str, int]:
+    """By name, the type of every value that the operators of a file compute, as far as it follows from them."""
+    computed = {name for node in file.graph.node for name in node.output}
+    inferred = onnx.shape_inference.infer_shapes(file).graph.value_info
+    return {value.name: value.type.tensor_type.elem_type for value in inferred if value.name in computed}

@@ -47,10 +47,11 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     if content == fresh:
         return Parameters(content)
     model, expected = plain_file(parse(content)), plain_file(parse(fresh))
-    _drop_identities(model.graph)
-    graphs = [_graph(each.graph, _opset(each)) for each in (expected, model)]
-    found = matched(*map(_forms, graphs))
+    for each in (model, expected):
+        _drop_identities(each.graph)
+    one, two = (_forms(_graph(each.graph, _opset(each))) for each in (expected, model))
     expected_facts = _facts(expected, bits)
+    found = matched(one, two, expected_facts)
     differences = {} if expected_facts is None else different_facts(expected_facts, _facts(model, bits))
     if found is None:
         return Parameters(content, differences, REWRITTEN)
@@ -183,8 +184,36 @@ def _constant(attribute: onnx.AttributeProto) -> Array | None:
 
 def _forms(graph: Graph) -> tuple[Graph, ...]:
     """The graph in the forms of :func:`tqexport.backends.parameters.matched`."""
-    folded = _without_ones(fold(graph, _computed))
+    folded = _with_float_biases(_without_ones(fold(graph, _computed)))
     return graph, folded, _with_norms_folded(folded)
+
+
+def _with_float_biases(graph: Graph) -> Graph:
+    """The graph with biases of whole numbers as the floats that these stand for, which onnxruntime may take them from.
+
+    Their unit must be that of the layer, the product of the scales of its data and of its weights: onnxruntime takes
+    the whole numbers as they are, whatever unit the file gives them.
+    """
+    makers = {output: node for node in graph.nodes for output in node.outputs}
+    constants = dict(graph.constants)
+
+    def scale(value: str) -> Array | None:
+        """The scales of a value that is de-quantised with constant ones."""
+        maker = makers.get(value)
+        known = constants.get(maker.inputs[1]) if maker and maker.kind == "DequantizeLinear" else None
+        return None if known is None else known.value
+
+    for node in graph.nodes:
+        if node.kind not in ("Conv", "Gemm") or len(node.inputs) != 3:
+            continue
+        data, weights, units = map(scale, node.inputs)
+        if data is None or weights is None or units is None or data.size != 1:
+            continue
+        name, _, *zero_points = makers[node.inputs[2]].inputs
+        whole, in_units = constants.get(name), np.array_equal(units, data.reshape(()) * weights)
+        if whole is not None and whole.value.dtype == np.int32 and in_units and not zero_points:
+            constants[node.inputs[2]] = Constant(whole.value.astype(np.float32) * units)
+    return replace(graph, constants=constants, nodes=[node for node in graph.nodes if node.outputs[0] not in constants])
 
 
 def _with_norms_folded(graph: Graph) -> Graph:

@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.tflite.file import single_graph
-from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
-from tqexport.backends.tflite.integer_form import render_tflite
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.micro import MicroSession, check_micro
-from tqexport.backends.tflite.packing import unpacked_filters
+from tqexport.backends.tflite.packing import DECODE, unpacked_filters
 from tqexport.backends.tflite.session import LiteRTSession, in_groups
 from tqexport.errors import HostError, InputError
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.grids import OFFSET
 from tqexport.integer.model import IntegerModel
-from tqexport.integer.names import FLOAT_IO, PACKED
 from tqexport.integer.naming import INPUT
 from tqexport.integer.runtime import IntegerRun, IntegerRuntime, Levels
 from tqexport.reading import limits
@@ -42,14 +40,13 @@ def open_integer_runtimes(
         InputError: A runtime does not take it, or it is another network.
         HostError: It is packed, and TFLite Micro is not installed.
     """
-    flat, facts = single_graph(content, None)
-    assert facts is not None
-    packed = facts.kernel == PACKED
+    flat, _ = single_graph(content, None)
+    packed = any(flat.operator_name(operator) == DECODE for operator in flat.graph.operators)
     batch = next(iter(flat.shape(int(flat.graph.inputs[0]))), 1) if len(flat.graph.inputs) else 1
     if not 1 <= batch <= limits.BATCH:
         raise InputError(f"takes {batch} samples at once; tqexport writes files of 1 to {limits.BATCH}")
-    fresh = FlatModel(render_tflite(network, facts, batch))
-    file = _File(content, facts.kernel == FLOAT_IO, batch, tuple(_differing(flat, fresh)))
+    float_io = any(flat.tensor(int(index)).type == schema.TensorType.FLOAT32 for index in flat.graph.inputs)
+    file = _File(content, float_io, batch)
     unpacked_filters(flat)  # TFLite Micro itself does not look where a stream or table ends
     roundings: tuple[Rounding, ...] = () if packed else ("xnnpack", "litert")
     for rounding in roundings:
@@ -68,20 +65,18 @@ def open_integer_runtimes(
 
 @dataclass(frozen=True)
 class _File:
-    """A file, and what was found out of it for every runtime: see ``IntegerRuntime.differing``."""
+    """A file, whether it takes float32, and how many samples it takes at once."""
 
     content: bytes
     float_io: bool
     batch: int
-    differing: tuple[str, ...]
 
 
 class _TfliteRuntime(IntegerRuntime):
     """What the runtimes of TFLite share: int8 values, channels last, as many samples at a time as the file takes."""
 
     def __init__(self, file: _File, network: IntegerModel) -> None:
-        self._network, self._float_io, self.differing = network, file.float_io, file.differing
-        self._batch = file.batch
+        self._network, self._float_io, self._batch = network, file.float_io, file.batch
 
     def run(self, inputs: Inputs) -> IntegerRun:
         return IntegerRun({}, self.run_untouched(inputs))
@@ -118,11 +113,10 @@ class _LiteRT(_TfliteRuntime):
         if self._names:
             flat, _ = single_graph(file.content, None)
             indices = [flat.find(name) for name in self._names]
-            if missing := [name for name, index in zip(self._names, indices, strict=True) if index is None]:
-                raise InputError(f"the file has no value {missing[0]}; export it again with --kernel integer")
-            flat.graph.outputs = np.array([*flat.graph.outputs, *indices], np.int32)
-            flat.model.signatureDefs = None
-            self._traced = LiteRTSession(flat.pack(), xnnpack=False)
+            if None not in indices:  # of a file of another structure nothing but the outputs is looked at
+                flat.graph.outputs = np.array([*flat.graph.outputs, *indices], np.int32)
+                flat.model.signatureDefs = None
+                self._traced = LiteRTSession(flat.pack(), xnnpack=False)
 
     def run(self, inputs: Inputs) -> IntegerRun:
         outputs = self.run_untouched(inputs)
@@ -154,57 +148,3 @@ class _Micro(_TfliteRuntime):
     def run_untouched(self, inputs: Inputs) -> Levels:
         parts = [self._session.run_group(group) for group in self._groups(inputs)]
         return self._levels(parts, self._network.output, len(inputs))
-
-
-def _differing(flat: FlatModel, fresh: FlatModel) -> Iterator[str]:
-    """Names of the tensors that a file has otherwise than a fresh export, by value, grid or the operator behind them.
-
-    Tensors are told apart by their place, as operators do: several may have the same name.
-    """
-    tensors, operators = fresh.graph.tensors, fresh.graph.operators
-    for index in range(len(tensors)):
-        if index >= len(flat.graph.tensors) or not _same_tensor(flat, fresh, index):
-            yield fresh.name(index)
-    for number, operator in enumerate(operators):
-        own = flat.graph.operators[number] if number < len(flat.graph.operators) else None
-        if own is None or _meaning(flat, own) != _meaning(fresh, operator):
-            yield fresh.name(int(operator.outputs[0]))
-    for operator in flat.graph.operators[len(operators) :]:
-        yield flat.name(int(operator.outputs[0]))
-    for part, name in (("inputs", INPUT), ("outputs", "the outputs")):
-        if list(getattr(flat.graph, part)) != list(getattr(fresh.graph, part)):
-            yield name
-
-
-def _same_tensor(flat: FlatModel, fresh: FlatModel, index: int) -> bool:
-    """Whether two files have the same tensor in a place."""
-    own, other = flat.tensor(index), fresh.tensor(index)
-    return (
-        flat.name(index) == fresh.name(index)
-        and own.type == other.type
-        and flat.shape(index) == fresh.shape(index)
-        and _same_value(flat.constant(index), fresh.constant(index))
-        and _same_grid(own.quantization, other.quantization)
-    )
-
-
-def _same_value(value: npt.NDArray[Any] | None, expected: npt.NDArray[Any] | None) -> bool:
-    """Whether two tensors are the same constant, or both are computed."""
-    if value is None or expected is None:
-        return value is expected
-    return np.array_equal(value, expected)
-
-
-def _same_grid(own: Any, other: Any) -> bool:
-    """Whether two tensors have the same scales and zero points, along the same axis."""
-    if own is None or other is None:
-        return own is other
-    parts = ("scale", "zeroPoint", "quantizedDimension")
-    return all(np.array_equal(getattr(own, part), getattr(other, part)) for part in parts)
-
-
-def _meaning(flat: FlatModel, operator: Operator) -> tuple[object, ...]:
-    """What an operator does to what."""
-    options = operator.builtinOptions
-    settings = {name: str(value) for name, value in vars(options).items()} if options is not None else {}
-    return flat.operator_name(operator), list(operator.inputs), list(operator.outputs), type(options), settings

@@ -35,8 +35,8 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int, *, switched: boo
     width = bits if switched else None
     expected, expected_facts = single_graph(fresh, width)
     flat, facts = single_graph(content, width)
-    graphs = [_graph(each) for each in (expected, flat)]
-    found = matched(*((graph, _folded(graph)) for graph in graphs))
+    one, two = _graph(expected), _graph(flat)
+    found = matched((one, _folded(one)), (two, _folded(two)), expected_facts)
     differences = {} if expected_facts is None else different_facts(expected_facts, facts)
     if found is None:
         return Parameters(content, differences, REWRITTEN)
