@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -24,6 +21,8 @@ from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import TqExportError, UsageError
 from tqexport.extras import lacking
 from tqexport.files import write_bytes
+
+from .interrupts import WORD, end_on_interrupts
 
 __all__ = [
     "Output",
@@ -245,53 +244,18 @@ def run_and_exit(cli: click.Group) -> int:
     arguments themselves.
     """
     arguments = sys.argv[1:]
-    with _interrupts() as interrupts:
-        try:
-            result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
-            return result if isinstance(result, int) else 0
-        except BaseException as error:
-            # Compiled code may turn the interrupt into an error of its own on the way here.
-            if interrupts or isinstance(error, click.Abort | KeyboardInterrupt):
-                click.echo("interrupted", err=True)
-                return 128 + next(iter(interrupts), signal.SIGINT)
-            if not isinstance(error, Exception):
-                raise
-            text, exit_code = _explain(error, verbose="--verbose" in arguments)
+    end_on_interrupts()
+    try:
+        result = cli.main(arguments, prog_name="tqexport", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.Abort:
+        click.echo(WORD, err=True)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        text, exit_code = _explain(error, verbose="--verbose" in arguments)
     if "--json" in arguments:
         click.echo(json.dumps({"error": text, "exit_code": exit_code}, indent=2))
     return exit_code
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt, so that either way what is temporary is removed.
-
-    Python drops what is raised while an object is destroyed; an interrupt that comes in such a moment is sent again.
-
-    Yields:
-        The numbers of the signals that came.
-    """
-    numbers: list[int] = []
-    report_dropped = sys.unraisablehook
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        numbers.append(number)
-        raise KeyboardInterrupt
-
-    def send_again(dropped: sys.UnraisableHookArgs) -> None:
-        if numbers and isinstance(dropped.exc_value, KeyboardInterrupt):
-            threading.Timer(0.01, os.kill, (os.getpid(), numbers[-1])).start()
-        else:
-            report_dropped(dropped)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
-    sys.unraisablehook = send_again
-    try:
-        yield numbers
-    finally:
-        sys.unraisablehook = report_dropped
 
 
 def printable(text: str) -> str:

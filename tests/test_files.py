@@ -184,18 +184,3 @@ def test_a_folder_that_another_process_still_writes_to_is_removed(monkeypatch):
         (folder / "early").touch()
     assert calls == [folder] * 3
     assert not folder.exists()
-
-
-def test_an_interrupt_in_the_moment_of_removing_a_folder_does_not_leave_it(monkeypatch):
-    remove, calls = shutil.rmtree, []
-
-    def interrupted_once(path, **options):
-        calls.append(path)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        remove(path, **options)
-
-    monkeypatch.setattr(shutil, "rmtree", interrupted_once)
-    with pytest.raises(KeyboardInterrupt), temporary_folder() as folder:
-        (folder / "file").touch()
-    assert not folder.exists()

@@ -28,6 +28,7 @@ __all__ = [
     "atomic_path",
     "ensure_folder",
     "exclusive",
+    "remove_temporary",
     "sha256_of",
     "temporary_files_in",
     "temporary_folder",
@@ -39,6 +40,7 @@ _TRIES, _SECONDS_BETWEEN = 50, 0.1  # to remove a folder
 _SUFFIX = ".tqexport.tmp"
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
 _PREFIX = "tqexport.tmp."  # of temporary folders
+_own: set[Path] = set()  # what is temporary of this run: the names, before there is anything of them, until it is gone
 _TEMPORARY_FOLDER = re.compile(rf"{re.escape(_PREFIX)}[a-z0-9_]{{8}}")  # as tempfile names them
 
 
@@ -156,6 +158,15 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
             os.environ["TMPDIR"] = variable
 
 
+def remove_temporary() -> None:
+    """Remove what is temporary of this run, which is about to end without leaving the blocks that it is in."""
+    for path in [*_own]:
+        if path.is_dir():
+            _remove_folder(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, hex.
 
@@ -174,6 +185,7 @@ def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
     """A new file that is locked, and its descriptor; it is removed if it still has its name."""
     while True:
         path, descriptor = folder / f".{secrets.token_hex(4)}{_SUFFIX}", None
+        _own.add(path)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             _lock(descriptor)
@@ -181,14 +193,10 @@ def _temporary_file(folder: Path) -> Iterator[tuple[Path, int]]:
                 yield path, descriptor
                 return
         finally:
-            try:
-                path.unlink(missing_ok=True)
-            except BaseException:  # an interrupt, the first thing that one must not leave
-                path.unlink(missing_ok=True)
-                raise
-            finally:
-                if descriptor is not None:
-                    os.close(descriptor)
+            path.unlink(missing_ok=True)
+            _own.discard(path)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 @contextmanager
@@ -200,9 +208,10 @@ def _temporary_directory(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_folder(name: Callable[[], Path], mode: int) -> Iterator[Path]:
-    """A new folder that is locked; its name is known before it is made, so that an interrupt leaves none."""
+    """A new folder that is locked."""
     while True:
         path = name()
+        _own.add(path)
         try:
             path.mkdir(mode)
             with _locked(path):
@@ -211,19 +220,16 @@ def _new_folder(name: Callable[[], Path], mode: int) -> Iterator[Path]:
                     return
         finally:
             _remove_folder(path)
+            _own.discard(path)
 
 
 def _remove_folder(path: Path) -> None:
     """Remove a folder that a process which was just told to end may still write to."""
-    try:
-        for _ in range(_TRIES):
-            shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():
-                return
-            time.sleep(_SECONDS_BETWEEN)
-    except BaseException:  # an interrupt, the first thing that one must not leave
+    for _ in range(_TRIES):
         shutil.rmtree(path, ignore_errors=True)
-        raise
+        if not path.exists():
+            return
+        time.sleep(_SECONDS_BETWEEN)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -57,25 +58,70 @@ def test_an_interrupt_leaves_nothing_half_written(exported, seconds):
     assert [name for name in files(exported) if name.endswith(".tmp")] == []
 
 
-def test_an_interrupt_while_an_object_is_destroyed_is_not_lost():
-    code = """
-import signal, sys, time
-import click
-from tqexport.cli.common import run_and_exit
-
+INTERRUPTED = {
+    "while an object is destroyed": """
 class Destroyed:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
+Destroyed()
+""",
+    "in a function that compiled code calls": """
+ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGTERM))()
+""",
+    "while a file is written": """
+with atomic_path(Path("file")) as path:
+    path.write_text("half")
+    signal.raise_signal(signal.SIGTERM)
+""",
+    "while a folder is removed": """
+remove = shutil.rmtree
+def interrupted(path, **options):
+    shutil.rmtree = remove
+    signal.raise_signal(signal.SIGTERM)
+shutil.rmtree = interrupted
+with temporary_folder() as folder:
+    (folder / "file").touch()
+""",
+    "while another process writes into a folder": """
+with temporary_folder() as folder:
+    program = f"import pathlib, os\\nwhile True: pathlib.Path({str(folder)!r}, os.urandom(4).hex()).touch()"
+    subprocess.Popen([sys.executable, "-c", program])
+    while not any(folder.iterdir()):
+        time.sleep(0.01)
+    signal.raise_signal(signal.SIGTERM)
+""",
+    "while it prints": """
+class Interrupted:
+    def __str__(self):
+        signal.raise_signal(signal.SIGTERM)
+        return ""
+print(Interrupted())
+""",
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_an_interrupt_ends_a_command_at_once_and_leaves_nothing(tmp_path, case):
+    code = f"""
+import ctypes, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import click
+from tqexport.cli.common import run_and_exit
+from tqexport.files import atomic_path, temporary_folder
 
 @click.command()
 def command():
-    Destroyed()
+{textwrap.indent(INTERRUPTED[case], "    ")}
     time.sleep(60)
 
 sys.exit(run_and_exit(command))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=tmp_path, env=environment
+    )
     assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (143, "", "interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_help_does_not_wait_for_the_heavy_imports():
