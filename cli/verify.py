@@ -23,7 +23,7 @@ _WIDE = 125  # columns that the whole table takes
 
 
 @click.command("verify")
-@click.argument("sources", metavar="[SOURCE | ARTIFACT ARTIFACT]", type=click.Path(path_type=Path), nargs=-1)
+@click.argument("sources", metavar="[SOURCE] [ARTIFACT]...", type=click.Path(path_type=Path), nargs=-1)
 @widths_option("the widths exported")
 @click.option(
     "--data",
@@ -65,10 +65,12 @@ def command(
     """Prove that onnxruntime and LiteRT compute what PyTorch computes.
 
     SOURCE is an export folder (default ./tqexport-out) or a checkpoint. Widths that were not exported are exported to
-    a temporary place. Two ARTIFACTs are compared with each other, without a checkpoint; --bits says at which width
-    run-time files are to run. Exit code 1 if anything differs.
+    a temporary place. With ARTIFACTs behind it these are compared instead, wherever they lie; they may have been
+    rewritten since their export, by onnxsim for example. Two ARTIFACTs without a SOURCE are compared with each other;
+    --bits says at which width run-time files are to run. Exit code 1 if anything differs.
     """
-    if len(sources) > 1 or any(source.suffix[1:] in BACKENDS for source in sources):
+    files = [source for source in sources if source.suffix[1:] in BACKENDS]
+    if files and len(files) == len(sources):
         from .verify_pair import verify_pair
 
         if runtimes:
@@ -79,7 +81,7 @@ def command(
     with output.step("Starting"):
         from tqexport.artifacts.project import open_project
         from tqexport.files import write_bytes
-        from tqexport.verification.run import load_samples, random_samples, verify
+        from tqexport.verification.run import jobs_of, jobs_of_files, load_samples, random_samples, verify
 
         if report:
             from tqexport.html.page import check_report
@@ -90,18 +92,26 @@ def command(
             from tqexport.verification.statement import prepare_statement, render_statement
 
             prepare_statement(statement)
+        if [*sources[1:]] != files:
+            raise click.UsageError(
+                f"{sources[1]} is no ONNX, TFLite or C file; these stand behind one checkpoint or export folder."
+            )
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
-        # Before any slow work: are the files as they were exported?
-        exported = [artifact for artifact, _ in project.artifacts(asked)]
+        if files:
+            jobs = jobs_of_files(project, files, widths.listed if widths else (), runtimes)
+        else:
+            list(project.artifacts(asked))  # before any slow work: are the files as they were exported?
     chosen = load_samples(data, project.model) if data else random_samples(project.model, samples)
-    checked = list(verify(project, asked, chosen, runtimes))
+    jobs = jobs if files else jobs_of(project, asked, runtimes)
+    checked = list(verify(project, jobs, chosen, runtimes))
     passed = all(check.passed for check in checked)
 
-    title = f"{project.checkpoint} against its exports, {chosen.description}"
+    against = ", ".join(map(str, files)) or "its exports"
+    title = f"{project.checkpoint} against {against}, {chosen.description}"
     output.say(title)
     _say_table(output, checked)
-    left_out = dict.fromkeys(BACKENDS[artifact.kind].left_out(artifact.kernel) for artifact in exported if not runtimes)
+    left_out = dict.fromkeys(job.backend.left_out(job.kernel) for job in jobs if not runtimes)
     output.say(*_notes(checked), *filter(None, left_out), _conclusion(checked))
     if report:
         with output.step(f"Writing {report}"):

@@ -27,7 +27,7 @@ def verify_pair(
     """Compare two artifacts with each other; returns the exit code."""
     if len(sources) != 2:
         raise UsageError(
-            f"name two artifacts to compare them with each other, or one export folder, not {len(sources)}"
+            f"name two artifacts to compare them with each other, not {len(sources)}, or a checkpoint in front of them"
         )
     if report or options.given():
         raise UsageError(

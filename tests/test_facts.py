@@ -102,7 +102,7 @@ def test_a_record_without_a_width_is_not_of_tqexport(width):
     record = {**encode(FACTS), "width": width}
     if width == "missing":
         del record["width"]
-    with pytest.raises(InputError, match=r"was not written by tqexport: it does not say its width"):
+    with pytest.raises(InputError, match=r"was not written by tqexport, or lost its metadata since: it does not say"):
         decode(record)
 
 

@@ -38,7 +38,7 @@ DAMAGED = "was changed or damaged since its export; export it again"
 """What is said of a file that is not as it was exported."""
 TEXT_FACTS = frozenset({"architecture", "checkpoint_sha256", "quantizer", "layout"})
 """The facts that ONNX files hold as plain text and not as JSON."""
-_NOT_OURS = "was not written by tqexport: it does not say its width"
+_NOT_OURS = "was not written by tqexport, or lost its metadata since: it does not say its width"
 
 # Keys of files with several widths, besides those of a fixed file and those of the format's own tables.
 _WIDTHS = "widths"  # run-time files: the widths that they can run at, ascending

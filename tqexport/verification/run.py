@@ -7,15 +7,18 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqexport.artifacts.project import Project
-from tqexport.backends import BACKENDS
+from tqexport.backends import BACKENDS, backend_of
 from tqexport.backends.base import EXACT, Backend
 from tqexport.backends.parameters import Parameters
 from tqexport.backends.running import Runner
-from tqexport.errors import UsageError, about
+from tqexport.errors import InputError, UsageError, about
+from tqexport.facts import ArtifactFacts, Facts
 from tqexport.integer.names import is_integer
+from tqexport.reading.files import read_bytes
 from tqexport.verification.comparison import Comparison, Verdict
 from tqexport.verification.fresh import FreshExports, Opener
 from tqexport.verification.samples import Labels, Samples, load_samples, random_samples
@@ -30,6 +33,7 @@ __all__ = [
     "Samples",
     "check",
     "jobs_of",
+    "jobs_of_files",
     "load_samples",
     "random_samples",
     "verify",
@@ -90,26 +94,20 @@ class Checked:
 
 
 def verify(
-    project: Project, widths: Sequence[int], samples: Samples, runtimes: Collection[str] = ()
+    project: Project, jobs: Sequence[Job], samples: Samples, runtimes: Collection[str] = ()
 ) -> Iterator[Checked]:
-    """Compare the files of every width with PyTorch, in each format.
-
-    ONNX and TFLite files of widths that the project has not exported are made in memory; nothing is written. Other
-    formats are compared where there are files of them.
+    """Compare files with PyTorch.
 
     Args:
-        project: The checkpoint and its exports.
-        widths: The widths.
+        project: The checkpoint.
+        jobs: What to compare; see :func:`jobs_of` and :func:`jobs_of_files`.
         samples: What to compare on.
         runtimes: Compare in these alone (``Backend.runtimes``); empty means in all that are here.
 
     Raises:
-        UsageError: No file runs in any of ``runtimes``.
-        HostError: One of them is not installed.
-        InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
-        ConversionError: A width that was not exported cannot be.
+        HostError: A runtime is not installed.
+        InputError: A file is damaged, or the checkpoint lacks its width.
     """
-    jobs = jobs_of(project, widths, runtimes)
     fresh = FreshExports(project, _compared_with_fresh(jobs, project.model.info.widths))
     for number, job in enumerate(jobs, 1):
         with project.step(f"Comparing {job.file} at {job.bits} bits with PyTorch ({number} of {len(jobs)})"):
@@ -215,16 +213,92 @@ class Job:
 
 
 def jobs_of(project: Project, widths: Sequence[int], runtimes: Collection[str] = ()) -> list[Job]:
-    """The artifacts of some widths, each at each of them, in the order of results; see :func:`verify`."""
+    """The artifacts of some widths, each at each of them, in the order of results.
+
+    ONNX and TFLite files of widths that the project has not exported are made in memory; nothing is written. Other
+    formats are compared where there are files of them.
+
+    Args:
+        project: The checkpoint and its exports.
+        widths: The widths.
+        runtimes: Those to compare in alone; empty means in all that are here.
+
+    Raises:
+        UsageError: No file runs in any of ``runtimes``.
+        HostError: One of them is not installed.
+        InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
+        ConversionError: A width that was not exported cannot be.
+    """
+    backends = _backends_that_run_in(runtimes)
+    return _that_run_in(runtimes, _found(project, widths, backends))
+
+
+def jobs_of_files(
+    project: Project, paths: Sequence[Path], widths: Sequence[int] = (), runtimes: Collection[str] = ()
+) -> list[Job]:
+    """Files that a user names, exported from the checkpoint and perhaps rewritten since, in the order of results.
+
+    Args:
+        project: The checkpoint.
+        paths: The files.
+        widths: Those to compare at; empty means all that each file has.
+        runtimes: Those to compare in alone; empty means in all that are here.
+
+    Raises:
+        UsageError: A file lacks every one of the widths, or none runs in ``runtimes``.
+        InputError: A file is missing, damaged, without its metadata, or of no kernel that the checkpoint has files of.
+    """
+    _backends_that_run_in(runtimes)
+    return _that_run_in(runtimes, (job for path in paths for job in _of_file(project, path, widths)))
+
+
+def _backends_that_run_in(runtimes: Collection[str]) -> list[Backend]:
+    """The back ends whose files run in some of these, which are there; all back ends where none is named."""
     backends = [backend for backend in BACKENDS.values() if not runtimes or {*runtimes} & backend.every_runtime()]
     for backend in backends:
         for runtime in {*runtimes} & backend.every_runtime():
             backend.check_runtime(runtime)
-    jobs = sorted(_found(project, widths, backends), key=Job.place)
-    jobs = [job for job in jobs if not runtimes or {*runtimes} & job.runtimes()]
-    if not jobs:
+    return backends
+
+
+def _that_run_in(runtimes: Collection[str], jobs: Iterable[Job]) -> list[Job]:
+    """Those of some jobs whose files run in some runtimes, in the order of results."""
+    chosen = [job for job in sorted(jobs, key=Job.place) if not runtimes or {*runtimes} & job.runtimes()]
+    if not chosen:
         raise UsageError(f"none of the files to compare runs in {', '.join(runtimes)}")
-    return jobs
+    return chosen
+
+
+def _of_file(project: Project, path: Path, widths: Sequence[int]) -> Iterator[Job]:
+    """A file that a user names, at each of its widths, or those of them that are asked for."""
+    content = read_bytes(path)
+    with about(str(path)):
+        backend = backend_of(content)
+        batch = backend.batch(content)
+        kernels, run_time = _kernels(backend.facts(content))
+        for kernel in dict.fromkeys(kernels.values()):
+            if kernel not in backend.kernels or is_integer(kernel) != is_integer(project.default_kernel):
+                raise InputError(
+                    f"is of the kernel {kernel}, and no such {backend.title} file is made of {project.checkpoint}"
+                )
+    chosen = [bits for bits in kernels if not widths or bits in widths]
+    if not chosen:
+        raise UsageError(f"{path} has {_listed(kernels)} bits, not {_listed(widths)}; name others with --bits")
+    for bits in chosen:
+        project.model.check_width(bits)
+        yield Job(bits, backend, kernels[bits], path.name, content, run_time=run_time, batch=batch)
+
+
+def _kernels(facts: Facts) -> tuple[dict[int, str], bool]:
+    """By width that a file runs at, how it multiplies; and whether it is a run-time file."""
+    if isinstance(facts, ArtifactFacts):
+        return {facts.width: facts.kernel or EXACT}, False
+    widths = facts.widths if facts.own is None else (facts.own,)
+    return {bits: facts.by_width[bits].kernel or EXACT for bits in widths}, facts.own is None
+
+
+def _listed(widths: Iterable[int]) -> str:
+    return ", ".join(map(str, widths))
 
 
 def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dict[tuple[str, str, int], set[int]]:

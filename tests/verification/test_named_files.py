@@ -1,0 +1,122 @@
+"""verify of files that are named beside their checkpoint: wherever they lie, and rewritten since their export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxsim
+import pytest
+from commands import run
+from damage import changed_onnx, scaled_onnx
+from places import DIGITS, DIGITS_INT, artifact
+
+from tqexport import load_checkpoint, save_checkpoint
+from tqexport.backends.c import CBackend
+from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.verification.trial import project_of
+
+
+@pytest.fixture
+def folder(exported_once, runtime_onnx, runtime_tflite, tmp_path):
+    """A checkpoint without an export folder, and files that a tool rewrote."""
+    shutil.copy(DIGITS, tmp_path / "ckpt.pt")
+    (tmp_path / "simple.onnx").write_bytes(simplified(artifact(exported_once, "onnx", 4)))
+    (tmp_path / "fixed.tflite").write_bytes(artifact(exported_once, "tflite", 2))
+    (tmp_path / "every.onnx").write_bytes(simplified(runtime_onnx))
+    (tmp_path / "every.tflite").write_bytes(runtime_tflite)
+    return tmp_path
+
+
+def simplified(content: bytes) -> bytes:
+    """What onnxsim makes of a file: it folds the shift of every code away."""
+    return onnxsim.simplify(onnx.load_from_string(content))[0].SerializeToString()
+
+
+def test_files_of_every_format_and_width_pass(folder):
+    names = ["simple.onnx", "fixed.tflite", "every.onnx", "every.tflite"]
+    done = run("verify", "ckpt.pt", *names, "--bits", "2,4", "--samples", "4", "--json", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [(each["bits"], each["artifact"]) for each in results] == [
+        (2, "every.onnx"), (2, "fixed.tflite"), (2, "every.tflite"), (4, "simple.onnx"), (4, "every.onnx"),
+        (4, "every.tflite"),
+    ]  # fmt: skip
+    assert all(each["as_deployed"]["parameters"] == "equal" for each in results)
+    assert not any(each["temporary"] for each in results)
+
+
+def test_a_statement_has_the_hash_of_the_rewritten_file(folder):
+    done = run("verify", "ckpt.pt", "simple.onnx", "--samples", "2", "--attest", "s.json", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ckpt.pt against simple.onnx" in done.stdout
+    statement = json.loads((folder / "s.json").read_text())
+    sha256 = hashlib.sha256((folder / "simple.onnx").read_bytes()).hexdigest()
+    assert statement["subject"] == [{"name": "simple.onnx", "digest": {"sha256": sha256}}]
+    assert statement["predicate"]["result"] == "PASSED"
+
+
+def test_what_was_changed_besides_is_named(folder, exported_once):
+    content = simplified(scaled_onnx(artifact(exported_once, "onnx", 4), 1 + 1e-5))
+    (folder / "simple.onnx").write_bytes(content)
+    done = run("verify", "ckpt.pt", "simple.onnx", "--samples", "2", cwd=folder)
+    assert done.returncode == 1
+    assert "layers.1.bn1/weight: " in done.stdout  # into which onnxsim folds the layer before
+    assert "where the checkpoint gives" in " ".join(done.stdout.split())
+
+
+def test_files_of_another_checkpoint_fail(folder):
+    model = load_checkpoint(DIGITS)
+    dict(model.module.named_parameters())["fc.bias"].data[0] += 1
+    save_checkpoint(folder / "other.pt", model.module, model.info)
+    for name in ("simple.onnx", "fixed.tflite", "every.onnx"):
+        done = run("verify", "other.pt", name, "--bits", "2,4", "--samples", "2", cwd=folder)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "checkpoint sha256: the file says" in " ".join(done.stdout.split())
+
+
+def test_integer_files_pass_rewritten_and_fail_changed(folder):
+    model = load_checkpoint(DIGITS_INT)
+    shutil.copy(DIGITS_INT, folder / "int.pt")
+    (folder / "int.onnx").write_bytes(simplified(integer_onnx(model, 4)))
+    ((_, source),) = CBackend().export(project_of(model), (4,))
+    (folder / "int.c").write_bytes(source)
+    done = run("verify", "int.pt", "int.onnx", "int.c", "--samples", "2", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    changed = changed_onnx(integer_onnx(model, 4), "fc.bias_integers", lambda value: value + np.int32(1))
+    (folder / "int.onnx").write_bytes(simplified(changed))
+    done = run("verify", "int.pt", "int.onnx", "--samples", "2", cwd=folder)
+    assert done.returncode == 1
+    assert "fc.bias" in done.stdout
+
+
+def without_metadata(folder):
+    model = onnx.load(folder / "simple.onnx")
+    del model.metadata_props[:]
+    (folder / "bare.onnx").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("ckpt.pt simple.onnx --bits 5", 2, "simple.onnx has 4 bits, not 5; name others with --bits"),
+        ("ckpt.pt nothing.onnx", 3, "nothing.onnx cannot be read"),
+        ("ckpt.pt bare.onnx", 3, "bare.onnx was not written by tqexport, or lost its metadata since"),
+        ("ckpt.pt empty.tflite", 3, "empty.tflite is not a valid ONNX, TFLite or C file"),
+        ("int.pt simple.onnx", 3, "simple.onnx is of the kernel exact, and no such ONNX file is made of int.pt"),
+        ("ckpt.pt simple.onnx --runtime litert", 2, "none of the files to compare runs in litert"),
+        ("ckpt.pt int.pt simple.onnx", 2, "int.pt is no ONNX, TFLite or C file"),
+        ("simple.onnx ckpt.pt", 2, "ckpt.pt is no ONNX, TFLite or C file"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_sentence(folder, line, code, message):
+    without_metadata(folder)
+    shutil.copy(DIGITS_INT, folder / "int.pt")
+    (folder / "empty.tflite").touch()
+    done = run("verify", *line.split(), cwd=folder)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert done.stdout == ""
