@@ -21,12 +21,13 @@ def main() -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the first file")
-    parser.add_argument("--changed", type=int, default=400, help="changed files of each kind")
-    parser.add_argument("--rewritten", type=int, default=100, help="rewritten files of each kind")
+    parser.add_argument("--changed", type=int, default=160, help="changed files of each kind")
+    parser.add_argument("--rewritten", type=int, default=40, help="rewritten files of each kind")
+    parser.add_argument("--kinds", default="", help="only those with this in their name, such as integer")
     arguments = parser.parse_args()
     first = arguments.seed
     wrong = 0
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if arguments.kinds in str(kind)):
         wrong += _changed(kind, range(first, first + arguments.changed))
         wrong += _rewritten(kind, range(first, first + arguments.rewritten))
     return 1 if wrong else 0

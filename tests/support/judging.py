@@ -33,7 +33,6 @@ __all__ = ["KINDS", "Judge", "Kind", "Outcome", "outcomes", "rewrites_of"]
 
 WIDTHS = range(1, 9)
 _OF_SEVEN_BITS = range(1, 8)  # where 8 bits take another form or none
-_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,13 @@ class Outcome:
 class Judge:
     """Has the right files at hand."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the digits network and its integer twins; ``folder`` is written to by nothing that follows."""
+    def __init__(self, folder: Path, samples: int = 32) -> None:
+        """Open the digits network and its integer twins.
+
+        Args:
+            folder: Written to by nothing that follows.
+            samples: How many random ones verify compares.
+        """
         symmetric = folder / "symmetric.pt"
         model, inputs = load_checkpoint(DIGITS), load_samples(DIGITS_DATA, load_checkpoint(DIGITS)).inputs[0]
         calibrated = calibrate(model, inputs[:200], symmetric=True)
@@ -110,7 +114,7 @@ class Judge:
         digits = inputs[:200]
         noise = np.random.default_rng(1).standard_normal(digits.shape).astype(np.float32)
         self._tried = np.concatenate([digits, noise])
-        self._samples = random_samples(model, _SAMPLES)
+        self._samples = random_samples(model, samples)
         self._outputs: dict[tuple[Kind, int], Any] = {}
 
     def fresh(self, kind: Kind) -> FreshExports:
