@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from tqexport.backends.onnx.session import OnnxSession
-from tqexport.verification.rounding import _RULES, MARGIN, UNIT, RoundingErrors
+from tqexport.verification import rounding_rules
+from tqexport.verification.rounding import RoundingErrors
+from tqexport.verification.rounding_rules import MARGIN, UNIT
 
 aten = torch.ops.aten
 same_examples = settings(  # quiet: the name of the case says more than its numbers
@@ -921,4 +923,4 @@ def test_every_case_runs_its_operator(operator: Any, case: Case) -> None:
 
 def test_every_rule_has_a_case() -> None:
     covered = set(RULES).union(*[operators(case) for case in FALLBACK.values()])
-    assert set(_RULES) <= covered
+    assert set(rounding_rules.RULES) <= covered

@@ -30,7 +30,7 @@ from tqexport.truncation import codes_of_integers, max_code
 from tqexport.verification.classes import agreement, classes_of, wilson_interval
 from tqexport.verification.codes import aligned, first_index
 from tqexport.verification.comparison import DYNAMIC_TOLERANCE
-from tqexport.verification.rounding import MARGIN, UNIT
+from tqexport.verification.rounding_rules import MARGIN, UNIT
 from tqexport.verification.samples import Samples, noise, read_samples
 from tqexport.verification.trace import furthest_apart
 
