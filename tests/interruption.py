@@ -3,7 +3,8 @@
 Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is ended at a random moment:
 half of the trials by the clock, half right before one of its operations on files, which are the moments that matter.
 The network is a small one: files are written in the same steps, and a trial spends its time on these and not on tracing
-layers. After each trial:
+layers. Processes are forked from one that has imported what commands import, that of TFLite's converter too. After each
+trial:
 
 * the inputs are as they were;
 * every visible file is, byte for byte, what an undisturbed run writes, or what was there before;
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -27,8 +29,9 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -45,6 +48,7 @@ from web_copy import web_copy
 from tqexport import CheckpointInfo, Normalization, prepare, save_checkpoint
 from tqexport.artifacts.manifest import FILE_NAME, read_artifact, read_manifest
 from tqexport.artifacts.project import open_project
+from tqexport.backends.tflite import onnx2tf, onnx2tf_worker
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError
 from tqexport.networks.registry import ARCHITECTURES
@@ -67,11 +71,13 @@ class Command:
     Attributes:
         line: What is typed.
         before: What is typed before, undisturbed, once for all trials.
-        slow: Whether it starts another process that takes seconds.
+        starts: Whether it starts other processes.
+        slow: Whether it takes seconds.
     """
 
     line: str
     before: tuple[str, ...] = ()
+    starts: bool = False
     slow: bool = False
 
 
@@ -94,13 +100,16 @@ COMMANDS = {
     "join": Command(
         "join parts/ckpt-w2-exact-packed.onnx parts/ckpt-w2-rest.zip -o out", ("split given/ckpt.onnx -o parts",)
     ),
-    "tflite": Command("tflite given --bits 4 -o out", slow=True),
+    "tflite": Command("tflite given --bits 4 -o out", starts=True),
     "evaluate": Command(
         "evaluate given --bits 4 --runtime onnxruntime --data data.npz --workers 1 --resume counts.jsonl "
         "--report report.html",
+        starts=True,
         slow=True,
     ),
 }
+IMPORTED = ("distributed", "matplotlib.backends.backend_agg", "onnxruntime", "rich.live", "rich.table")
+CONVERTER = ("onnx2tf", "tensorflow", "tf_keras")
 EVERYTHING = (*COMMANDS, "two at once", "checkpoint replaced")
 
 
@@ -150,6 +159,10 @@ def make_workplace(root: Path, names: list[str]) -> Workplace:
         network.state_dict()["10.bias"].add_(1)
     save_checkpoint(start / "other.pt", network, info)
     require(run(start, "calibrate ckpt.pt --data data.npz -o int.pt") == 0, f"calibrate fails: {said(start)}")
+    os.environ |= onnx2tf_worker.ENVIRONMENT
+    for library in IMPORTED + (CONVERTER if "tflite" in names else ()):
+        importlib.import_module(library)
+    onnx2tf.run_worker = forked_worker
     seconds = 0.0
     if not all("convert" in COMMANDS[name].line for name in names):
         # In this process, so that all that it imports is there in those that are forked from it.
@@ -181,6 +194,38 @@ def make_workplace(root: Path, names: list[str]) -> Workplace:
             shutil.copy(folder / grown, root / "whole" / grown)
         require(not temporary(folder), f"{name} leaves {temporary(folder)}")
     return place
+
+
+def forked_worker(folder: Path, pairs: Sequence[str]) -> tuple[int, str]:
+    """What :func:`tqexport.backends.tflite.onnx2tf.run_worker` does, in a process that is forked: it has no imports."""
+    lifeline, held = os.pipe()  # never written to; it ends with this process
+    printed, printing = os.pipe()
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            for descriptor, target in ((lifeline, 0), (printing, 1), (printing, 2)):
+                os.dup2(descriptor, target)
+            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            os.chdir(folder)
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+            onnx2tf_worker.main([*pairs])
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(code)
+    os.close(lifeline)
+    os.close(printing)
+    with os.fdopen(printed, errors="replace") as stream:
+        words = stream.read()
+    code = end_of(process)
+    os.close(held)
+    return code, words
 
 
 def as_of_earlier(folder: Path) -> None:
@@ -237,12 +282,12 @@ def end_of(process: int) -> int:
 
 def count_operations(target: Path) -> None:
     """Count this process's operations on files in the folder of the trial, and write the number when asked to end."""
-    number = 0
+    number, process = 0, os.getpid()
     folder = str(Path.cwd())
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal number
-        if is_operation(event, arguments, folder):
+        if os.getpid() == process and is_operation(event, arguments, folder):
             number += 1
             descriptor = os.dup(counter)
             os.pwrite(descriptor, f"{number:9}".encode(), 0)
@@ -254,15 +299,15 @@ def count_operations(target: Path) -> None:
 
 def end_before_operation(number: int, by: signal.Signals) -> None:
     """Send this process a signal right before its operation on files of that number."""
-    left = number
+    left, process = number, os.getpid()
     folder = str(Path.cwd())
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        if is_operation(event, arguments, folder):
+        if os.getpid() == process and is_operation(event, arguments, folder):
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), by)
+                os.kill(process, by)
 
     sys.addaudithook(hook)
 
@@ -371,7 +416,7 @@ def trial(place: Workplace, name: str, random: Random, kind: str) -> str:
         require(code < 0 or not temporary(folder), f"{temporary(folder)} is left after exit code {code}")
         if code > 0:
             require(len(words.strip().splitlines()[-1:]) == 1, "it does not say why")
-    if command.slow:
+    if command.starts:
         wait_for_children(folder)
     again = run(folder, command.line)
     require(again == 0, f"run again, it ends with {again}: {said(folder)[-300:]}")
