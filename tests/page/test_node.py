@@ -104,7 +104,7 @@ def verdict_of(model, bits, content, inputs, *, switched=False, rounding="web"):
     widths = [width for width in model.info.widths if width < 8]
     fresh = runtime_integer_onnx(model, widths) if switched else integer_onnx(model, bits)
     parameters = BACKENDS["onnx"].compare_parameters(content, fresh, bits, switched=switched)
-    comparison = IntegerComparison(model, network, runtime, parameters)
+    comparison = IntegerComparison(model, network, runtime, runtime, parameters)
     comparison.add(inputs)
     return comparison.verdict()
 

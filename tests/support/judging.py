@@ -148,18 +148,16 @@ class Judge:
             content = rewrites_of(kind)[way](content, random)
         return self._outcome(kind, seed, bits, ", ".join(chosen), content)
 
-    def checked(self, kind: Kind, bits: int, content: bytes, *, compared: bool = True) -> list[Checked]:
+    def checked(self, kind: Kind, bits: int, content: bytes, make: type[Job] = Job) -> list[Checked]:
         """What verify says of a file, in each runtime.
 
         Args:
             kind: What it is.
             bits: At which width.
             content: The file.
-            compared: Whether its parameters are.
+            make: What asks for the comparison of its parameters.
         """
-        job = (Job if compared else _Unproved)(
-            bits, BACKENDS[kind.backend], kind.kernel, "file", content, run_time=kind.switched
-        )
+        job = make(bits, BACKENDS[kind.backend], kind.kernel, "file", content, run_time=kind.switched)
         return list(check(self._projects[self._checkpoint(kind)], job, self._samples, (), self.fresh(kind)))
 
     def _checkpoint(self, kind: Kind) -> Path:
@@ -177,7 +175,7 @@ class Judge:
             full = self.checked(kind, bits, content)
             # Whatever the parameters say, they are no longer asked.
             passed = all(each.passed for each in full)
-            plain = passed or all(each.passed for each in self.checked(kind, bits, content, compared=False))
+            plain = passed or all(each.passed for each in self.checked(kind, bits, content, _Unproved))
         except TqExportError as error:  # refused, which is no pass
             return Outcome(seed, what, True, False, False, (str(error),))
         problems = tuple(problem for each in full for problem in each.problems)

@@ -191,7 +191,7 @@ def test_pytorch_is_the_judge_of_the_integer_model_too(calibrated, held_out):
         integer_onnx(calibrated, 4), "layers.1.conv1.bias_integers", lambda value: value + np.int32(60)
     )
     (runtime,) = backend_of(content).open_integers(content, lambda _: wrong, wrong.bits, switched=False)
-    comparison = IntegerComparison(calibrated, wrong, runtime, Parameters(content))
+    comparison = IntegerComparison(calibrated, wrong, runtime, runtime, Parameters(content))
     comparison.add(held_out[:SAMPLES])
     verdict = comparison.verdict()
     assert not verdict.passed

@@ -11,9 +11,11 @@ from judging import KINDS, Judge, Kind, rewrites_of
 from places import artifact
 
 from tqexport.backends import BACKENDS
+from tqexport.backends.parameters import Parameters
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import HostError
 from tqexport.integer.names import INTEGER, is_integer
+from tqexport.verification.run import Job
 
 CHANGED = 6  # files of each kind; tests/torture.py tries as many as one likes
 
@@ -122,3 +124,21 @@ def compare(judge: Judge, backend: str, bits: int, content: bytes):
 def test_the_exported_file_is_what_a_fresh_export_gives(judge, exported_once):
     for backend in ("onnx", "tflite"):
         assert artifact(exported_once, backend, 4) == judge.right(Kind(backend), 4)
+
+
+@pytest.mark.parametrize("kernel", ["exact", "integer"])
+@pytest.mark.parametrize("backend", ["onnx", "tflite"])
+def test_the_outputs_are_those_of_the_file_that_is_given(judge, backend, kernel):
+    """Whatever the file computes in which values are looked at, because they have names there that are known."""
+    kind = Kind(backend, kernel)
+    right = judge.right(kind, 4)
+    wrong = judge.right(kind, 2)
+
+    class Trusting(Job):
+        def parameters(self, fresh):  # noqa: ARG002
+            return Parameters(right)
+
+    assert all(each.passed for each in judge.checked(kind, 4, right, make=Trusting))
+    for each in judge.checked(kind, 4, wrong, make=Trusting):
+        assert not each.passed
+        assert "the outputs" in each.problems[0] or "differ between" in each.problems[0]

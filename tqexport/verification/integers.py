@@ -51,6 +51,7 @@ class IntegerComparison:
         model: TruncModel,
         network: IntegerModel,
         runtime: IntegerRuntime,
+        given: IntegerRuntime,
         parameters: Parameters,
     ) -> None:
         """Start without a sample.
@@ -58,10 +59,11 @@ class IntegerComparison:
         Args:
             model: The calibrated network.
             network: Its integer model at the width of the file.
-            runtime: The file, open.
+            runtime: The file, open, with values named as tqexport names them.
+            given: The file as it is given, which may be the same, in the same runtime. Its outputs are compared.
             parameters: How those of the file compare with the checkpoint's.
         """
-        self._model, self._network, self._runtime = model, network, runtime
+        self._model, self._network, self._runtime, self._given = model, network, runtime, given
         self._parameters, self._problems = parameters, dict(parameters.differences)
         self._levels = self._flips = self._wrong = self._samples = self._agreeing = 0
         self._flip_bound = 0.0
@@ -74,6 +76,8 @@ class IntegerComparison:
         """Run and compare further samples, float32 (N, *input_shape), and their classes (N,) if known."""
         network, rounding = self._network, self._runtime.rounding
         run = self._runtime.run(inputs)
+        if self._given is not self._runtime:
+            run = IntegerRun(run.values, self._given.run_untouched(inputs))
         if not self._fits(run, len(inputs)):
             return
         if run.values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from tqexport.artifacts.project import Project
 from tqexport.backends import BACKENDS, backend_of
 from tqexport.backends.base import EXACT, Backend
 from tqexport.backends.parameters import Parameters
-from tqexport.backends.running import Runner
+from tqexport.backends.running import Runner, RuntimeRun
 from tqexport.errors import InputError, UsageError, about
 from tqexport.facts import ArtifactFacts, Facts
 from tqexport.integer.names import is_integer
@@ -346,12 +346,17 @@ def _check_integers(
 
     network_at = functools.lru_cache(functools.partial(integer_model, project.model))
     network = network_at(job.bits)
-    opened = opener.open_integers(parameters.content, network_at, job.bits, switched=job.run_time, runtimes=runtimes)
-    for runtime in opened:
-        comparison = IntegerComparison(project.model, network, runtime, parameters)
+    open_integers = functools.partial(
+        opener.open_integers, network_at=network_at, bits=job.bits, switched=job.run_time, runtimes=runtimes
+    )
+    opened = list(open_integers(parameters.content))
+    # Values are looked at in a file with names that are known; the outputs are those of the very file that is given.
+    given = list(open_integers(job.content)) if parameters.content != job.content else opened
+    for runtime, as_given in zip(opened, given, strict=True):
+        comparison = IntegerComparison(project.model, network, runtime, as_given, parameters)
         for inputs, labels in _batches(samples):
             comparison.add(inputs[0], labels)
-        latency = runtime.latency(samples.inputs[0][:1])
+        latency = as_given.latency(samples.inputs[0][:1])
         verdict = comparison.verdict()
         name = " ".join((verdict.runtime, *job.ways()))
         yield Checked(job.file, job.bits, name, len(job.content), job.sha256, job.temporary, latency, verdict, verdict)
@@ -369,8 +374,10 @@ def _check_floats(
         comparison.add_codes(job.backend.codes(job.content, job.bits))
         deployed = unoptimized = comparison.verdict()
     else:
-        deployed = _compare(job.comparison(project, parameters), runner, samples, others)
-        latency = runner.latency(tuple(values[:1] for values in samples.inputs))
+        # Values are looked at in a file with names that are known; its outputs must be those of the file that is given.
+        given = open_runner(job.content, width, deployed=True) if parameters.content != job.content else None
+        deployed = _compare(job.comparison(project, parameters), runner, samples, others, given)
+        latency = (given or runner).latency(tuple(values[:1] for values in samples.inputs))
         layer_by_layer = open_runner(parameters.content, width, deployed=False)
         unoptimized = (
             deployed
@@ -383,12 +390,29 @@ def _check_floats(
     )
 
 
-def _compare(comparison: Comparison, runner: Runner, samples: Samples, others: Samples | None) -> Verdict:
-    """Run the samples in batches and compare each batch, and those of other sizes."""
+def _compare(
+    comparison: Comparison, runner: Runner, samples: Samples, others: Samples | None, given: Runner | None = None
+) -> Verdict:
+    """Run the samples in batches and compare each batch, and those of other sizes.
+
+    Args:
+        comparison: What compares them.
+        runner: The file.
+        samples: What to run.
+        others: Samples of other sizes, if the file takes any.
+        given: The file whose outputs count, where it is another than that of ``runner``.
+    """
+
+    def run(inputs: Batch) -> RuntimeRun:
+        found = runner.run(inputs)
+        if given is None:
+            return found
+        return replace(found, outputs=dict(zip(found.outputs, given.run_untouched(inputs), strict=True)))
+
     for inputs, labels in _batches(samples):
-        comparison.add(runner.run(inputs), inputs, labels)
+        comparison.add(run(inputs), inputs, labels)
     if others is not None:
-        comparison.add(runner.run(others.inputs), others.inputs, counted=False)
+        comparison.add(run(others.inputs), others.inputs, counted=False)
     return comparison.verdict()
 
 
