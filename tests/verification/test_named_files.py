@@ -12,6 +12,7 @@ import onnxsim
 import pytest
 from commands import run
 from damage import changed_onnx, scaled_onnx
+from onnx import TensorProto, helper, numpy_helper
 from places import DIGITS, DIGITS_INT, artifact
 
 from tqexport import load_checkpoint, save_checkpoint
@@ -91,6 +92,50 @@ def test_integer_files_pass_rewritten_and_fail_changed(folder):
     done = run("verify", "int.pt", "int.onnx", "--samples", "2", cwd=folder)
     assert done.returncode == 1
     assert "fc.bias" in done.stdout
+
+
+def test_functions_of_a_file_are_refused_and_other_domains_are_other_operators(folder):
+    """Both may compute anything under the name of an operator."""
+    model = onnx.load(folder / "simple.onnx")
+    opset = next(entry for entry in model.opset_import if not entry.domain)
+    last = model.graph.node[-1]
+    end, last.output[0] = last.output[0], "before"
+    model.graph.node.append(helper.make_node("Identity", ["before"], [end], domain="theirs"))
+    model.opset_import.append(helper.make_opsetid("theirs", 1))
+    (folder / "domain.onnx").write_bytes(model.SerializeToString())
+    done = run("verify", "ckpt.pt", "domain.onnx", "--samples", "2", cwd=folder)
+    assert done.returncode == 3, done.stdout + done.stderr
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    model.functions.append(helper.make_function("theirs", "Identity", ["x"], ["y"], nodes, [opset]))
+    (folder / "function.onnx").write_bytes(model.SerializeToString())
+    done = run("verify", "ckpt.pt", "function.onnx", "--samples", "2", cwd=folder)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "defines functions of its own, such as Identity; inline them" in done.stderr
+
+
+def test_what_runtimes_round_otherwise_is_not_folded(folder):
+    """onnxruntime takes float64 to float16 by way of float32; 8,192 and a bit has another float16 so."""
+    model = load_checkpoint(DIGITS_INT)
+    shutil.copy(DIGITS_INT, folder / "int.pt")
+    file = onnx.load_from_string(integer_onnx(model, 4))
+    graph = file.graph
+    (bias,) = (tensor for tensor in graph.initializer if tensor.name == "fc.bias_integers")
+    value = numpy_helper.to_array(bias)
+    added = np.zeros(len(value))
+    added[3] = 8196 + 2.0**-20
+    graph.initializer.remove(bias)
+    graph.initializer.append(numpy_helper.from_array(value - added.astype(np.float16).astype(np.int32), "rest"))
+    graph.initializer.append(numpy_helper.from_array(added, "added"))
+    for node in (
+        helper.make_node("Add", ["rest", "whole"], [bias.name]),
+        helper.make_node("Cast", ["half"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["added"], ["half"], to=TensorProto.FLOAT16),
+    ):
+        graph.node.insert(0, node)
+    (folder / "half.onnx").write_bytes(file.SerializeToString())
+    done = run("verify", "int.pt", "half.onnx", "--samples", "2", cwd=folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the structure: " in " ".join(done.stdout.split())
 
 
 def without_metadata(folder):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,8 +107,9 @@ class FreshExports:
             together = sorted({bits, *widths, *self._wanted.get(key, ())})
             missing = [width for width in together if (*key, width) not in self._fixed]
             BACKENDS[backend].check_environment(kernel)
-            for width, content in BACKENDS[backend].export(self, missing, kernel):
-                self._fixed[*key, width] = content
+            with _silently():
+                for width, content in BACKENDS[backend].export(self, missing, kernel):
+                    self._fixed[*key, width] = content
         return self._fixed[*key, bits]
 
     def run_time(self, backend: str, kernel: str) -> bytes:
@@ -115,7 +117,8 @@ class FreshExports:
         key = self._key(backend, kernel)
         if key not in self._run_time:
             BACKENDS[backend].check_environment(kernel)
-            self._run_time[key] = BACKENDS[backend].export_runtime(self, kernel)
+            with _silently():
+                self._run_time[key] = BACKENDS[backend].export_runtime(self, kernel)
         return self._run_time[key]
 
     def _key(self, backend: str, kernel: str) -> tuple[str, str, int]:
@@ -196,6 +199,18 @@ class FreshExports:
             generator.standard_normal(values.shape, np.float32) if values.dtype == np.float32 else values
             for values in drawn
         )
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Without what an export warns of, which was said when the file was exported; with ``--verbose`` all is said."""
+    logger = logging.getLogger("tqexport")
+    level = logger.level
+    logger.setLevel(level if logger.isEnabledFor(logging.DEBUG) else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _apart(

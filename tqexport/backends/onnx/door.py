@@ -57,6 +57,8 @@ def parse_onnx(content: bytes) -> onnx.ModelProto:
         raise InputError(f"{_NOT_VALID}: a name in it is damaged; {_AGAIN}") from error
     if not model.graph.node:
         raise InputError(f"{_NOT_VALID}: it has no operator; {_AGAIN}")
+    if model.functions:  # which may compute anything under the name of an operator
+        raise InputError(f"defines functions of its own, such as {model.functions[0].name}; inline them, or {_AGAIN}")
     if len(model.graph.node) > limits.NODES:
         raise InputError(f"has more than {limits.NODES:,} operators; it may be made to harm")
     for value in (*model.graph.input, *model.graph.output):

@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 _PLAIN = {
     "BitShift",
     "Cast",
+    "Clip",
     "Concat",
     "Reshape",
     "Slice",
@@ -36,6 +37,7 @@ _PLAIN = {
     "Unsqueeze",
 }  # round nothing, or one number
 _FOLDED_KINDS = _PLAIN | {"Add", "Div", "Mul", "Sub"}
+_FOLDED_TYPES = {*map(np.dtype, ("bool", "int8", "uint8", "int32", "int64", "float32", "float64"))}
 _WITHOUT_MEANING = {"kernel_shape", "momentum", "training_mode"}  # follow from a constant, or are for training
 _BY_DEFAULT = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}  # in every dimension
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # with the axis that counts output channels
@@ -86,7 +88,7 @@ def _graph(proto: onnx.GraphProto, opset: int) -> Graph:
     constants = {tensor.name: Constant(numpy_helper.to_array(tensor)) for tensor in proto.initializer}
     kept = []
     for node in proto.node:
-        constant = node.op_type == "Constant" and len(node.output) == 1 and node.attribute[:1]
+        constant = _is(node, "Constant") and len(node.output) == 1 and node.attribute[:1]
         value = _constant(node.attribute[0]) if constant else None
         if value is None:
             kept.append(node)
@@ -114,7 +116,7 @@ def _drop_identities(proto: onnx.GraphProto) -> None:
 
     kept = []
     for node in proto.node:
-        if node.op_type != "Identity" or len(node.input) != 1 or len(node.output) != 1:
+        if not _is(node, "Identity") or len(node.input) != 1 or len(node.output) != 1:
             kept.append(node)
             continue
         old, new = node.output[0], original(node.input[0])
@@ -128,6 +130,11 @@ def _drop_identities(proto: onnx.GraphProto) -> None:
     for node in proto.node:
         node.input[:] = [original(name) if name in same else name for name in node.input]
         node.output[:] = [original(name) if name in same else name for name in node.output]
+
+
+def _is(node: onnx.NodeProto, kind: str) -> bool:
+    """Whether a node is an operator of ONNX itself."""
+    return node.op_type == kind and node.domain in ("", "ai.onnx")
 
 
 def _kind(node: onnx.NodeProto) -> str:
@@ -302,11 +309,16 @@ def _with_bias(node: Node, constants: dict[str, Constant]) -> Node:
 
 
 def _computed(node: Node, values: Sequence[Constant]) -> Constant | None:
-    """The result of an operator on constants, as ONNX's reference computes it."""
+    """The result of an operator on constants, as ONNX's reference computes it.
+
+    Of types that every runtime rounds alike alone: onnxruntime takes float64 to float16 by way of float32.
+    """
     if node.kind not in _FOLDED_KINDS or not fits_in_memory([constant.value for constant in values]):
         return None
     try:
         result = _evaluate(node, [constant.value for constant in values])
+        if not {result.dtype, *(constant.value.dtype for constant in values)} <= _FOLDED_TYPES:
+            return None
         terms = [constant.terms() for constant in values]
         if node.kind in ("Add", "Sub"):
             return Constant(result, terms[0] + terms[1])
