@@ -6,6 +6,7 @@ aborts, and Python drops it where an object is destroyed.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -27,23 +28,26 @@ _SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # ends the line of a spinner, which hides th
 def end_on_interrupts() -> None:
     """From now on, let these signals end this process; in a thread that is not the main one, change nothing."""
     if threading.current_thread() is threading.main_thread():
+        try:
+            errors = os.dup(2)  # which a runtime that says too much is kept from for a moment
+        except OSError:  # it is closed
+            errors = -1
         for number in _SIGNALS:
-            signal.signal(number, _end)
+            signal.signal(number, functools.partial(_end, errors))
 
 
-def _end(number: int, _frame: FrameType | None) -> None:
-    """End this process with the exit code of a signal."""
+def _end(errors: int, number: int, _frame: FrameType | None) -> None:
+    """End this process with the exit code of a signal, having said so where errors go."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
-    for process in _started_by(os.getpid()):  # or they would go on writing into what is removed
+    for process in [*_started_by(os.getpid())]:  # or they would go on writing into what is removed
         with suppress(OSError):
             os.kill(process, signal.SIGKILL)
-    with suppress(Exception):  # nothing can be said of what cannot be removed, and the next run removes it
-        remove_temporary()
+    remove_temporary()
     with suppress(Exception):  # it may be this very stream that was being written
         sys.stdout.flush()
-    with suppress(OSError):  # standard error may be closed
-        os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}{WORD}\n".encode())
+    with suppress(OSError):
+        os.write(errors, f"{_SHOW_CURSOR if os.isatty(errors) else ''}{WORD}\n".encode())
     os._exit(128 + number)
 
 

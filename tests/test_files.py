@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from places import DIGITS, DIGITS_INT, ROOT
@@ -19,7 +20,15 @@ from tqexport.checkpoints import checkpoint
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import HostError, InputError, UsageError
 from tqexport.evaluation.subjects import subjects_of
-from tqexport.files import atomic_path, ensure_folder, temporary_files_in, temporary_folder, write_bytes
+from tqexport.files import (
+    atomic_path,
+    ensure_folder,
+    remove_temporary,
+    temporary_files_in,
+    temporary_folder,
+    write_bytes,
+    write_folder,
+)
 
 LEAVE = (
     "import os, pathlib, sys, tqexport.files as files\n"
@@ -184,3 +193,24 @@ def test_a_folder_that_another_process_still_writes_to_is_removed(monkeypatch):
         (folder / "early").touch()
     assert calls == [folder] * 3
     assert not folder.exists()
+
+
+def test_a_page_that_is_about_to_be_replaced_is_put_back_by_an_interrupt(tmp_path, monkeypatch):
+    page = tmp_path / "page"
+    write_folder(page, {"first": b"1"})
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if target == page:  # the other one lies aside, and nothing is in its place
+            monkeypatch.setattr(Path, "rename", rename)
+            remove_temporary()
+            raise OSError("the process has ended")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(HostError):
+        write_folder(page, {"second": b"2"})
+    assert {path.name: path.read_bytes() for path in page.iterdir()} == {"first": b"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+    write_folder(page, {"second": b"2"})
+    assert {path.name: path.read_bytes() for path in page.iterdir()} == {"second": b"2"}

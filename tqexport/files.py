@@ -41,6 +41,7 @@ _SUFFIX = ".tqexport.tmp"
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
 _PREFIX = "tqexport.tmp."  # of temporary folders
 _own: set[Path] = set()  # what is temporary of this run: the names, before there is anything of them, until it is gone
+_aside: dict[Path, Path] = {}  # folders whose place another is about to take, with that place
 _TEMPORARY_FOLDER = re.compile(rf"{re.escape(_PREFIX)}[a-z0-9_]{{8}}")  # as tempfile names them
 
 
@@ -83,9 +84,13 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
             for name, content in files.items():
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 (made / name).write_bytes(content)
-            if target.exists():
-                target.rename(earlier)
-            made.rename(target)
+            try:
+                if target.exists():
+                    _aside[earlier] = target
+                    target.rename(earlier)
+                made.rename(target)
+            finally:
+                _put_back()
     except OSError as error:
         raise HostError(f"cannot write the folder {target}: {error.strerror or error}") from error
 
@@ -160,11 +165,22 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
 def remove_temporary() -> None:
     """Remove what is temporary of this run, which is about to end without leaving the blocks that it is in."""
+    _put_back()
     for path in [*_own]:
-        if path.is_dir():
-            _remove_folder(path)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # the next run removes what cannot be removed now
+            if path.is_dir():
+                _remove_folder(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _put_back() -> None:
+    """Give folders that were put aside their names back, where nothing new has these."""
+    for aside, target in [*_aside.items()]:
+        if not target.exists():
+            with suppress(OSError):
+                aside.rename(target)
+        _aside.pop(aside, None)
 
 
 def sha256_of(path: Path) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from commands import COMMAND, run_process
@@ -90,6 +91,19 @@ with temporary_folder() as folder:
         time.sleep(0.01)
     signal.raise_signal(signal.SIGTERM)
 """,
+    "while another process starts others": """
+last = "import time; open('begun', 'w').close(); time.sleep(60)"
+program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {last!r}])"
+subprocess.Popen([sys.executable, "-c", program])
+while not Path("begun").exists():
+    time.sleep(0.01)
+Path("begun").unlink()
+signal.raise_signal(signal.SIGTERM)
+""",
+    "while a runtime is kept from saying too much": """
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+signal.raise_signal(signal.SIGTERM)
+""",
     "while it prints": """
 class Interrupted:
     def __str__(self):
@@ -103,7 +117,7 @@ print(Interrupted())
 @pytest.mark.parametrize("case", INTERRUPTED)
 def test_an_interrupt_ends_a_command_at_once_and_leaves_nothing(tmp_path, case):
     code = f"""
-import ctypes, shutil, signal, subprocess, sys, time
+import ctypes, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import click
 from tqexport.cli.common import run_and_exit
@@ -122,6 +136,8 @@ sys.exit(run_and_exit(command))
     )
     assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (143, "", "interrupted")
     assert [path.name for path in tmp_path.iterdir()] == []
+    working = (entry.readlink() for entry in Path("/proc").glob("[0-9]*/cwd") if os.access(entry, os.R_OK))
+    assert tmp_path not in working
 
 
 def test_help_does_not_wait_for_the_heavy_imports():

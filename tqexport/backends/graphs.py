@@ -263,6 +263,7 @@ def _unequal(expected: Constant, stored: Constant, tolerance: float) -> Iterator
     one, two = expected.value, stored.value
     wrong = one != two
     if np.issubdtype(one.dtype, np.floating) and wrong.any():
+        wrong &= ~(np.isnan(one) & np.isnan(two))
         with np.errstate(all="ignore"):
             apart = np.abs(one.astype(np.float64) - two.astype(np.float64))
             allowed = tolerance * np.maximum(expected.terms(), stored.terms())

@@ -38,8 +38,15 @@ _PLAIN = {
 }  # round nothing, or one number
 _FOLDED_KINDS = _PLAIN | {"Add", "Div", "Mul", "Sub"}
 _FOLDED_TYPES = {*map(np.dtype, ("bool", "int8", "uint8", "int32", "int64", "float32", "float64"))}
-_WITHOUT_MEANING = {"kernel_shape", "momentum", "training_mode"}  # follow from a constant, or are for training
+_WITHOUT_MEANING = {  # follow from the weight, or are for training
+    ("Conv", "kernel_shape"),
+    ("ConvTranspose", "kernel_shape"),
+    ("BatchNormalization", "momentum"),
+}
+_OLDEST_OPSET = 13  # before it, Softmax and others are other operators of the same name
 _BY_DEFAULT = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}  # in every dimension
+_OF_ONNX = ("", "ai.onnx")  # the domain of ONNX's own operators has two names
+_LARGEST_BIAS = 1 << 21  # that float32 surely gives back
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # with the axis that counts output channels
 _NORM_CONSTANTS = 4  # of a BatchNormalization: weight, bias, mean, variance
 
@@ -51,6 +58,8 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     model, expected = plain_file(parse(content)), plain_file(parse(fresh))
     for each in (model, expected):
         _drop_identities(each.graph)
+    if _opset(model) < _OLDEST_OPSET:
+        return Parameters(content, {}, REWRITTEN)
     one, two = (_forms(_graph(each.graph, _opset(each))) for each in (expected, model))
     expected_facts = _facts(expected, bits)
     found = matched(one, two, expected_facts)
@@ -80,7 +89,7 @@ def _facts(model: onnx.ModelProto, bits: int) -> ArtifactFacts | None:
 
 def _opset(model: onnx.ModelProto) -> int:
     """The version of the operators of ONNX itself."""
-    return next((entry.version for entry in model.opset_import if not entry.domain), 1)
+    return next((entry.version for entry in model.opset_import if entry.domain in _OF_ONNX), 1)
 
 
 def _graph(proto: onnx.GraphProto, opset: int) -> Graph:
@@ -134,24 +143,29 @@ def _drop_identities(proto: onnx.GraphProto) -> None:
 
 def _is(node: onnx.NodeProto, kind: str) -> bool:
     """Whether a node is an operator of ONNX itself."""
-    return node.op_type == kind and node.domain in ("", "ai.onnx")
+    return node.op_type == kind and node.domain in _OF_ONNX
 
 
 def _kind(node: onnx.NodeProto) -> str:
     """The operator's name; a graph inside it is part of what it is."""
     inner = [each.SerializeToString(deterministic=True).hex() for each in node.attribute if each.HasField("g")]
-    return ":".join([node.domain, node.op_type, *inner]) if node.domain or inner else node.op_type
+    domain = "" if node.domain in _OF_ONNX else node.domain
+    return ":".join([domain, node.op_type, *inner]) if domain or inner else node.op_type
 
 
 def _settings(node: onnx.NodeProto, opset: int) -> dict[str, object]:
     """The attributes that are not as they are by default."""
-    defaults = _defaults(node.op_type, node.domain, opset)
+    defaults = _defaults(node.op_type, "" if node.domain in _OF_ONNX else node.domain, opset)
     settings = {}
     for attribute in node.attribute:
         name, value = attribute.name, _plain(attribute)
         usual = _BY_DEFAULT.get(name)
         in_every_dimension = usual is not None and isinstance(value, tuple) and all(part == usual for part in value)
-        if name in _WITHOUT_MEANING or in_every_dimension or (name in defaults and defaults[name] == value):
+        if (
+            (node.op_type, name) in _WITHOUT_MEANING
+            or in_every_dimension
+            or (name in defaults and defaults[name] == value)
+        ):
             continue
         settings[name] = value
     return settings
@@ -218,7 +232,13 @@ def _with_float_biases(graph: Graph) -> Graph:
             continue
         name, _, *zero_points = makers[node.inputs[2]].inputs
         whole, in_units = constants.get(name), np.array_equal(units, data.reshape(()) * weights)
-        if whole is not None and whole.value.dtype == np.int32 and in_units and not zero_points:
+        if (
+            whole is not None
+            and whole.value.dtype == np.int32
+            and (np.abs(whole.value.astype(np.int64)) <= _LARGEST_BIAS).all()
+            and in_units
+            and not zero_points
+        ):
             constants[node.inputs[2]] = Constant(whole.value.astype(np.float32) * units)
     return replace(graph, constants=constants, nodes=[node for node in graph.nodes if node.outputs[0] not in constants])
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxSession"]
 
+_LONGEST = 300  # characters of what onnxruntime says
+
 
 class OnnxSession(Session):
     """An ONNX file in onnxruntime, on the CPU."""
@@ -44,7 +46,7 @@ class OnnxSession(Session):
         try:
             self._session: Any = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-            raise InputError(f"onnxruntime does not load the file: {str(error).splitlines()[0]}") from error
+            raise InputError(f"onnxruntime does not load the file: {_in_a_line(error)}") from error
         self._inputs = [value.name for value in self._session.get_inputs() if bits is None or value.name != BITS_NAME]
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
@@ -55,9 +57,14 @@ class OnnxSession(Session):
             fed = dict(zip(self._inputs, batch, strict=True))
             results: list[Array] = self._session.run(None, {**fed, **self._switch})
         except Exception as error:  # of no common base, as when loading
-            raise InputError(f"onnxruntime does not run the batch: {str(error).splitlines()[0]}") from error
+            raise InputError(f"onnxruntime does not run the batch: {_in_a_line(error)}") from error
         return results
 
     @property
     def output_names(self) -> list[str]:
         return [value.name for value in self._session.get_outputs()]
+
+
+def _in_a_line(error: Exception) -> str:
+    """What onnxruntime says, which may go on over several lines, and for long."""
+    return " ".join(str(error).split())[:_LONGEST]

@@ -204,6 +204,10 @@ def _check_model(model: Any, size: int) -> None:
         maps += [signature.Outputs(j) for j in range(signature.OutputsLength())]
         for entry in maps:
             _index(entry.TensorIndex(), range(graphs[place].TensorsLength()), "a signature")
+        named = {entry.TensorIndex() for entry in maps}
+        ends = [int(i) for part in (graphs[place].InputsAsNumpy(), graphs[place].OutputsAsNumpy()) for i in part]
+        if named != {*ends} or len(maps) != len(ends):
+            raise InputError("has a signature of other inputs or outputs than its network; export it again")
 
 
 def _check_graph(
@@ -249,6 +253,7 @@ def _check_graph(
             raise InputError(f"{_DAMAGED}: an operator in it lacks an input or an output; export it again")
         if operator.LargeCustomOptionsOffset() > 1:
             raise InputError("keeps data behind its tables, as only files above 2 GB do; export it again")
+    _check_order(graph, [measured[tensor._tab.Pos][0] for tensor in tensors])
     if values > limits.VALUES_BYTES:
         at_once = _most_at_once(graph, [measured[tensor._tab.Pos][1] for tensor in tensors])
         if at_once > limits.VALUES_BYTES:
@@ -256,6 +261,25 @@ def _check_graph(
                 f"computes values of {at_once:,} bytes at once, more than {limits.VALUES_BYTES:,}; "
                 "it is damaged or made to harm, or its batch is too large"
             )
+
+
+def _check_order(graph: Any, lengths: Sequence[int]) -> None:
+    """Refuse a value that has two makers, or is read in front of its maker: runtimes go by the order in the file.
+
+    Args:
+        graph: The network, whose indices are right.
+        lengths: Bytes of each tensor's buffer, 0 of one that is computed.
+    """
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    made = [int(index) for operator in operators for index in _numbers(operator.OutputsAsNumpy())]
+    given = {int(index) for index in graph.InputsAsNumpy()}
+    if len({*made}) < len(made) or any(index in given or lengths[index] for index in made):
+        raise InputError(f"{_DAMAGED}: a value in it is computed twice, or is a constant too; export it again")
+    waiting = {*made}
+    for operator in operators:
+        if not waiting.isdisjoint(int(index) for index in _numbers(operator.InputsAsNumpy())):
+            raise InputError(f"{_DAMAGED}: a value in it is read before it is computed; export it again")
+        waiting.difference_update(int(index) for index in _numbers(operator.OutputsAsNumpy()))
 
 
 def _most_at_once(graph: Any, sizes: Sequence[int]) -> int:

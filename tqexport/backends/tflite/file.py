@@ -29,6 +29,7 @@ __all__ = [
     "OPERATOR_CODES",
     "WEIGHTS",
     "describe",
+    "ends_by_name",
     "ends_of",
     "finish_fixed",
     "make_signature",
@@ -199,6 +200,27 @@ def ends_of_signature(content: bytes, bits: int) -> tuple[list[str], list[str]]:
             )
             return [inputs[i] for i in graph.InputsAsNumpy()], [outputs[i] for i in graph.OutputsAsNumpy()]
     raise InputError(f"the file has no signature for {bits} bits")
+
+
+def ends_by_name(content: bytes, bits: int | None) -> dict[str, int]:
+    """By ``input NAME`` and ``output NAME``, which of the graph's a signature means; empty where there is none.
+
+    Args:
+        content: The file.
+        bits: The width of a run-time file; None for the only network of a fixed file.
+    """
+    model = schema.Model.GetRootAs(content)
+    places: dict[str, int] = {}
+    for signature in (model.SignatureDefs(i) for i in range(model.SignatureDefsLength())):
+        if bits is None or signature.SignatureKey() == signature_of(bits).encode():
+            graph = model.Subgraphs(signature.SubgraphIndex())
+            for part, count, entry_at, ends in (
+                ("input", signature.InputsLength(), signature.Inputs, graph.InputsAsNumpy()),
+                ("output", signature.OutputsLength(), signature.Outputs, graph.OutputsAsNumpy()),
+            ):
+                for entry in (entry_at(i) for i in range(count)):
+                    places[f"{part} {_text(entry.Name())}"] = [*ends].index(entry.TensorIndex())
+    return places
 
 
 def _facts(record: dict[str, Any]) -> Facts:

@@ -84,9 +84,10 @@ class FlatModel:
     def operator_name(self, operator: Operator) -> str:
         """The builtin operator's name, e.g. ``CONV_2D``, or that of a custom one."""
         code = self.model.operatorCodes[operator.opcodeIndex]
-        if custom := _custom_name(code):
-            return custom
-        name: str = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+        if builtin == schema.BuiltinOperator.CUSTOM:
+            return _custom_name(code) or _NAMES[builtin]
+        name: str = _NAMES[builtin]
         return name
 
     def tensor(self, index: int) -> Any:

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tqexport.backends.graphs import Constant, Graph, Node, fits_in_memory, fold, in_order
 from tqexport.backends.parameters import REWRITTEN, Parameters, different_facts, matched
-from tqexport.backends.tflite.file import signature_of, single_graph, unpack
+from tqexport.backends.tflite.file import ends_by_name, signature_of, single_graph, unpack
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.flatbuffer_writing import serialise
 from tqexport.backends.tflite.layout import batch_to_channels_last
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _TYPES = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.INT32: np.int32, schema.TensorType.UINT8: np.uint8}
+_OTHER_OPTIONS = ("customOptions", "builtinOptions2")
 _FOLDED_KINDS = {"ADD": np.add, "MUL": np.multiply, "DIV": np.divide, "RIGHT_SHIFT": np.right_shift}
 
 
@@ -38,10 +39,22 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int, *, switched: boo
     one, two = _graph(expected), _graph(flat)
     found = matched((one, _folded(one)), (two, _folded(two)), expected_facts)
     differences = {} if expected_facts is None else different_facts(expected_facts, facts)
+    differences |= _different_signature(fresh, content, width)
     if found is None:
         return Parameters(content, differences, REWRITTEN)
     names = {int(own): expected.name(int(value)) for own, value in found.names.items() if own}
     return Parameters(_renamed(content, width, names), {**found.differences, **differences})
+
+
+def _different_signature(fresh: bytes, content: bytes, bits: int | None) -> dict[str, str]:
+    """Inputs and outputs that a signature gives another tensor than a fresh export does; the door has seen that it has
+    those of the graph. Names that a tool gave them mean nothing here."""
+    expected, own = ends_by_name(fresh, bits), ends_by_name(content, bits)
+    wrong = {name: (own[name], place) for name, place in expected.items() if own.get(name, place) != place}
+    return {
+        name: f"{name} of the signature: it is number {number} where the checkpoint gives {place}"
+        for name, (number, place) in wrong.items()
+    }
 
 
 def without_roundings(content: bytes, bits: int | None) -> Callable[[Batch], list[Array]]:
@@ -73,8 +86,11 @@ def _graph(flat: FlatModel) -> Graph:
     for index in range(len(flat.graph.tensors)):
         value, name = flat.constant(index), str(index)
         titles[name], facts[name] = flat.name(index), _facts(flat, index)
+        data = flat.model.buffers[flat.tensor(index).buffer].data
         if value is not None:
             constants[name] = Constant(value)
+        elif data is not None and len(data):  # of a type that no file of ours has
+            constants[name] = Constant(np.asarray(data, np.uint8))
     for index in map(int, flat.graph.inputs):
         facts[str(index)]["shape"] = flat.shape(index)
     inputs, outputs = (tuple(str(int(i)) for i in part) for part in (flat.graph.inputs, flat.graph.outputs))
@@ -94,12 +110,22 @@ def _node(flat: FlatModel, operator: Operator) -> Node:
 
 def _settings(operator: Operator) -> dict[str, object]:
     """The options that are not as they are by default."""
+    custom = {name: value for name in _OTHER_OPTIONS if (value := _listed(getattr(operator, name, None)))}
     options = operator.builtinOptions
     if options is None:
-        return {}
+        return custom
     usual = vars(type(options)())
     plain = {name: np.asarray(value).tolist() if value is not None else None for name, value in vars(options).items()}
-    return {name: value for name, value in plain.items() if value != usual.get(name)}
+    settings = {name: value for name, value in plain.items() if value != usual.get(name)}
+    # A runtime does not look at options of another operator, whatever names they have in common.
+    return settings | ({"options": type(options).__name__} if settings else {}) | custom
+
+
+def _listed(value: Any) -> object:
+    """Options that a file has besides, as they can be compared; nothing for none."""
+    if value is None or isinstance(value, (int, str)):
+        return value
+    return np.asarray(value).tolist() if isinstance(value, np.ndarray) else str(vars(value))
 
 
 def _facts(flat: FlatModel, index: int) -> dict[str, object]:
@@ -120,6 +146,11 @@ def _folded(graph: Graph) -> Graph:
 
     def computed(node: Node, values: Sequence[Constant]) -> Constant | None:
         value, terms = values[0].value, [constant.terms() for constant in values]
+        on_grids = {name for name in (*node.inputs, *node.outputs) if "scale" in graph.facts[name]}
+        if node.kind in _FOLDED_KINDS and (node.settings or on_grids):  # a fused activation, or integers on grids
+            return None
+        if on_grids & {*node.outputs}:
+            return None
         if node.kind == "DEQUANTIZE":
             return Constant(_dequantized(value, graph.facts[node.inputs[0]]))
         if node.kind == "CAST":
