@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def command(
     rewritten since their export, by onnxsim for example. Two ARTIFACTs without a SOURCE are compared with each other;
     --bits says at which width run-time files are to run. Exit code 1 if anything differs.
     """
-    files = [source for source in sources if source.suffix[1:] in BACKENDS]
+    files = [source for source in sources if source.suffix[1:].lower() in BACKENDS]
     if files and len(files) == len(sources):
         from .verify_pair import verify_pair
 
@@ -94,7 +95,8 @@ def command(
             prepare_statement(statement)
         if [*sources[1:]] != files:
             raise click.UsageError(
-                f"{sources[1]} is no ONNX, TFLite or C file; these stand behind one checkpoint or export folder."
+                f"{sources[1]} does not end as a file to compare ({_listed(BACKENDS)}); these stand behind one "
+                "checkpoint or export folder."
             )
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
@@ -129,6 +131,10 @@ def command(
         }
     )
     return 0 if passed else PARITY_FAILED
+
+
+def _listed(endings: Iterable[str]) -> str:
+    return ", ".join(f".{ending}" for ending in endings)
 
 
 def _notes(checked: list[Checked]) -> list[str]:

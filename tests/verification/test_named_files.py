@@ -148,13 +148,16 @@ def without_metadata(folder):
     ("line", "code", "message"),
     [
         ("ckpt.pt simple.onnx --bits 5", 2, "simple.onnx has 4 bits, not 5; name others with --bits"),
+        ("ckpt.pt simple.onnx --bits 4,5", 2, "no file has 5 bits"),
+        ("ckpt.pt simple.onnx again/simple.onnx", 2, "simple.onnx and again/simple.onnx have one name"),
+        ("ckpt.pt simple.onnx --report ckpt.pt", 2, "ckpt.pt is there and is no report of an earlier run"),
         ("ckpt.pt nothing.onnx", 3, "nothing.onnx cannot be read"),
         ("ckpt.pt bare.onnx", 3, "bare.onnx was not written by tqexport, or lost its metadata since"),
         ("ckpt.pt empty.tflite", 3, "empty.tflite is not a valid ONNX, TFLite or C file"),
         ("int.pt simple.onnx", 3, "simple.onnx is of the kernel exact, and no such ONNX file is made of int.pt"),
         ("ckpt.pt simple.onnx --runtime litert", 2, "none of the files to compare runs in litert"),
-        ("ckpt.pt int.pt simple.onnx", 2, "int.pt is no ONNX, TFLite or C file"),
-        ("simple.onnx ckpt.pt", 2, "ckpt.pt is no ONNX, TFLite or C file"),
+        ("ckpt.pt int.pt simple.onnx", 2, "int.pt does not end as a file to compare (.onnx, .tflite, .c)"),
+        ("simple.onnx ckpt.pt", 2, "ckpt.pt does not end as a file to compare (.onnx, .tflite, .c)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(folder, line, code, message):

@@ -57,7 +57,7 @@ def test_pairs_that_make_no_sense_are_refused(exported):
         (["out/ckpt-w2.onnx", "out/ckpt-w4.onnx"], 2, "computes with 4 bits, so it cannot be compared at 2"),
         (["out/ckpt-w2.onnx"], 2, "name two artifacts"),
         (["out/ckpt-w2.onnx", "out/none.onnx"], 3, "none.onnx cannot be read"),
-        (["out/ckpt-w2.onnx", "out/tqexport.json"], 2, "tqexport.json is no ONNX, TFLite or C file"),
+        (["out/ckpt-w2.onnx", "out/tqexport.json"], 2, "tqexport.json does not end as a file to compare"),
         (["out/ckpt-w2.onnx", "out/ckpt-w2.tflite", "--report", "r.html"], 2, "without a checkpoint"),
     ):
         done = run("verify", *arguments, cwd=exported)

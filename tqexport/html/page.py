@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqexport.errors import HostError
+from tqexport.errors import HostError, UsageError
 from tqexport.files import ensure_folder
 from tqexport.versions import COMPARING, versions
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLORS", "TEXT", "Plot", "check_report", "plot", "render_page"]
 
+_START = b"<!doctype html"  # of every page
 TEXT = "#010203"  # what the plots draw text and axes in, and the page replaces by its own colour
 COLORS = ("#2f7ed8", "#e07b39", "#2ca58d", "#b05cc6")
 
@@ -37,6 +38,7 @@ def check_report(path: Path) -> None:
     """Make sure that a report can be made and written, before any slow work.
 
     Raises:
+        UsageError: Something else than a page is there.
         HostError: Jinja or matplotlib is missing, or the folder cannot be written.
     """
     try:
@@ -45,6 +47,11 @@ def check_report(path: Path) -> None:
     except ImportError as error:
         raise HostError(f"--report needs {error.name}: pip install 'tqexport[report]'") from error
     ensure_folder(path.parent)
+    if path.exists():
+        with path.open("rb") as stream:
+            start = stream.read(len(_START))
+        if start.lower() != _START:
+            raise UsageError(f"{path} is there and is no report of an earlier run; name another file with --report")
 
 
 def render_page(package: str | None, template: str, **values: Any) -> bytes:
@@ -62,7 +69,7 @@ def render_page(package: str | None, template: str, **values: Any) -> bytes:
         loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined
     )
     made_by = ", ".join(f"{name} {version}" for name, version in versions(COMPARING).items())
-    return environment.get_template(template).render(versions=made_by, **values).encode()
+    return environment.get_template(template).render(versions=made_by, **values).encode(errors="replace")
 
 
 def plot(title: str, note: str, draw: Callable[[Axes], None], *, wide: bool = False) -> Plot:

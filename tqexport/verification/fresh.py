@@ -15,7 +15,7 @@ from tqexport.backends import BACKENDS
 from tqexport.backends.apart import BackendApart
 from tqexport.backends.base import EXACT, Backend, is_exact
 from tqexport.backends.parameters import Parameters
-from tqexport.errors import HostError, InputError
+from tqexport.errors import ConversionError, HostError, InputError, UsageError
 from tqexport.integer.names import is_integer
 from tqexport.reading.apart import Apart
 from tqexport.verification.samples import noise
@@ -143,7 +143,7 @@ class FreshExports:
             return self.apart(backend)
         try:
             untouched = content == self._expected(backend, kernel, bits, switched=switched)
-        except (HostError, InputError):  # nothing to compare with
+        except (HostError, InputError, UsageError):  # nothing to compare with
             untouched = False
         return BACKENDS[backend] if untouched else self.apart(backend)
 
@@ -169,15 +169,18 @@ class FreshExports:
         """
         try:
             fresh = self._expected(backend, kernel, bits, switched=switched)
-        except (HostError, InputError) as error:  # this machine makes no such file, which is no fault of the one here
+        except (HostError, ConversionError) as error:  # this machine makes none, which is no fault of the file
             return Parameters(content, not_compared=f"no fresh export could be made, because {error}")
+        except (InputError, UsageError) as error:
+            text = f"the kernel: no {kernel} file is made of the checkpoint at {bits} bits, because {error}"
+            return Parameters(content, {"the kernel": text})
         found = BACKENDS[backend].compare_parameters(content, fresh, bits, switched=switched)
         if found.not_compared is None or found.differences:
             return found
         if is_integer(kernel) or (not switched and not is_exact(kernel)):
             text = (
-                f"the structure: it is another than tqexport gives a {kernel} file, whose own rounding of data hides "
-                "small changes, so nothing proves the file right; export it again"
+                f"the structure: it is another than tqexport gives files of the kernel {kernel}, whose own rounding "
+                "hides small changes, so nothing proves the file right; export it again"
             )
             return Parameters(content, {"the structure": text}, found.not_compared)
         width = bits if switched else None

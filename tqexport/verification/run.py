@@ -245,11 +245,19 @@ def jobs_of_files(
         runtimes: Those to compare in alone; empty means in all that are here.
 
     Raises:
-        UsageError: A file lacks every one of the widths, or none runs in ``runtimes``.
+        UsageError: A file has none of the widths, a width is of no file, two files have one name, or none runs in
+            ``runtimes``.
         InputError: A file is missing, damaged, without its metadata, or of no kernel that the checkpoint has files of.
     """
     _backends_that_run_in(runtimes)
-    return _that_run_in(runtimes, (job for path in paths for job in _of_file(project, path, widths)))
+    named: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        if (other := named.setdefault(path.name, path)) is not path:
+            raise UsageError(f"{other} and {path} have one name, so that results could be of either; rename one")
+    jobs = [job for path in named.values() for job in _of_file(project, path, widths)]
+    if missing := sorted({*widths} - {job.bits for job in jobs}):
+        raise UsageError(f"no file has {_listed(missing)} bits; name the widths that they have with --bits")
+    return _that_run_in(runtimes, jobs)
 
 
 def _backends_that_run_in(runtimes: Collection[str]) -> list[Backend]:
