@@ -411,7 +411,7 @@ def trial(place: Workplace, name: str, random: Random, kind: str) -> str:
     check_files(folder, wanted, previous, inputs)
     require("Traceback" not in words, f"it prints a traceback: {words[-300:]}")
     if code != -signal.SIGKILL:
-        expected = {0, 3, 4} if kind == "disk" else {0, 128 + by, -by}  # -by: before the command took the signal over
+        expected = {0, 4} if kind == "disk" else {0, 128 + by, -by}  # -by: before the command took the signal over
         require(code in expected, f"exit code {code}: {words[-300:]}")
         require(code < 0 or not temporary(folder), f"{temporary(folder)} is left after exit code {code}")
         if code > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import io
@@ -27,6 +28,7 @@ __all__ = ["Samples", "check_converter", "ends", "in_converters_order", "run_onn
 
 Samples = Sequence[npt.NDArray[Any]]
 
+_NO_SPACE = tuple(map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)))
 _log = logging.getLogger(__name__)
 
 
@@ -87,6 +89,7 @@ def run_onnx2tf(models: Sequence[onnx.ModelProto], samples: Sequence[Samples]) -
 
     Raises:
         ConversionError: onnx2tf cannot convert one; the message has its last words and the operator, where it says it.
+        HostError: There is no space for temporary files.
     """
     contents = (model.SerializeToString(deterministic=True) for model in models)
     return list(_converted(tuple(zip(contents, map(_packed, samples), strict=True))))
@@ -112,6 +115,8 @@ def _converted(networks: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, ...]:
         pairs = [str(path) for pair in zip(sources, targets, strict=True) for path in pair]
         returncode, printed = run_worker(folder, pairs)
         _log.debug("onnx2tf printed:\n%s", printed)
+        if (full := [word for word in _NO_SPACE if word in printed]) and returncode:
+            raise HostError(f"cannot write a temporary file: {full[0]}; make space in {folder.parent}")
         if returncode or not all(target.is_file() for target in targets):
             raise ConversionError(f"onnx2tf could not convert the network: {_last_words(returncode, printed)}")
         return tuple(target.read_bytes() for target in targets)
