@@ -74,6 +74,14 @@ def test_stored_weights_are_the_papers(w):
         assert torch.allclose(got.float(), expected, rtol=0, atol=float(magnitude) * 1e-6 + 1e-45)
 
 
+@pytest.mark.parametrize("quantizer", ["truncquant", "dorefa"])
+def test_weights_below_the_normal_numbers_have_codes(quantizer):
+    """-199 of the smallest float32: half of it is -100 of them, so that ``x`` is below 0."""
+    weight = torch.tensor([-2.79e-43])
+    assert normalize(weight) < 0
+    assert all(direct_codes(normalize(weight), bits, quantizer) == 0 for bits in WIDTHS)
+
+
 def test_the_codes_of_a_layer_are_the_same_at_every_width():
     weight = torch.randn(3, 4, 5, 2)
     assert all(torch.equal(store(weight, bits).codes, store(weight, 8).codes) for bits in WIDTHS)

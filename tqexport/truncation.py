@@ -133,9 +133,10 @@ def direct_codes(x: Tensor, bits: int, quantizer: Quantizer = "truncquant") -> T
     Returns:
         float32 tensor of whole numbers 0 to ``M_b``, the shape of ``x``.
     """
+    # Weights below float32's normal numbers lose so much in their halves that ``x`` may be below 0.
     if quantizer == "dorefa":
-        return (x * max_code(bits)).round()
-    return (x * (1 << bits)).floor().clamp(max=max_code(bits))
+        return (x * max_code(bits)).round().clamp(0, max_code(bits))
+    return (x * (1 << bits)).floor().clamp(0, max_code(bits))
 
 
 def truncate(codes: Tensor, bits: int) -> Tensor:
