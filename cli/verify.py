@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +81,8 @@ def command(
     with output.step("Starting"):
         from tqexport.artifacts.project import open_project
         from tqexport.files import write_bytes
-        from tqexport.verification.run import jobs_of, jobs_of_files, load_samples, random_samples, verify
+        from tqexport.verification.jobs import jobs_of, jobs_of_files
+        from tqexport.verification.run import load_samples, random_samples, verify
 
         if report:
             from tqexport.html.page import check_report
@@ -94,9 +94,10 @@ def command(
 
             prepare_statement(statement)
         if [*sources[1:]] != files:
+            endings = ", ".join(f".{ending}" for ending in BACKENDS)
             raise click.UsageError(
-                f"{sources[1]} does not end as a file to compare ({_listed(BACKENDS)}); these stand behind one "
-                "checkpoint or export folder."
+                f"{sources[1]} does not end as a file to compare ({endings}); these stand behind one checkpoint or "
+                "export folder."
             )
         project = open_project(next(iter(sources), None), None, options, output.step)
         asked = widths.resolve(project.widths) if widths else project.exported_widths()
@@ -131,10 +132,6 @@ def command(
         }
     )
     return 0 if passed else PARITY_FAILED
-
-
-def _listed(endings: Iterable[str]) -> str:
-    return ", ".join(f".{ending}" for ending in endings)
 
 
 def _notes(checked: list[Checked]) -> list[str]:

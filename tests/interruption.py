@@ -29,7 +29,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from tqexport.cli import main as tqexport
+from warm_converter import convert_and_end
 from web_copy import web_copy
 
 from tqexport import CheckpointInfo, Normalization, prepare, save_checkpoint
@@ -202,23 +202,18 @@ def forked_worker(folder: Path, pairs: Sequence[str]) -> tuple[int, str]:
     printed, printing = os.pipe()
     process = os.fork()
     if not process:
-        code = 1
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            for descriptor, target in ((lifeline, 0), (printing, 1), (printing, 2)):
-                os.dup2(descriptor, target)
-            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-            os.chdir(folder)
-            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-            onnx2tf_worker.main([*pairs])
-            code = 0
-        except Exception:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stderr.flush()
-            os._exit(code)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for descriptor in {int(entry.name) for entry in Path("/proc/self/fd").iterdir()} - {
+            0,
+            1,
+            2,
+            lifeline,
+            printing,
+        }:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)  # neither locks nor pipes are inherited by a program that is started
+        convert_and_end(folder, pairs, lifeline, printing)
     os.close(lifeline)
     os.close(printing)
     with os.fdopen(printed, errors="replace") as stream:

@@ -40,9 +40,10 @@ _TRIES, _SECONDS_BETWEEN = 50, 0.1  # to remove a folder
 _SUFFIX = ".tqexport.tmp"
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
 _PREFIX = "tqexport.tmp."  # of temporary folders
+_TEMPORARY_FOLDER = re.compile(rf"{re.escape(_PREFIX)}[a-z0-9_]{{8}}")  # as tempfile names them
+
 _own: set[Path] = set()  # what is temporary of this run: the names, before there is anything of them, until it is gone
 _aside: dict[Path, Path] = {}  # folders whose place another is about to take, with that place
-_TEMPORARY_FOLDER = re.compile(rf"{re.escape(_PREFIX)}[a-z0-9_]{{8}}")  # as tempfile names them
 
 
 @contextmanager

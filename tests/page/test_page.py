@@ -28,7 +28,6 @@ from tqexport.verification.samples import Samples, noise, read_samples
 from tqexport.verification.trial import project_of
 
 ASSETS = ROOT / "tqexport" / "page" / "assets"
-INTEGERS = DIGITS_INT
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def written(tmp_path_factory):
     """A folder in which a page was made of the network of integers."""
     folder = tmp_path_factory.mktemp("page")
     web_copy(folder / "web")
-    line = ("page", INTEGERS, "--data", DIGITS_DATA, "--samples", "20", "--onnxruntime-web", "web", "-o", "new/page")
+    line = ("page", DIGITS_INT, "--data", DIGITS_DATA, "--samples", "20", "--onnxruntime-web", "web", "-o", "new/page")
     done = run(*line, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "said.json").write_text(done.stdout)
@@ -72,7 +71,7 @@ def test_the_facts_are_those_of_the_files_that_are_exported(written, tmp_path):
     page = written / "new" / "page"
     facts = facts_of(page)
     for bits in ("runtime", "2,8"):
-        assert run("onnx", INTEGERS, "--bits", bits, "-o", "out", cwd=tmp_path).returncode == 0
+        assert run("onnx", DIGITS_INT, "--bits", bits, "-o", "out", cwd=tmp_path).returncode == 0
     whole, widest = facts["models"]
     assert [whole["widths"], widest["widths"]] == [[*range(1, 8)], [8]]
     for model in facts["models"]:
@@ -83,7 +82,9 @@ def test_the_facts_are_those_of_the_files_that_are_exported(written, tmp_path):
             facts["bytes"][str(bits)]["fixed"]
             == (tmp_path / "out" / f"digits-resnet8-int-w{bits}-integer.onnx").stat().st_size
         )
-    assert run("onnx", INTEGERS, "--bits", "2", "--kernel", "integer-packed", "-o", "out", cwd=tmp_path).returncode == 0
+    assert (
+        run("onnx", DIGITS_INT, "--bits", "2", "--kernel", "integer-packed", "-o", "out", cwd=tmp_path).returncode == 0
+    )
     packed = tmp_path / "out" / "digits-resnet8-int-w2-integer-packed.onnx"
     assert facts["bytes"]["2"]["packed"] == packed.stat().st_size < facts["bytes"]["2"]["fixed"]
     assert facts["bytes"]["8"]["packed"] is None
@@ -106,7 +107,7 @@ def test_the_samples_are_from_all_over_the_file_and_before_normalisation(written
 
 def test_a_page_replaces_an_earlier_one_whole_and_nothing_else(written, tmp_path):
     shutil.copytree(written / "new" / "page", tmp_path / "page")
-    line = ("page", INTEGERS, "--onnxruntime-web", written / "web")
+    line = ("page", DIGITS_INT, "--onnxruntime-web", written / "web")
     done = run(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("to look at it: python3 -m http.server --directory page")

@@ -22,7 +22,8 @@ from tqexport.integer.naming import INPUT
 from tqexport.model import TruncModel
 from tqexport.verification.comparison import Verdict
 from tqexport.verification.fresh import FreshExports
-from tqexport.verification.run import Job, check
+from tqexport.verification.jobs import Job
+from tqexport.verification.run import check
 from tqexport.verification.samples import Samples
 from tqexport.verification.trial import project_of
 

@@ -26,7 +26,8 @@ from tqexport.integer.build import integer_model
 from tqexport.integer.calibration import calibrate
 from tqexport.integer.names import INTEGER, PACKED, SYMMETRIC, is_integer
 from tqexport.verification.fresh import FreshExports
-from tqexport.verification.run import Checked, Job, check
+from tqexport.verification.jobs import Job
+from tqexport.verification.run import Checked, check
 from tqexport.verification.samples import load_samples, random_samples
 
 __all__ = ["KINDS", "Judge", "Kind", "Outcome", "outcomes", "rewrites_of"]
@@ -51,9 +52,8 @@ class Kind:
     @property
     def widths(self) -> Collection[int]:
         """The widths that there are such files of."""
-        if self.kernel == SYMMETRIC or (self.backend == "tflite" and self.kernel == PACKED):
-            return _OF_SEVEN_BITS
-        if self.switched and is_integer(self.kernel):
+        packed = self.backend == "tflite" and self.kernel == PACKED
+        if packed or self.kernel == SYMMETRIC or (self.switched and is_integer(self.kernel)):
             return _OF_SEVEN_BITS
         return BACKENDS[self.backend].packed_widths if self.packed else WIDTHS
 
@@ -102,7 +102,8 @@ class Judge:
             samples: How many random ones verify compares.
         """
         symmetric = folder / "symmetric.pt"
-        model, inputs = load_checkpoint(DIGITS), load_samples(DIGITS_DATA, load_checkpoint(DIGITS)).inputs[0]
+        model = load_checkpoint(DIGITS)
+        inputs = load_samples(DIGITS_DATA, model).inputs[0]
         calibrated = calibrate(model, inputs[:200], symmetric=True)
         save_checkpoint(symmetric, calibrated.module, calibrated.info)
         self._projects = {path: open_project(path, folder, ReadOptions()) for path in (DIGITS, DIGITS_INT, symmetric)}

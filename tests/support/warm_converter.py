@@ -13,10 +13,11 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tqexport.backends.tflite import onnx2tf_worker
 
-__all__ = ["WarmConverter"]
+__all__ = ["WarmConverter", "convert_and_end"]
 
 
 class WarmConverter:
@@ -67,18 +68,29 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-def _convert(folder: Path, pairs: list[str]) -> None:
-    """What the worker does, and the end of this process."""
+def _convert(folder: Path, pairs: list[str]) -> NoReturn:
+    """What the worker does, and the end of this process; it prints into a file."""
+    printed = os.open(folder / "printed", os.O_CREAT | os.O_WRONLY)
+    never_written, _ = os.pipe()
+    convert_and_end(folder, pairs, never_written, printed)
+
+
+def convert_and_end(folder: Path, pairs: Sequence[str], lifeline: int, printed: int) -> NoReturn:
+    """In a process that was forked: what the worker does, and the end of the process.
+
+    Args:
+        folder: Where it works.
+        pairs: What it converts.
+        lifeline: A descriptor; at the end of what it gives, the process ends too.
+        printed: A descriptor that it prints to.
+    """
     code = 1
     try:
-        printed = os.open(folder / "printed", os.O_CREAT | os.O_WRONLY)
-        os.dup2(printed, 1)
-        os.dup2(printed, 2)
-        never_written, _ = os.pipe()
-        os.dup2(never_written, 0)
+        for descriptor, target in ((lifeline, 0), (printed, 1), (printed, 2)):
+            os.dup2(descriptor, target)
         os.chdir(folder)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-        onnx2tf_worker.main(pairs)
+        onnx2tf_worker.main([*pairs])
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from damage import changed_onnx
 from judging import Judge, Kind
 from onnx import TensorProto, helper, numpy_helper
 
@@ -229,10 +230,7 @@ def test_biases_that_float32_does_not_hold_are_not_compared_as_floats():
 
 def test_a_kernel_that_the_checkpoint_has_no_files_of_does_not_excuse_from_the_comparison(judge):
     kind = Kind("onnx", "integer")
-    model = onnx.load_from_string(judge.right(kind, 4))
-    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc.bias_integers")
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.int32(1), bias.name))
-    found = judge.fresh(kind).compare("onnx", "integer-symmetric", model.SerializeToString(), 4, switched=False)
-    assert "the kernel" in found.differences
-    found = judge.fresh(kind).compare("onnx", "integer-packed", model.SerializeToString(), 6, switched=False)
-    assert "the kernel" in found.differences
+    content = changed_onnx(judge.right(kind, 4), "fc.bias_integers", lambda value: value + np.int32(1))
+    for kernel, bits in (("integer-symmetric", 4), ("integer-packed", 6)):
+        found = judge.fresh(kind).compare("onnx", kernel, content, bits, switched=False)
+        assert "the kernel" in found.differences

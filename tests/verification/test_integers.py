@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
+from damage import changed_onnx
 from integer_runs import integer_verdicts
 from onnx import numpy_helper
 
@@ -85,14 +86,6 @@ def test_one_file_for_all_widths_passes_at_each(calibrated, held_out, bits):
     assert verdict.passed, verdict.problems
     (other,) = integer_verdicts(calibrated, 2, content, held_out[:SAMPLES], switched=True).values()
     assert other.passed
-
-
-def changed_onnx(content, name, change):
-    model = onnx.load_from_string(content)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    value = change(numpy_helper.to_array(tensor).copy())
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
-    return model.SerializeToString()
 
 
 def one_more(value):

@@ -15,7 +15,7 @@ from tqexport.backends.parameters import Parameters
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.errors import HostError
 from tqexport.integer.names import INTEGER, is_integer
-from tqexport.verification.run import Job
+from tqexport.verification.jobs import Job
 
 CHANGED = 6  # files of each kind; tests/torture.py tries as many as one likes
 

@@ -24,7 +24,7 @@ from tqexport.reading.files import read_bytes
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch
     from tqexport.integer.model import IntegerModel
-    from tqexport.verification.run import Job
+    from tqexport.verification.jobs import Job
 
 __all__ = ["PYTORCH", "Delivery", "Subject", "open_subject", "subjects_of"]
 
@@ -91,7 +91,7 @@ def subjects_of(project: Project, widths: Sequence[int], runtimes: Collection[st
         InputError: The checkpoint lacks a width, or an artifact is damaged or was changed.
     """
     from tqexport.integer.build import integer_model
-    from tqexport.verification.run import jobs_of
+    from tqexport.verification.jobs import jobs_of
 
     of_files = {*runtimes} - {PYTORCH}
     jobs = jobs_of(project, widths, of_files) if of_files or not runtimes else []

@@ -14,7 +14,7 @@ from commands import run
 from integer_networks import CASES, calibrated_case
 from integer_runs import integer_verdicts, run_tflite_levels
 from networks import randomize_
-from places import ROOT
+from places import DIGITS_INT
 from torch import nn
 
 from tqexport import CheckpointInfo, TruncModel, load_checkpoint, prepare
@@ -30,7 +30,6 @@ from tqexport.integer.model import Convolution
 from tqexport.integer.names import PACKED
 from tqexport.integer.naming import INPUT
 
-TRAINED = ROOT / "fixtures" / "digits-resnet8-int.pt"
 EVERY_WIDTH = range(1, 8)
 LAYER = "layers.2.conv1"
 
@@ -40,7 +39,7 @@ micro = pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, rea
 @pytest.fixture(scope="module")
 def trained() -> TruncModel:
     """The digits network that was trained in integers."""
-    return load_checkpoint(TRAINED)
+    return load_checkpoint(DIGITS_INT)
 
 
 @pytest.fixture
@@ -294,7 +293,7 @@ def test_a_packed_file_goes_through_every_command(tmp_path, monkeypatch):
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    shutil.copy(TRAINED, tmp_path / "net.pt")
+    shutil.copy(DIGITS_INT, tmp_path / "net.pt")
     packed = ("tflite", "net.pt", "--kernel", "integer-packed")
     assert "8 bits cannot be packed" in tqexport(*packed, code=2)
     assert "cannot hold several widths" in tqexport(*packed, "--bits", "runtime", code=2)

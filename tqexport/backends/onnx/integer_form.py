@@ -43,12 +43,12 @@ from tqexport.integer.naming import INPUT
 from tqexport.integer.weights import LARGEST, Codes
 from tqexport.model import TruncModel
 
-__all__ = ["LEVELS", "integer_onnx", "render_onnx"]
+__all__ = ["LEVELS", "MOST_IN_FLOAT", "integer_onnx", "render_onnx"]
 
 _log = logging.getLogger(__name__)
 
 LEVELS = ":levels"  # suffix of a value's levels in the file
-_MOST_IN_FLOAT = 1 << 21  # of a bias whose quotient by its unit is surely rounded back to the whole number it was
+MOST_IN_FLOAT = 1 << 21  # of a bias whose quotient by its unit is surely rounded back to the whole number it was
 _MEAN_RATIOS = (2.0**-32, 2.0**8)  # what onnxruntime's mean of integers takes, of grids and number of values
 
 
@@ -339,7 +339,7 @@ def _check_symmetric(network: IntegerModel) -> None:
                 "with --symmetric, and export widths whose activations have at most 7 bits"
             )
     for layer in network.operations:
-        if isinstance(layer, Convolution) and np.abs(layer.bias.astype(np.int64)).max() > _MOST_IN_FLOAT:
+        if isinstance(layer, Convolution) and np.abs(layer.bias.astype(np.int64)).max() > MOST_IN_FLOAT:
             raise ConversionError(
                 f"a bias of {layer.name} at {network.bits} bits is too many units for float32; use another kernel"
             )

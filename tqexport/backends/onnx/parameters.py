@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tqexport.backends.graphs import Constant, Graph, Node, fits_in_memory, fold, in_order
 from tqexport.backends.onnx.file import parse, read_facts, rebuild
+from tqexport.backends.onnx.integer_form import MOST_IN_FLOAT
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.truncatable import plain_file
 from tqexport.backends.parameters import REWRITTEN, Parameters, different_facts, matched
@@ -46,7 +47,6 @@ _WITHOUT_MEANING = {  # follow from the weight, or are for training
 _OLDEST_OPSET = 13  # before it, Softmax and others are other operators of the same name
 _BY_DEFAULT = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}  # in every dimension
 _OF_ONNX = ("", "ai.onnx")  # the domain of ONNX's own operators has two names
-_LARGEST_BIAS = 1 << 21  # that float32 surely gives back
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # with the axis that counts output channels
 _NORM_CONSTANTS = 4  # of a BatchNormalization: weight, bias, mean, variance
 
@@ -58,11 +58,11 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     model, expected = plain_file(parse(content)), plain_file(parse(fresh))
     for each in (model, expected):
         _drop_identities(each.graph)
-    if _opset(model) < _OLDEST_OPSET:
-        return Parameters(content, {}, REWRITTEN)
-    one, two = (_forms(_graph(each.graph, _opset(each))) for each in (expected, model))
     expected_facts = _facts(expected, bits)
-    found = matched(one, two, expected_facts)
+    found = None
+    if _opset(model) >= _OLDEST_OPSET:
+        one, two = (_forms(_graph(each.graph, _opset(each))) for each in (expected, model))
+        found = matched(one, two, expected_facts)
     differences = {} if expected_facts is None else different_facts(expected_facts, _facts(model, bits))
     if found is None:
         return Parameters(content, differences, REWRITTEN)
@@ -143,19 +143,24 @@ def _drop_identities(proto: onnx.GraphProto) -> None:
 
 def _is(node: onnx.NodeProto, kind: str) -> bool:
     """Whether a node is an operator of ONNX itself."""
-    return node.op_type == kind and node.domain in _OF_ONNX
+    return node.op_type == kind and not _domain(node)
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    """The domain of a node's operator, empty for those of ONNX itself."""
+    return "" if node.domain in _OF_ONNX else node.domain
 
 
 def _kind(node: onnx.NodeProto) -> str:
     """The operator's name; a graph inside it is part of what it is."""
     inner = [each.SerializeToString(deterministic=True).hex() for each in node.attribute if each.HasField("g")]
-    domain = "" if node.domain in _OF_ONNX else node.domain
+    domain = _domain(node)
     return ":".join([domain, node.op_type, *inner]) if domain or inner else node.op_type
 
 
 def _settings(node: onnx.NodeProto, opset: int) -> dict[str, object]:
     """The attributes that are not as they are by default."""
-    defaults = _defaults(node.op_type, "" if node.domain in _OF_ONNX else node.domain, opset)
+    defaults = _defaults(node.op_type, _domain(node), opset)
     settings = {}
     for attribute in node.attribute:
         name, value = attribute.name, _plain(attribute)
@@ -235,7 +240,7 @@ def _with_float_biases(graph: Graph) -> Graph:
         if (
             whole is not None
             and whole.value.dtype == np.int32
-            and (np.abs(whole.value.astype(np.int64)) <= _LARGEST_BIAS).all()
+            and (np.abs(whole.value.astype(np.int64)) <= MOST_IN_FLOAT).all()
             and in_units
             and not zero_points
         ):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
@@ -189,16 +190,9 @@ def ends_of_signature(content: bytes, bits: int) -> tuple[list[str], list[str]]:
     Raises:
         InputError: The file has no such width.
     """
-    model = schema.Model.GetRootAs(content)
-    for signature in (model.SignatureDefs(i) for i in range(model.SignatureDefsLength())):
-        if signature.SignatureKey() == signature_of(bits).encode():
-            graph = model.Subgraphs(signature.SubgraphIndex())
-            given = (signature.Inputs(i) for i in range(signature.InputsLength()))
-            returned = (signature.Outputs(i) for i in range(signature.OutputsLength()))
-            inputs, outputs = (
-                {entry.TensorIndex(): entry.Name().decode() for entry in part} for part in (given, returned)
-            )
-            return [inputs[i] for i in graph.InputsAsNumpy()], [outputs[i] for i in graph.OutputsAsNumpy()]
+    for key, inputs, outputs in _signatures(content):
+        if key == signature_of(bits):
+            return inputs.in_order(), outputs.in_order()
     raise InputError(f"the file has no signature for {bits} bits")
 
 
@@ -209,18 +203,45 @@ def ends_by_name(content: bytes, bits: int | None) -> dict[str, int]:
         content: The file.
         bits: The width of a run-time file; None for the only network of a fixed file.
     """
+    return {
+        f"{part} {name}": ends.graph.index(index)
+        for key, inputs, outputs in _signatures(content)
+        if bits is None or key == signature_of(bits)
+        for part, ends in (("input", inputs), ("output", outputs))
+        for name, index in ends.named
+    }
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """The inputs or the outputs of a network, by the numbers of their tensors.
+
+    Attributes:
+        named: What a signature calls them, and which they are.
+        graph: Those of the network itself.
+    """
+
+    named: Sequence[tuple[str, int]]
+    graph: Sequence[int]
+
+    def in_order(self) -> list[str]:
+        """Their names, in the order of the network."""
+        names = {index: name for name, index in self.named}
+        return [names[index] for index in self.graph]
+
+
+def _signatures(content: bytes) -> Iterator[tuple[str, _Ends, _Ends]]:
+    """The key of each signature, and what it calls the inputs and the outputs of its network."""
     model = schema.Model.GetRootAs(content)
-    places: dict[str, int] = {}
     for signature in (model.SignatureDefs(i) for i in range(model.SignatureDefsLength())):
-        if bits is None or signature.SignatureKey() == signature_of(bits).encode():
-            graph = model.Subgraphs(signature.SubgraphIndex())
-            for part, count, entry_at, ends in (
-                ("input", signature.InputsLength(), signature.Inputs, graph.InputsAsNumpy()),
-                ("output", signature.OutputsLength(), signature.Outputs, graph.OutputsAsNumpy()),
-            ):
-                for entry in (entry_at(i) for i in range(count)):
-                    places[f"{part} {_text(entry.Name())}"] = [*ends].index(entry.TensorIndex())
-    return places
+        graph = model.Subgraphs(signature.SubgraphIndex())
+        given = (signature.Inputs(i) for i in range(signature.InputsLength()))
+        returned = (signature.Outputs(i) for i in range(signature.OutputsLength()))
+        inputs, outputs = (
+            _Ends([(_text(entry.Name()), int(entry.TensorIndex())) for entry in part], [int(index) for index in ends])
+            for part, ends in ((given, graph.InputsAsNumpy()), (returned, graph.OutputsAsNumpy()))
+        )
+        yield _text(signature.SignatureKey()), inputs, outputs
 
 
 def _facts(record: dict[str, Any]) -> Facts:
