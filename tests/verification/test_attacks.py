@@ -61,6 +61,13 @@ def with_another_output(flat):
     signature.outputs[0].tensorIndex = flat.find("mean")
 
 
+def with_ends_for_each_other(flat):
+    """The signature takes the output of the network and gives its input."""
+    (signature,) = flat.model.signatureDefs
+    (given,), (returned,) = signature.inputs, signature.outputs
+    given.tensorIndex, returned.tensorIndex = returned.tensorIndex, given.tensorIndex
+
+
 def with_two_makers(flat):
     """Runtimes run the wrong one; the right one comes last and would be looked at."""
     right = made_by(flat, "layers.2.act0")
@@ -96,6 +103,7 @@ def with_a_rounded_sum(flat):
 
 TFLITE = {
     with_another_output: "signature of other inputs or outputs",
+    with_ends_for_each_other: "signature of other inputs or outputs",
     with_two_makers: "computed twice",
     with_a_reader_in_front: "read before it is computed",
     with_a_rounded_sum: "the structure",

@@ -200,14 +200,13 @@ def _check_model(model: Any, size: int) -> None:
     for i in range(model.SignatureDefsLength()):
         signature = model.SignatureDefs(i)
         place = _index(signature.SubgraphIndex(), graphs, "a signature")
-        maps = [signature.Inputs(j) for j in range(signature.InputsLength())]
-        maps += [signature.Outputs(j) for j in range(signature.OutputsLength())]
-        for entry in maps:
-            _index(entry.TensorIndex(), range(graphs[place].TensorsLength()), "a signature")
-        named = {entry.TensorIndex() for entry in maps}
-        ends = [int(i) for part in (graphs[place].InputsAsNumpy(), graphs[place].OutputsAsNumpy()) for i in part]
-        if named != {*ends} or len(maps) != len(ends):
-            raise InputError("has a signature of other inputs or outputs than its network; export it again")
+        for entry_at, count, ends in (
+            (signature.Inputs, signature.InputsLength(), graphs[place].InputsAsNumpy()),
+            (signature.Outputs, signature.OutputsLength(), graphs[place].OutputsAsNumpy()),
+        ):
+            named = [entry_at(j).TensorIndex() for j in range(count)]
+            if {*named} != {int(index) for index in ends} or len(named) != len(ends):
+                raise InputError("has a signature of other inputs or outputs than its network; export it again")
 
 
 def _check_graph(
