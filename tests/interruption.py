@@ -204,13 +204,8 @@ def forked_worker(folder: Path, pairs: Sequence[str]) -> tuple[int, str]:
     if not process:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        for descriptor in {int(entry.name) for entry in Path("/proc/self/fd").iterdir()} - {
-            0,
-            1,
-            2,
-            lifeline,
-            printing,
-        }:
+        kept = {0, 1, 2, lifeline, printing}
+        for descriptor in {int(entry.name) for entry in Path("/proc/self/fd").iterdir()} - kept:
             with contextlib.suppress(OSError):
                 os.close(descriptor)  # neither locks nor pipes are inherited by a program that is started
         convert_and_end(folder, pairs, lifeline, printing)
