@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from tqexport.checkpoints.options import ReadOptions
-from tqexport.errors import TqExportError, UsageError
+from tqexport.errors import TqExportError, UsageError, printable
 from tqexport.extras import lacking
 from tqexport.files import write_bytes
 
@@ -256,11 +256,6 @@ def run_and_exit(cli: click.Group) -> int:
     if "--json" in arguments:
         click.echo(json.dumps({"error": text, "exit_code": exit_code}, indent=2))
     return exit_code
-
-
-def printable(text: str) -> str:
-    """A text without control characters but line ends: names in files may hold what a terminal would obey."""
-    return "".join(part if part.isprintable() or part == "\n" else "\N{REPLACEMENT CHARACTER}" for part in text)
 
 
 def _explain(error: Exception, *, verbose: bool) -> tuple[str, int]:

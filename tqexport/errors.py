@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConversionError", "HostError", "InputError", "TqExportError", "UsageError", "about", "said_in_a_line"]
+__all__ = [
+    "ConversionError",
+    "HostError",
+    "InputError",
+    "TqExportError",
+    "UsageError",
+    "about",
+    "printable",
+    "said_in_a_line",
+]
 
 
 class TqExportError(Exception):
     """Base of every error that tqexport raises on purpose.
 
-    The message is one sentence that a user can act on: which file or layer, what is wrong, what to do.
+    The message is one sentence that a user can act on: which file or layer, what is wrong, what to do. It stays one
+    line that a terminal can print, whatever a name in a file holds.
     """
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 class UsageError(TqExportError):
@@ -35,6 +48,11 @@ class HostError(TqExportError):
     """Something this machine lacks: a package, a writable folder, space on the disk (exit code 4)."""
 
     exit_code = 4
+
+
+def printable(text: str) -> str:
+    """A text without control characters but line ends: names in files may hold what a terminal would obey."""
+    return "".join(part if part.isprintable() or part == "\n" else "\N{REPLACEMENT CHARACTER}" for part in text)
 
 
 def said_in_a_line(error: Exception) -> str:

@@ -50,7 +50,7 @@ def test_hostile_inputs_are_read_or_refused_in_a_sentence(tmp_path, name):
 FOUND = {  # by reader, seeds that once ended in a traceback, whose corpus is made the same since
     "c": [3643],
     "tflite": [300088, 301820, 1002583],
-    "onnx": [300221, 300480, 302385, 302717, 302773],
+    "onnx": [300221, 300480, 302385, 302717, 302773, 7000193],
     "checkpoint": [400483],
 }
 
