@@ -2,9 +2,9 @@
 
 Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is ended at a random moment:
 half of the trials by the clock, half right before one of its operations on files, which are the moments that matter.
-The network is a small one: files are written in the same steps, and a trial spends its time on these and not on tracing
-layers. Processes are forked from one that has imported what commands import, that of TFLite's converter too. After each
-trial:
+The network is a small one, and its layers are traced once, but for trials that are ended by the clock: files are
+written in the same steps, and a trial spends its time on these. Processes are forked from one that has imported what
+commands import, that of TFLite's converter too. After each trial:
 
 * the inputs are as they were;
 * every visible file is, byte for byte, what an undisturbed run writes, or what was there before;
@@ -48,8 +48,10 @@ from web_copy import web_copy
 from tqexport import CheckpointInfo, Normalization, prepare, save_checkpoint
 from tqexport.artifacts.manifest import FILE_NAME, read_artifact, read_manifest
 from tqexport.artifacts.project import open_project
+from tqexport.backends.onnx import export
 from tqexport.backends.tflite import onnx2tf, onnx2tf_worker
 from tqexport.checkpoints.options import ReadOptions
+from tqexport.deploy import deploy
 from tqexport.errors import InputError
 from tqexport.networks.registry import ARCHITECTURES
 from tqexport.truncation import WIDTHS
@@ -110,6 +112,7 @@ COMMANDS = {
 }
 IMPORTED = ("distributed", "matplotlib.backends.backend_agg", "onnxruntime", "rich.live", "rich.table")
 CONVERTER = ("onnx2tf", "tensorflow", "tf_keras")
+TRACE = export.capture
 EVERYTHING = (*COMMANDS, "two at once", "checkpoint replaced")
 
 
@@ -163,7 +166,7 @@ def make_workplace(root: Path, names: list[str]) -> Workplace:
     for library in IMPORTED + (CONVERTER if "tflite" in names else ()):
         importlib.import_module(library)
     onnx2tf.run_worker = forked_worker
-    seconds = 0.0
+    seconds, traced = 0.0, None
     if not all("convert" in COMMANDS[name].line for name in names):
         # In this process, so that all that it imports is there in those that are forked from it.
         project = open_project(start / "ckpt.pt", start / "given", ReadOptions())
@@ -171,6 +174,7 @@ def make_workplace(root: Path, names: list[str]) -> Workplace:
         began = time.monotonic()
         list(project.export("onnx", (4,)))
         seconds = time.monotonic() - began
+        traced = TRACE(deploy(project.model, 8), info.signature)
     place = Workplace(root, seconds, {}, {}, {}, {}, {})
     for name in names:
         command = COMMANDS[name]
@@ -193,7 +197,14 @@ def make_workplace(root: Path, names: list[str]) -> Workplace:
             (root / "whole").mkdir(exist_ok=True)
             shutil.copy(folder / grown, root / "whole" / grown)
         require(not temporary(folder), f"{name} leaves {temporary(folder)}")
+    if traced:
+        export.capture = lambda *_: traced  # whose values are filled in for each width, here in a process of their own
     return place
+
+
+def trace_anew() -> None:
+    """Trace the network in this process, as commands do."""
+    export.capture = TRACE
 
 
 def forked_worker(folder: Path, pairs: Sequence[str]) -> tuple[int, str]:
@@ -384,7 +395,7 @@ def trial(place: Workplace, name: str, random: Random, kind: str) -> str:
     inputs = {file: sha256 for file, sha256 in previous.items() if is_input(file)}
     by, moment, setup = random.choice(SIGNALS), None, lambda: None
     if kind == "clock":
-        moment = random.uniform(0, 1.05 * place.seconds[name])
+        moment, setup = random.uniform(0, 1.05 * place.seconds[name]), trace_anew
     elif kind == "operation":
         number = random.randint(1, place.operations[name])
         setup = lambda: end_before_operation(number, by)  # noqa: E731
@@ -465,7 +476,7 @@ def replaced(place: Workplace, random: Random) -> str:
     """A checkpoint replaced while it is exported: the exports are of one or the other, and say of which."""
     folder = fresh(place, None)
     line, whole = "onnx ckpt.pt --bits 4,8 -o out", random.random() < 0.5
-    process = start(folder, line)
+    process = start(folder, line, trace_anew)
     time.sleep(random.uniform(0, random.choice((0.1, 1.0)) * place.seconds_of_export))  # it is read at the beginning
     content = (folder / "other.pt").read_bytes()
     if whole:

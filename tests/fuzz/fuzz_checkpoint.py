@@ -105,7 +105,8 @@ _MOST_NUMBERS = 10_000_000  # to compute with; one of the odd tensors says that 
 
 
 def _odd_tensor(value: Any, random: Random, odd: tuple[Any, ...]) -> Any:
-    if not isinstance(value, Tensor) or value.is_quantized or random.random() < 0.4 or value.numel() > _MOST_NUMBERS:
+    numbers = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+    if not numbers or random.random() < 0.4 or value.numel() > _MOST_NUMBERS:
         return random.choice(odd)
     choices = (
         value * 1e38,

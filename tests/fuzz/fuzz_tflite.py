@@ -42,7 +42,7 @@ def with_odd_field(content: bytes, random: Random) -> bytes:
         for name in ("quantization", "builtinOptions"):
             if getattr(part, name, None) is not None and random.random() < 0.4:
                 part = getattr(part, name)
-        name = random.choice([*vars(part)] or ["none"])  # some options have no field
+        name = random.choice([*getattr(part, "__dict__", ())] or ["none"])  # some options have no field, or are odd
         if name == "none":
             continue
         setattr(part, name, _odd(getattr(part, name), random))
