@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,23 @@ def test_the_three_lines_as_typed(tmp_path):
     assert [artifact["file"] for artifact in manifest["artifacts"]] == ["ckpt-w8.onnx", "ckpt-w8.tflite"]
     assert manifest["artifacts"][1]["inputs"][0]["shape"] == [1, 8, 8, 1]
     assert str(workplace) not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize("free", [1_000_000, 10_000])  # less than what onnx2tf wants to find, and than the network
+def test_a_full_disk_in_the_converter_is_said_and_leaves_nothing(exported, free):
+    before = files(exported)
+    done = subprocess.run(
+        [COMMAND, "tflite", "ckpt.pt", "--bits", "8", "-o", "out"],
+        cwd=exported,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (free, free)),
+    )
+    assert done.returncode == 4, done.stderr
+    assert "File too large" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert files(exported) == before
 
 
 @pytest.mark.parametrize("seconds", [0.7, 5])

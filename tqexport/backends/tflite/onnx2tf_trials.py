@@ -14,6 +14,7 @@ takes the first whose result is within 0.001 of what onnxruntime gives. Some thi
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -27,7 +28,7 @@ import onnx
 
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 
-__all__ = ["mend_trials", "samples_for_trials"]
+__all__ = ["mend_trials", "samples_for_trials", "save_array"]
 
 Array = npt.NDArray[Any]
 
@@ -194,5 +195,12 @@ def samples_for_trials(source: Path) -> list[list[str]]:
         for value, sample in zip(graph.input, samples.values(), strict=True):
             if value.name in read:
                 pairs.append([value.name, f"{source.stem}_{len(pairs)}.npy"])
-                np.save(pairs[-1][1], to_channels_last(sample))
+                save_array(Path(pairs[-1][1]), to_channels_last(sample))
     return pairs
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as NPY; of a full disk the error says so, which that of ``np.save`` does not."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    path.write_bytes(stream.getvalue())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tqexport.backends.tflite.onnx2tf_trials import mend_trials, samples_for_trials
+from tqexport.backends.tflite.onnx2tf_trials import mend_trials, samples_for_trials, save_array
 
 # onnx2tf downloads this file when an input looks like an image and it is not in the working folder.
 _CALIBRATION = "calibration_image_sample_data_20x128x128x3_float32.npy"
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     """Convert each float ONNX file to a float TFLite file."""
     os.environ.update(ENVIRONMENT)
     threading.Thread(target=_end_with_caller, daemon=True).start()
-    np.save(_CALIBRATION, np.zeros((20, 128, 128, 3), np.float32))
+    save_array(Path(_CALIBRATION), np.zeros((20, 128, 128, 3), np.float32))
     mend_trials()
     for source, target in zip(arguments[::2], arguments[1::2], strict=True):
         Path(target).write_bytes(_convert(source))
