@@ -27,9 +27,9 @@ lint: install
 types: install
 	$(BIN)/mypy tqexport cli
 
-# A worker for each of two cores, with one thread each; neighbours stay together, so that what they share is made once.
+# A worker for each of two cores, with one thread each.
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 # How many branches of tqexport/ the tests take, which is slower than the tests themselves.
 coverage: install

@@ -1,7 +1,8 @@
 """Commands that are killed, interrupted, out of disk or out of step: nothing visible is half-written.
 
-Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is ended at a random moment:
-half of the trials by the clock, half right before one of its operations on files, which are the moments that matter.
+Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is disturbed: in a quarter of
+them it is ended by the clock, in half right before one of its operations on files, which are the moments that matter,
+and in a quarter the disk is full.
 The network is a small one, and its layers are traced once, but for trials that are ended by the clock: files are
 written in the same steps, and a trial spends its time on these. Processes are forked from one that has imported what
 commands import, that of TFLite's converter too. After each trial:

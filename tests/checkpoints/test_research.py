@@ -31,6 +31,12 @@ def small():
     return randomize_(resnet20q(expansion=1, num_classes=7), 0)
 
 
+def assert_equal(state, expected):
+    """To the last bit, and of the same entries."""
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("prefix", ["module.", ""], ids=["parallel", "single"])
 @pytest.mark.parametrize("bare", [True, False], ids=["bare", "full"])
@@ -46,8 +52,7 @@ def test_every_layout_of_the_file_gives_the_same_network(tmp_path, zipped, prefi
     assert loaded.info.input_shape == (3, 32, 32)
     assert loaded.info.arguments["num_classes"] == 7
     assert loaded.assumed
-    for key, value in module.state_dict().items():
-        assert torch.equal(loaded.module.state_dict()[key], value)
+    assert_equal(loaded.module.state_dict(), module.state_dict())
 
 
 def test_plain_batch_norm_makes_every_width_exportable(tmp_path):
@@ -254,7 +259,7 @@ def test_the_commands_on_a_research_file(tmp_path):
     native, original = load_checkpoint(tmp_path / "native.pt"), load_checkpoint(tmp_path / "model_best.pth.tar")
     assert native.info.activation_bits == (4, 4, 4, 4)
     assert native.assumed == ()
-    assert all(torch.equal(v, original.module.state_dict()[k]) for k, v in native.module.state_dict().items())
+    assert_equal(original.module.state_dict(), native.module.state_dict())
     itself = run("convert", "native.pt", "native.pt", cwd=tmp_path)
     assert itself.returncode == 2
     assert "is the checkpoint itself" in itself.stderr

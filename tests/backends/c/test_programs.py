@@ -70,7 +70,7 @@ def test_every_kind_of_layer(name, tmp_path):
     assert len(equal_lines(try_program(tmp_path, networks[1:2], inputs[:2]))) == 1
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(models=integer_models(), seed=st.integers(0, 2**32 - 1))
 def test_random_networks(models, seed, tmp_path_factory):
     shape = models[0].shapes["input"]
