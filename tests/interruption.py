@@ -1,11 +1,10 @@
 """Commands that are killed, interrupted, out of disk or out of step: nothing visible is half-written.
 
-Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is disturbed: in a quarter of
-them it is ended by the clock, in half right before one of its operations on files, which are the moments that matter,
-and in a quarter the disk is full.
-The network is a small one, and its layers are traced once, but for trials that are ended by the clock: files are
-written in the same steps, and a trial spends its time on these. Processes are forked from one that has imported what
-commands import, that of TFLite's converter too. After each trial:
+Run ``python tests/interruption.py``. Every trial is a command in a process of its own that is disturbed: in a quarter
+it is ended by the clock, in half right before one of its operations on files, which are the moments that matter, and in
+a quarter the disk is full. The network is a small one, and its layers are traced once, but for trials that are ended by
+the clock: files are written in the same steps, and a trial spends its time on these. Processes are forked from one that
+has imported what commands import, that of TFLite's converter too. After each trial:
 
 * the inputs are as they were;
 * every visible file is, byte for byte, what an undisturbed run writes, or what was there before;
