@@ -28,6 +28,7 @@ __all__ = [
     "atomic_path",
     "ensure_folder",
     "exclusive",
+    "remove_folders_of_dead_runs",
     "remove_temporary",
     "sha256_of",
     "temporary_files_in",
@@ -135,15 +136,23 @@ def temporary_folder() -> Iterator[Path]:
     Raises:
         HostError: It cannot be made or written.
     """
+    remove_folders_of_dead_runs()
     try:
-        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-            with suppress(OSError):  # it is somebody else's, or gone
-                if _TEMPORARY_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                    _remove_if_dead(path)
         with _new_folder(lambda: Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(4)}"), 0o700) as path:
             yield path
     except OSError as error:
         raise HostError(f"cannot write a temporary file: {error.strerror or error}") from error
+
+
+def remove_folders_of_dead_runs() -> None:
+    """Remove what runs that were killed left of :func:`temporary_folder`."""
+    folders: list[Path] = []
+    with suppress(OSError):  # there is no place for temporary files
+        folders += Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")
+    for path in folders:
+        with suppress(OSError):  # it is somebody else's, or gone
+            if _TEMPORARY_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                _remove_if_dead(path)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_a_shard_that_nobody_can_read_is_given_up_with_its_reason(client, task):
     assert "memory://nowhere/a.npz" in failed.reason
 
 
-def test_an_evaluation_goes_on_where_another_ended(project, data, tmp_path, expected):
+def test_an_evaluation_goes_on_where_another_ended(project, data, tmp_path, expected, monkeypatch):
     steps, journal = [], tmp_path / "journal"
     first = evaluate(project, WIDTHS, [f"{data}/0*.npz"], count=1, journal=journal)
     assert first.counts.samples == 300
@@ -133,8 +134,12 @@ def test_an_evaluation_goes_on_where_another_ended(project, data, tmp_path, expe
     assert whole.counts.record() == expected
     assert steps[0] == (10, PARTS, 0)
     assert steps[-1] == (PARTS, PARTS, 150)
+    left_by_a_dead_run = tmp_path / "tqexport.tmp.01234567"
+    left_by_a_dead_run.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     again = evaluate(project, WIDTHS, [str(data)], scheduler="nothing is asked", journal=journal)
     assert again.document() == whole.document()
+    assert not left_by_a_dead_run.exists()
 
 
 def test_a_scheduler_with_workers_of_its_own(project, data, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tqexport.evaluation.journal import Journal
 from tqexport.evaluation.result import Evaluation
 from tqexport.evaluation.shards import SampleFormat, Shard, find_shards
 from tqexport.evaluation.subjects import subjects_of
+from tqexport.files import remove_folders_of_dead_runs
 
 __all__ = ["evaluate"]
 
@@ -46,6 +47,7 @@ def evaluate(
         UsageError: No file runs in any of ``runtimes``, or the journal is of another evaluation.
         HostError: A package is missing, or the scheduler does not answer.
     """
+    remove_folders_of_dead_runs()  # with the keys of their workers, also where nothing is left to count
     info = project.model.info
     taken = SampleFormat(info.signature, info.normalization, tuple(info.class_names))
     shards = find_shards(patterns, taken)
