@@ -19,7 +19,7 @@ import dask
 from distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker
 from distributed.client import FutureCancelledError
 
-from tqexport.errors import HostError, InputError, TqExportError
+from tqexport.errors import HostError, InputError, TqExportError, said_in_a_line
 from tqexport.evaluation.counts import Counts
 from tqexport.evaluation.shards import SampleFormat, Shard, read_shard
 from tqexport.evaluation.subjects import Delivery, Subject, open_subject
@@ -272,4 +272,4 @@ def _result_of(future: Future) -> Counts | Failed:
         if not isinstance(result, Counts | Failed):
             raise InputError("a worker answers what no worker answers")
         return result
-    return Failed("", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return Failed("", said_in_a_line(error))
