@@ -4,7 +4,7 @@ Run ``python tests/interruption.py``. Every trial is a command in a process of i
 it is ended by the clock, in half right before one of its operations on files, which are the moments that matter, and in
 a quarter the disk is full. The network is a small one, and its layers are traced once, but for trials that are ended by
 the clock: files are written in the same steps, and a trial spends its time on these. Processes are forked from one that
-has imported what commands import, that of TFLite's converter too. After each trial:
+has imported what commands import, those of TFLite's converter and of Dask's workers too. After each trial:
 
 * the inputs are as they were;
 * every visible file is, byte for byte, what an undisturbed run writes, or what was there before;
@@ -36,6 +36,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import dask
 import torch
 from torch import nn
 
@@ -74,13 +75,11 @@ class Command:
         line: What is typed.
         before: What is typed before, undisturbed, once for all trials.
         starts: Whether it starts other processes.
-        slow: Whether it takes seconds.
     """
 
     line: str
     before: tuple[str, ...] = ()
     starts: bool = False
-    slow: bool = False
 
 
 COMMANDS = {
@@ -107,10 +106,17 @@ COMMANDS = {
         "evaluate given --bits 4 --runtime onnxruntime --data data.npz --workers 1 --resume counts.jsonl "
         "--report report.html",
         starts=True,
-        slow=True,
     ),
 }
-IMPORTED = ("distributed", "matplotlib.backends.backend_agg", "onnxruntime", "rich.live", "rich.table")
+IMPORTED = (
+    "distributed",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "onnxruntime",
+    "rich.live",
+    "rich.table",
+)
+WORKERS = "distributed.worker.multiprocessing-method"  # a setting of Dask; "fork", as they have nothing to import then
 CONVERTER = ("onnx2tf", "tensorflow", "tf_keras")
 TRACE = export.capture
 EVERYTHING = (*COMMANDS, "two at once", "checkpoint replaced")
@@ -166,6 +172,7 @@ def make_workplace(root: Path, names: list[str]) -> Workplace:
     for library in IMPORTED + (CONVERTER if "tflite" in names else ()):
         importlib.import_module(library)
     onnx2tf.run_worker = forked_worker
+    dask.config.set({WORKERS: "fork"})
     seconds, traced = 0.0, None
     if not all("convert" in COMMANDS[name].line for name in names):
         # In this process, so that all that it imports is there in those that are forked from it.
@@ -520,7 +527,7 @@ def main() -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the first trial")
-    parser.add_argument("--trials", type=int, default=60, help="of each command; a tenth where it is slow")
+    parser.add_argument("--trials", type=int, default=60, help="of each command")
     parser.add_argument("--commands", default=",".join(EVERYTHING), help="which, by name, separated by commas")
     arguments = parser.parse_args()
     names = arguments.commands.split(",")
@@ -537,9 +544,8 @@ def main() -> int:
         jobs["two at once"] = lambda random, _: two_at_once(place, random)
         jobs["checkpoint replaced"] = lambda random, _: replaced(place, random)
         for name, job in ((name, jobs[name]) for name in names):
-            slow = name in COMMANDS and COMMANDS[name].slow
             outcomes: Counter[str] = Counter()
-            for number in range(max(1, arguments.trials // (10 if slow else 1))):
+            for number in range(arguments.trials):
                 seed = arguments.seed + number
                 try:
                     outcomes[job(Random(f"{name} {seed}"), number)] += 1

@@ -12,6 +12,7 @@ __all__ = [
     "TqExportError",
     "UsageError",
     "about",
+    "first_line",
     "printable",
     "said_in_a_line",
 ]
@@ -55,9 +56,15 @@ def printable(text: str) -> str:
     return "".join(part if part.isprintable() or part == "\n" else "\N{REPLACEMENT CHARACTER}" for part in text)
 
 
-def said_in_a_line(error: Exception) -> str:
-    """Class and first line of what a library says, which may go on with pages of where in its own code it was."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+def first_line(error: BaseException) -> str:
+    """First line of what a library says, which may go on with pages of where it was; its class if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def said_in_a_line(error: BaseException) -> str:
+    """Class and first line of what a library says."""
+    name, said = type(error).__name__, first_line(error)
+    return said if said == name else f"{name}: {said}"
 
 
 @contextmanager

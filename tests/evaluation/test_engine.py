@@ -1,8 +1,10 @@
 """Real workers: what they count is what the runtimes give, also where one is killed or cannot read a shard."""
 
 import io
+import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 
 import numpy as np
@@ -140,6 +142,15 @@ def test_an_evaluation_goes_on_where_another_ended(project, data, tmp_path, expe
     again = evaluate(project, WIDTHS, [str(data)], scheduler="nothing is asked", journal=journal)
     assert again.document() == whole.document()
     assert not left_by_a_dead_run.exists()
+
+
+def test_workers_that_do_not_start_are_an_error_of_the_machine(project, data):
+    multiprocessing.set_executable("/bin/false")  # as where the system ends what is started
+    try:
+        with pytest.raises(HostError, match=r"worker processes do not start on this machine .*fewer with --workers"):
+            evaluate(project, [2], [str(data)], count=1)
+    finally:
+        multiprocessing.set_executable(sys.executable)
 
 
 def test_a_scheduler_with_workers_of_its_own(project, data, tmp_path, monkeypatch):

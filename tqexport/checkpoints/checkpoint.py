@@ -16,7 +16,7 @@ from tqexport.checkpoints.options import BatchNormKey, ReadOptions
 from tqexport.checkpoints.research import FAMILY_DEFAULTS, read_research
 from tqexport.checkpoints.safe_file import Codes, is_safetensors, read_safetensors, safetensors_bytes
 from tqexport.checkpoints.tensor_file import checked_state_dict, read_tensor_file
-from tqexport.errors import InputError, TqExportError, UsageError, about, said_in_a_line
+from tqexport.errors import InputError, TqExportError, UsageError, about, first_line, said_in_a_line
 from tqexport.facts import normalization_of, scheme_of
 from tqexport.files import sha256_of, write_bytes
 from tqexport.integer.grids import attach_grids, grids_of
@@ -279,10 +279,9 @@ def _check_runs(path: Path, module: nn.Module, info: CheckpointInfo) -> None:
         with torch.no_grad():
             module.eval()(*zeros_for(info.signature, 1))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
         shapes = " and ".join(_by(each.shape) for each in info.signature)
         raise InputError(
-            f"{path}: {info.architecture} takes no samples of {shapes} ({said}); "
+            f"{path}: {info.architecture} takes no samples of {shapes} ({first_line(error)}); "
             "name their shape with --input-shape where the file does not say it"
         ) from error
 

@@ -19,7 +19,7 @@ import dask
 from distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker
 from distributed.client import FutureCancelledError
 
-from tqexport.errors import HostError, InputError, TqExportError, said_in_a_line
+from tqexport.errors import HostError, InputError, TqExportError, first_line, said_in_a_line
 from tqexport.evaluation.counts import Counts
 from tqexport.evaluation.shards import SampleFormat, Shard, read_shard
 from tqexport.evaluation.subjects import Delivery, Subject, open_subject
@@ -166,27 +166,19 @@ def workers(scheduler: str | None, count: int | None) -> Iterator[Client]:
         count: How many processes of this machine work, each on one thread; None for as many as it has cores.
 
     Raises:
-        HostError: Dask is missing, or the scheduler does not answer, has no worker, or workers without this tqexport.
+        HostError: Dask is missing, workers of this machine do not start, or the scheduler does not answer, has no
+            worker, or workers without this tqexport.
     """
     logging.getLogger("distributed").propagate = False  # it has handlers of its own
     if scheduler is None:
         import cryptography  # noqa: F401 - which makes the keys, and Dask says less well that it is missing
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Whoever reaches a port of a cluster can run what he likes, so the ports of this one take its own keys alone.
         with (
             temporary_folder() as folder,
             temporary_files_in(folder),
             dask.config.set({"temporary-directory": str(folder)}),
-            LocalCluster(
-                n_workers=count or cores,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                protocol="tls://",
-                security=True,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
+            _cluster(count or cores) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
@@ -207,6 +199,26 @@ def workers(scheduler: str | None, count: int | None) -> Iterator[Client]:
                 needed = ", ".join(f"{k} {v}" for k, v in _own_versions().items())
                 raise HostError(f"the worker {address} has {has}, not {needed}; install it there")
         yield client
+
+
+def _cluster(count: int) -> LocalCluster:
+    """Processes of this machine that work, started."""
+    try:
+        # Whoever reaches a port of a cluster can run what he likes, so the ports of this one take its own keys alone.
+        return LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            protocol="tls://",
+            security=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:  # whatever kept a worker from starting, Dask raises this one
+        raise HostError(
+            f"worker processes do not start on this machine ({first_line(error)}); it may lack memory: try fewer with "
+            "--workers"
+        ) from error
 
 
 def evaluate_shards(

@@ -31,6 +31,9 @@ def evaluate(
 ) -> Evaluation:
     """Run every artifact of a project on data in shards, and count.
 
+    Processes of this machine import the module that was started, so a script calls it below
+    ``if __name__ == "__main__"``.
+
     Args:
         project: A checkpoint and its exports.
         widths: The widths.
@@ -45,7 +48,7 @@ def evaluate(
         InputError: A checkpoint, artifact or shard is damaged, or does not fit the network. Other shards are done
             before, and are kept in the journal.
         UsageError: No file runs in any of ``runtimes``, or the journal is of another evaluation.
-        HostError: A package is missing, or the scheduler does not answer.
+        HostError: A package is missing, processes of this machine do not start, or the scheduler does not answer.
     """
     remove_folders_of_dead_runs()  # with the keys of their workers, also where nothing is left to count
     info = project.model.info

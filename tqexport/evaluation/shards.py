@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.errors import InputError, about
+from tqexport.errors import InputError, about, first_line
 from tqexport.files import temporary_folder
 from tqexport.model import InputInfo, Normalization
 from tqexport.reading import limits
@@ -288,5 +288,5 @@ def _array(content: bytes, source: str) -> npt.NDArray[Any]:
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
             raise ValueError("it holds no numbers")
     except Exception as error:  # damage shows as whatever it leads numpy to
-        raise InputError(f"{source} is not a readable array: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{source} is not a readable array: {first_line(error)}") from error
     return values

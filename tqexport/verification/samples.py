@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tqexport.errors import InputError, about
+from tqexport.errors import InputError, about, first_line
 from tqexport.model import InputInfo, Normalization, TruncModel
 from tqexport.reading import limits
 from tqexport.reading.archives import check_size
@@ -130,8 +130,7 @@ def read_samples(path: Path, signature: Sequence[InputInfo], class_names: Sequen
     except InputError:
         raise
     except Exception as error:  # damage shows as whatever it leads zipfile and numpy to
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} is not a readable NPZ file of numbers: {said}") from error
+        raise InputError(f"{path} is not a readable NPZ file of numbers: {first_line(error)}") from error
     inputs = tuple(
         checked_input(path, name, values, info) for (name, values), info in zip(stored.items(), signature, strict=True)
     )

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import CONSTANT_PREFIX, write_facts
 from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
-from tqexport.errors import ConversionError
+from tqexport.errors import ConversionError, first_line
 from tqexport.facts import ArtifactFacts, facts_of_model
 from tqexport.model import InputInfo, TruncModel, dynamic_sizes
 from tqexport.outputs import run_network, zeros_for
@@ -93,8 +93,7 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
         raise
     except Exception as error:  # the network's own code raises whatever it raises
         shapes = ", ".join(f"{each.name} {(2, *each.shape)}" for each in inputs)
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"the network does not run on inputs of zeros, {shapes}: {words}") from error
+        raise ConversionError(f"the network does not run on inputs of zeros, {shapes}: {first_line(error)}") from error
     sizes = {name: torch.export.Dim(name) for name in ("batch", *dynamic_sizes(inputs))}
     axes = [{0: "batch", **{axis + 1: name for axis, name in each.dynamic_axes.items()}} for each in inputs]
     try:
@@ -219,8 +218,7 @@ def _why_not_captured(error: Exception) -> ConversionError:
             f"the network decides by the values of a sample what it computes{where}, and a file computes the same for "
             "all of them; use torch.where, or take the decision out of the network"
         )
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return ConversionError(f"the network cannot be captured by torch.export: {lines[0]}")
+    return ConversionError(f"the network cannot be captured by torch.export: {first_line(cause)}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import ends_of_signature, signature_of
 from tqexport.backends.tflite.layout import of_samples
 from tqexport.backends.tflite.packing import DECODE
-from tqexport.errors import InputError
+from tqexport.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch
@@ -50,7 +50,7 @@ class LiteRTSession(Session):
                     "the weights are packed for TFLite Micro, and LiteRT does not unpack them; export the width with "
                     "--kernel integer to run it in LiteRT"
                 ) from error
-            raise InputError(f"LiteRT does not load the file: {_first_line(error)}") from error
+            raise InputError(f"LiteRT does not load the file: {first_line(error)}") from error
         self._invoke: Callable[[Sequence[Array]], list[Array]] = self._invoke_graph
         self._inputs = self._interpreter.get_input_details()
         if bits is not None:
@@ -101,7 +101,7 @@ class LiteRTSession(Session):
             values = [value.reshape(shape) for value, shape in zip(group, self._shapes, strict=True)]
             return self._invoke(values)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT does not run the file: {_first_line(error)}") from error
+            raise InputError(f"LiteRT does not run the file: {first_line(error)}") from error
 
     def run_zeros(self) -> list[Array]:
         """Run samples of zeros."""
@@ -116,7 +116,7 @@ class LiteRTSession(Session):
         try:
             self._signature = self._interpreter.get_signature_runner(signature_of(bits))
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT does not run the file at {bits} bits: {_first_line(error)}") from error
+            raise InputError(f"LiteRT does not run the file at {bits} bits: {first_line(error)}") from error
         self._signature_ends = ends_of_signature(content, bits)
         given = self._signature.get_input_details()
         self._inputs = [given[name] for name in self._signature_ends[0]]
@@ -144,10 +144,6 @@ def in_groups(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
         count = min(size, samples - start)
         numbers = np.minimum(np.arange(start, start + size), samples - 1)
         yield batch if samples == size else tuple(values[numbers] for values in batch), count
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
