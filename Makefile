@@ -66,7 +66,7 @@ torture: install
 
 # Every command killed, interrupted and out of disk at random moments. Half an hour.
 interruption: install
-	$(BIN)/python tests/interruption.py
+	$(BIN)/python tests/interruption/run.py
 
 # The same bytes from one and two threads, any hash seed, any folder, any instruction set. A quarter of an hour.
 repeatability: install

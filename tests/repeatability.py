@@ -1,9 +1,10 @@
-"""The same bytes whatever runs the export: threads, hash seeds, folders, instruction sets.
+"""The same bytes whatever runs the export: threads, hash seeds, folders, instruction sets, versions of Python.
 
 Run ``python tests/repeatability.py``. Every export is made in processes of its own under different circumstances, and
 each file must have the same sha256 everywhere. ``.pt`` checkpoints leave the codes to the machine's tanh, so that
-instruction sets are compared on a safetensors file, which holds them. At the end it says how many codes of random
-weights this machine's instruction sets give differently. Exit code 1 where something differs.
+instruction sets are compared on a safetensors file, which holds them. Other versions of Python, each with tqexport
+installed from constraints.txt, are named with ``--python``. At the end it says how many codes of random weights this
+machine's instruction sets give differently. Exit code 1 where something differs.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exports", default=",".join(EXPORTS), help="which, separated by commas")
     parser.add_argument("--under", default=",".join(CIRCUMSTANCES), help="circumstances, separated by commas")
+    parser.add_argument("--python", nargs="*", default=[], help="other interpreters, each with tqexport installed")
     parser.add_argument("--rounds", type=int, default=20, help="millions of random weights whose codes are compared")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     arguments = parser.parse_args()
@@ -75,13 +77,15 @@ def main() -> int:
         for name in sources:
             shutil.copy(FIXTURES / f"{name}.pt", root)
         run([f"convert {name}.pt {new}.safetensors" for name, new in sources.items()], Path(root), {})
-        for number, circumstances in enumerate(arguments.under.split(",")):
+        under = [(name, sys.executable, CIRCUMSTANCES[name]) for name in arguments.under.split(",")]
+        under += [(python, python, under[0][2]) for python in arguments.python]
+        for number, (circumstances, python, environment) in enumerate(under):
             folder = Path(root, "a folder" * (number % 2), f"place {number}")  # of another length, with a space
             folder.mkdir(parents=True)
             shutil.copy(FIXTURES / "digits-test.npz", folder / "data.npz")
             for name in ("net.safetensors", "int.safetensors"):
                 shutil.copy(Path(root, name), folder)
-            run(lines, folder, CIRCUMSTANCES[circumstances])
+            run(lines, folder, environment, python)
             inputs = ("data.npz", "net.safetensors", "int.safetensors")
             made[circumstances] = {name: sha256 for name, sha256 in hashes(folder).items() if name not in inputs}
         first = next(iter(made))
@@ -94,9 +98,9 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def run(lines: list[str], folder: Path, environment: dict[str, str]) -> None:
+def run(lines: list[str], folder: Path, environment: dict[str, str], python: str = sys.executable) -> None:
     """Run commands in a process of their own; they must succeed."""
-    program = [sys.executable, "-c", RUN, *lines]
+    program = [python, "-c", RUN, *lines]
     done = subprocess.run(program, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{lines} end with {done.returncode}: {done.stderr}")

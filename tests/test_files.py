@@ -150,7 +150,7 @@ def test_artifacts_are_the_very_bytes_whose_hash_was_looked_at(tmp_path):
 def test_commands_that_are_ended_leave_nothing_half_written():
     """A few trials; ``make interruption`` makes as many as wanted, of every command."""
     arguments = ["--trials", "8", "--commands", "convert safetensors"]
-    program = [sys.executable, str(ROOT / "tests" / "interruption.py"), *arguments]
+    program = [sys.executable, str(ROOT / "tests" / "interruption" / "run.py"), *arguments]
     done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 trials, 0 wrong" in done.stdout
