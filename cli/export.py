@@ -32,7 +32,7 @@ def export_command(backend: Backend) -> click.Command:
         options: ReadOptions,
         output: Output,
         kernel: str | None = None,
-        batch: int = 1,
+        batch: int | None = None,
     ) -> None:
         """Export as the options say."""
         if truncatable and widths is not None and widths.run_time:
@@ -41,15 +41,14 @@ def export_command(backend: Backend) -> click.Command:
             from tqexport.artifacts.project import open_project
 
             project = open_project(source, folder, options, output.step)
-            project.batch = batch
         if kernel is None:
             kernel = project.default_kernel
             kernel = kernel if kernel in backend.kernels else next(iter(backend.kernels))
         if widths is not None and widths.run_time:
-            exported = iter([project.export_runtime(backend.name, kernel)])
+            exported = iter([project.export_runtime(backend.name, kernel, batch)])
         else:
             asked = widths.resolve(project.widths) if widths else project.exported_widths()
-            exported = project.export(backend.name, asked, kernel, truncatable=truncatable)
+            exported = project.export(backend.name, asked, kernel, truncatable=truncatable, batch=batch)
         artifacts = []
         for artifact in exported:
             others = ", ".join(map(str, artifact.truncatable_to))
@@ -91,10 +90,9 @@ def _options(backend: Backend) -> list[Callable[[Any], Any]]:
             )
         )
     if backend.fixes_batch:
-        help_text = "Samples that a file takes at once; N is in its name where it is not 1."
-        options.append(
-            click.option("--batch", type=click.IntRange(1, limits.BATCH), default=1, metavar="N", help=help_text)
-        )
+        ordinary = backend.ordinary_batch or "any number"
+        help_text = f"Samples that a file takes at once; N is in its name. Default: {ordinary}."
+        options.append(click.option("--batch", type=click.IntRange(1, limits.BATCH), metavar="N", help=help_text))
     truncatable = "Keep the tables of all other widths in each file, so that tqexport truncate can make their files."
     hidden = type(backend).export_truncatable is Backend.export_truncatable  # then it says what to do instead
     options.append(click.option("--truncatable", is_flag=True, help=truncatable, hidden=hidden))

@@ -108,7 +108,7 @@ class Judge:
         save_checkpoint(symmetric, calibrated.module, calibrated.info)
         self._projects = {path: open_project(path, folder, ReadOptions()) for path in (DIGITS, DIGITS_INT, symmetric)}
         self._symmetric = symmetric
-        plan = {(kind.backend, kind.kernel, 1): {*kind.widths} for kind in KINDS if not is_integer(kind.kernel)}
+        plan = {(kind.backend, kind.kernel, None): {*kind.widths} for kind in KINDS if not is_integer(kind.kernel)}
         self._fresh = {
             path: FreshExports(project, plan if path == DIGITS else {}) for path, project in self._projects.items()
         }

@@ -29,7 +29,13 @@ class RawBackend(Backend):
     layout = "channels first"
     description = "Writes NAME-wB.raw for each width B."
 
-    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:  # noqa: ARG002
+    def export(
+        self,
+        source: Source,
+        widths: Sequence[int],
+        kernel: str = EXACT,  # noqa: ARG002
+        batch: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, bytes]]:
         for bits in widths:
             weights = stored_weights(source.model, bits)
             codes = {name: (weight.codes >> weight.shift).numpy() for name, weight in weights.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tqexport.backends import BACKENDS
-from tqexport.backends.base import EXACT, TensorInfo
+from tqexport.backends.base import EXACT, TensorInfo, batch_of
 from tqexport.checkpoints.options import ReadOptions
 from tqexport.errors import InputError, about
 from tqexport.facts import scheme_of
@@ -46,7 +46,6 @@ class Artifact:
         companions: The files that were written beside it: sha256, hex, by name.
         cut_from: The artifact that it was cut from, if it was: its ``file`` name and ``sha256``.
         versions: Of what made it, by name.
-        batch: How many samples it takes at once; 1 in a format that takes any number.
     """
 
     file: str
@@ -62,7 +61,11 @@ class Artifact:
     companions: Mapping[str, str] = field(default_factory=dict)
     cut_from: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    batch: int = 1
+
+    @property
+    def batch(self) -> int | None:
+        """How many samples it takes at once; None for any number."""
+        return batch_of(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,15 @@ class Manifest:
         """Whether there is a file of the same name and content."""
         return any((a.file, a.sha256) == (artifact.file, artifact.sha256) for a in self.artifacts)
 
-    def find(self, kind: str, width: int, kernel: str = EXACT, batch: int = 1) -> Artifact | None:
-        """The fixed artifact of a kind, width, kernel and batch, if it was exported."""
+    def find(self, kind: str, width: int, kernel: str = EXACT, batch: int | None = None) -> Artifact | None:
+        """The fixed artifact of a kind, width, kernel and number of samples at once, if it was exported."""
         wanted = (kind, (width,), kernel, batch)
         return next((a for a in self.artifacts if (a.kind, a.widths, a.kernel, a.batch) == wanted), None)
 
     def with_artifacts(self, added: Iterable[Artifact]) -> Manifest:
         """This manifest with artifacts added, or replaced where the file is the same."""
         merged = {artifact.file: artifact for artifact in (*self.artifacts, *added)}
-        ordered = sorted(merged.values(), key=lambda a: (a.kind, a.widths, a.kernel, a.batch))
+        ordered = sorted(merged.values(), key=lambda a: (a.kind, a.widths, a.kernel, a.batch or 0))
         return replace(self, artifacts=tuple(ordered))
 
     def write(self, folder: Path) -> None:
@@ -249,7 +252,7 @@ def _ends(value: Any, name: str) -> tuple[TensorInfo, ...]:
 def _artifact(entry: dict[str, Any]) -> Artifact:
     """An artifact from its entry in ``tqexport.json``."""
     known = {item.name for item in fields(Artifact)}
-    _check_entries(entry, known, {"kernel", "truncatable_to", "companions", "cut_from", "versions", "batch"})
+    _check_entries(entry, known, {"kernel", "truncatable_to", "companions", "cut_from", "versions"})
     companions = records.mapping(entry.get("companions", {}), "companions")
     artifact = Artifact(
         **{key: records.text(entry[key], key) for key in ("kind", "layout", "sha256")},
@@ -259,7 +262,6 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
         inputs=_ends(entry["inputs"], "inputs"),
         outputs=_ends(entry["outputs"], "outputs"),
         kernel=records.text(entry.get("kernel", EXACT), "kernel"),
-        batch=records.whole(entry.get("batch", 1), "batch", low=1, high=limits.BATCH),
         truncatable_to=records.wholes(entry.get("truncatable_to", ()), "truncatable_to", WIDTHS),
         cut_from=_texts_by_name(entry.get("cut_from", {}), "cut_from"),
         versions=_texts_by_name(entry.get("versions", {}), "versions"),
@@ -274,4 +276,6 @@ def _artifact(entry: dict[str, Any]) -> Artifact:
         raise InputError(f"{artifact.file} is of the kind {artifact.kind!r}, which this tqexport does not have")
     if artifact.kernel not in BACKENDS[artifact.kind].kernels:
         raise InputError(f"{artifact.file} has the kernel {artifact.kernel!r}, which {artifact.kind} does not have")
+    with about(artifact.file):
+        batch_of(artifact.inputs)  # which refuses what no export takes
     return artifact

@@ -56,7 +56,6 @@ class Project:
         manifest: What ``folder`` holds of this checkpoint; None if nothing yet.
         source: The export folder that was named, with its manifest, where it is not ``folder``.
         step: Called with a sentence around everything slow, for progress.
-        batch: How many samples at once the files take that are made, in a format that fixes their number.
     """
 
     checkpoint: Path
@@ -65,8 +64,7 @@ class Project:
     manifest: Manifest | None = None
     source: tuple[Path, Manifest] | None = None
     step: Callable[[str], AbstractContextManager[object]] = nullcontext
-    batch: int = 1
-    _made: dict[tuple[str, str, int, int], bytes] = field(
+    _made: dict[tuple[str, str, int | None, int], bytes] = field(
         default_factory=dict
     )  # fixed files made since the project was opened
 
@@ -112,7 +110,13 @@ class Project:
         return tuple(sorted(widths)) or (DEFAULT_WIDTH,)
 
     def export(
-        self, backend: str, widths: Sequence[int], kernel: str = EXACT, *, truncatable: bool = False
+        self,
+        backend: str,
+        widths: Sequence[int],
+        kernel: str = EXACT,
+        *,
+        truncatable: bool = False,
+        batch: int | None = None,
     ) -> Iterator[Artifact]:
         """Write the fixed file of each width and enter it into the manifest.
 
@@ -121,6 +125,7 @@ class Project:
             widths: The widths.
             kernel: One of the back end's.
             truncatable: Keep the tables of all other widths in each file, so that they can be cut from it.
+            batch: How many samples they take at once; None for as many as files of the format do ordinarily.
 
         Raises:
             UsageError: The format cannot hold such tables, or not with this kernel.
@@ -128,20 +133,22 @@ class Project:
             ConversionError: The network cannot be exported to this format.
             HostError: The folder cannot be written, or a package is missing.
         """
-        files = self.make(backend, widths, kernel)
+        files = self.make(backend, widths, kernel, batch)
         if truncatable:
             check_shiftable(self.widths, self.quantizer)
             self._check_widths(widths)
-            files = BACKENDS[backend].export_truncatable(self, widths)
+            files = BACKENDS[backend].export_truncatable(self, widths, batch)
             if kernel != EXACT:
                 raise UsageError(f"only files of --kernel {EXACT} keep tables of other widths; leave --truncatable out")
         ensure_folder(self.folder)
         for bits, content in files:
             others = tuple(other for other in self.widths if other != bits) if truncatable else ()
-            yield self._keep(backend, (bits,), content, kernel, others)
+            yield self._keep(backend, (bits,), content, kernel, batch, others)
 
-    def export_runtime(self, backend: str, kernel: str = EXACT) -> Artifact:
+    def export_runtime(self, backend: str, kernel: str = EXACT, batch: int | None = None) -> Artifact:
         """Write the one file that holds every width of the checkpoint, and enter it into the manifest.
+
+        Arguments are those of :meth:`export`.
 
         Raises:
             UsageError: The format has no such file.
@@ -153,46 +160,51 @@ class Project:
         check_shiftable(self.widths, self.quantizer)
         BACKENDS[backend].check_environment(kernel)
         self._check_kernel(kernel)
-        content = BACKENDS[backend].export_runtime(self, kernel)
+        content = BACKENDS[backend].export_runtime(self, kernel, batch)
         facts = BACKENDS[backend].facts(content)
         widths = facts.widths if isinstance(facts, MultiWidthFacts) else self.widths
-        return self._keep(backend, widths, content, kernel)
+        return self._keep(backend, widths, content, kernel, batch)
 
-    def make(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
+    def make(
+        self, backend: str, widths: Sequence[int], kernel: str = EXACT, batch: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, made from the checkpoint or from files of another back end; not written.
+
+        Arguments are those of :meth:`export`.
 
         Raises:
             InputError: The checkpoint lacks a width.
             ConversionError: The network cannot be exported to this format.
             HostError: A package is missing.
         """
-        batch = self._batch(backend)
+        batch = batch or BACKENDS[backend].ordinary_batch
         missing = [bits for bits in widths if (backend, kernel, batch, bits) not in self._made]
         if missing:
             BACKENDS[backend].check_environment(kernel)
             self._check_kernel(kernel)
             self._check_widths(missing)
-        files = iter(BACKENDS[backend].export(self, missing, kernel) if missing else ())
+        files = iter(BACKENDS[backend].export(self, missing, kernel, batch) if missing else ())
         for bits in widths:
             content = next(files)[1] if bits in missing else self._made[backend, kernel, batch, bits]
             self._made[backend, kernel, batch, bits] = content
             yield bits, content
 
-    def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def fixed_files(self, backend: str, widths: Sequence[int], batch: int | None = None) -> Iterator[tuple[int, bytes]]:
         """The fixed file of each width, as it was exported, or made now where it was not."""
-        exported = {bits: content for bits in widths if (content := self.find(backend, bits)) is not None}
-        made = dict(self.make(backend, [bits for bits in widths if bits not in exported]))
+        found = {bits: self.find(backend, bits, batch=batch) for bits in widths}
+        exported = {bits: content for bits, content in found.items() if content is not None}
+        made = dict(self.make(backend, [bits for bits in widths if bits not in exported], batch=batch))
         for bits in widths:
             yield bits, exported[bits] if bits in exported else made[bits]
 
-    def find(self, backend: str, bits: int, kernel: str = EXACT) -> bytes | None:
-        """The fixed file of a back end, width and kernel if it was exported.
+    def find(self, backend: str, bits: int, kernel: str = EXACT, batch: int | None = None) -> bytes | None:
+        """The fixed file of a back end, width, kernel and number of samples at once if it was exported.
 
         Raises:
             InputError: It is gone or was changed since.
         """
         for folder, manifest in self.exports():
-            if artifact := manifest.find(backend, bits, kernel, self._batch(backend)):
+            if artifact := manifest.find(backend, bits, kernel, batch or BACKENDS[backend].ordinary_batch):
                 return read_artifact(folder, artifact)
         return None
 
@@ -212,13 +224,9 @@ class Project:
         own = [(self.folder, self.manifest)] if self.manifest else []
         return own + ([self.source] if self.source else [])
 
-    def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
+    def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT, batch: int | None = None) -> str:
         """What an artifact is called: ``NAME-w4.onnx``, or ``NAME.onnx`` where it holds several widths."""
-        return f"{self.name}{BACKENDS[backend].label(widths, kernel, self._batch(backend))}.{backend}"
-
-    def _batch(self, backend: str) -> int:
-        """How many samples at once the files of a back end take that are made; 1 where any number fits."""
-        return self.batch if BACKENDS[backend].fixes_batch else 1
+        return f"{self.name}{BACKENDS[backend].label(widths, kernel, batch)}.{backend}"
 
     @property
     def default_kernel(self) -> str:
@@ -243,10 +251,16 @@ class Project:
                 self.model.check_width(bits)
 
     def _keep(
-        self, backend: str, widths: tuple[int, ...], content: bytes, kernel: str, others: tuple[int, ...] = ()
+        self,
+        backend: str,
+        widths: tuple[int, ...],
+        content: bytes,
+        kernel: str,
+        batch: int | None,
+        others: tuple[int, ...] = (),
     ) -> Artifact:
         """Write a file from which ``others`` can be cut, and enter it into the manifest."""
-        file, sha256 = self.file_name(backend, widths, kernel), hashlib.sha256(content).hexdigest()
+        file, sha256 = self.file_name(backend, widths, kernel, batch), hashlib.sha256(content).hexdigest()
         ends, layout = BACKENDS[backend].describe(content), BACKENDS[backend].layout
         companions = BACKENDS[backend].companions(self, file, content)
         digests = {name: hashlib.sha256(beside).hexdigest() for name, beside in companions.items()}
@@ -263,7 +277,6 @@ class Project:
             others,
             digests,
             versions=made_by,
-            batch=BACKENDS[backend].batch(content),
         )
         own = replace(self.manifest or self._new_manifest(), artifacts=())
 

@@ -124,7 +124,7 @@ class OpenArtifact:
 
         enter_artifact(
             folder,
-            replace(entry, inputs=inputs, outputs=outputs, batch=self.backend.batch(content)),
+            replace(entry, inputs=inputs, outputs=outputs),
             {file: content},
             choose,
         )

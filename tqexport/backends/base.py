@@ -19,6 +19,7 @@ from tqexport.errors import InputError, UsageError
 from tqexport.facts import ArtifactFacts, Facts
 from tqexport.integer.names import is_integer
 from tqexport.model import InputInfo
+from tqexport.reading import limits
 from tqexport.truncation import check_shiftable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tqexport.integer.runtime import IntegerRuntime
     from tqexport.model import TruncModel
 
-__all__ = ["EXACT", "EXACT_PACKED", "Backend", "Source", "TensorInfo", "input_infos", "is_exact"]
+__all__ = ["EXACT", "EXACT_PACKED", "Backend", "Source", "TensorInfo", "batch_of", "input_infos", "is_exact"]
 
 EXACT = "exact"
 """The kernel that every back end has: it computes what PyTorch computes, up to float32 rounding."""
@@ -49,6 +50,20 @@ class TensorInfo:
     shape: tuple[int | str, ...]
 
 
+def batch_of(inputs: Sequence[TensorInfo]) -> int | None:
+    """How many samples a file takes at once, from its inputs; None for any number.
+
+    Raises:
+        InputError: It takes none, or more than an export can.
+    """
+    size = next((tensor.shape[0] for tensor in inputs if tensor.shape), None)
+    if not isinstance(size, int):
+        return None
+    if not 1 <= size <= limits.BATCH:
+        raise InputError(f"takes {size:,} samples at once; an export takes 1 to {limits.BATCH:,}")
+    return size
+
+
 def input_infos(inputs: Sequence[TensorInfo], facts: ArtifactFacts) -> tuple[InputInfo, ...]:
     """What an artifact takes, one sample each, channels first.
 
@@ -59,9 +74,9 @@ def input_infos(inputs: Sequence[TensorInfo], facts: ArtifactFacts) -> tuple[Inp
     Raises:
         InputError: It takes what no file of tqexport does.
     """
-    limits = facts.input_limits or (0,) * len(inputs)
+    highest = facts.input_limits or (0,) * len(inputs)
     infos = []
-    for tensor, limit in zip(inputs, limits, strict=False):
+    for tensor, limit in zip(inputs, highest, strict=False):
         free = {axis: size for axis, size in enumerate(tensor.shape[1:]) if isinstance(size, str)}
         if unknown := [size for size in free.values() if size not in facts.dynamic_sizes]:
             sizes = "x".join(map(str, tensor.shape))
@@ -92,15 +107,11 @@ class Source(Protocol):
     def widths(self) -> tuple[int, ...]:
         """Every width that the checkpoint has, ascending."""
 
-    @property
-    def batch(self) -> int:
-        """How many samples at once the files take that are made of it, in a format that fixes their number."""
-
     def file_name(self, backend: str, widths: Sequence[int], kernel: str = EXACT) -> str:
         """What the file of a back end is called."""
 
-    def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Fixed files of another back end, as they were exported or made now."""
+    def fixed_files(self, backend: str, widths: Sequence[int], batch: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Fixed files of a back end, as they were exported or made now."""
 
     def step(self, text: str, /) -> AbstractContextManager[object]:
         """Says what goes on while something slow runs."""
@@ -125,7 +136,8 @@ class Backend(ABC):
         packing: What a file of a packed kernel holds in the place of plain weights, by kernel, for ``inspect``.
         packed_widths: The widths that a file which is cut from another can be packed at.
         packages: What the bytes of its files depend on besides tqexport, by the name on PyPI.
-        fixes_batch: Whether a file takes a number of samples at once that was chosen at its export.
+        ordinary_batch: How many samples at once its files take where nothing is said of it; None for any number.
+        fixes_batch: Whether another number can be chosen at the export.
         takes_folder: Whether its command takes an export folder in the place of a checkpoint, and exports the widths
             that were exported before.
     """
@@ -144,16 +156,16 @@ class Backend(ABC):
     packing: ClassVar[Mapping[str, str]] = {}
     packed_widths: ClassVar[Collection[int]] = ()
     packages: ClassVar[Sequence[str]] = ("torch",)
+    ordinary_batch: ClassVar[int | None] = None
     fixes_batch: ClassVar[bool] = False
     takes_folder: ClassVar[bool] = False
 
-    def label(self, widths: Sequence[int], kernel: str | None, batch: int) -> str:
+    def label(self, widths: Sequence[int], kernel: str | None, batch: int | None = None) -> str:
         """What stands behind a checkpoint's name in that of a file: ``-w4``, ``-w4-dynamic``, ``-w4-batch8``."""
         width = f"-w{widths[0]}" if len(widths) == 1 else ""
         ordinary = next(iter(self.kernels))
-        return (
-            width + (f"-{kernel}" if kernel not in (None, ordinary) else "") + (f"-batch{batch}" if batch > 1 else "")
-        )
+        at_once = f"-batch{batch}" if batch not in (None, self.ordinary_batch) else ""
+        return width + (f"-{kernel}" if kernel not in (None, ordinary) else "") + at_once
 
     def every_runtime(self) -> set[str]:
         """Names of all runtimes of its files, whatever the kernel."""
@@ -184,16 +196,25 @@ class Backend(ABC):
     # Making files. Each width of a network is a fixed file; some formats can hold several widths in one.
 
     @abstractmethod
-    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
+    def export(
+        self, source: Source, widths: Sequence[int], kernel: str = EXACT, batch: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """Fixed files of some widths. The same checkpoint gives the same bytes.
+
+        Args:
+            source: What they are made of.
+            widths: The widths.
+            kernel: One of the back end's.
+            batch: How many samples they take at once; None for :attr:`ordinary_batch`, and the only choice where
+                :attr:`fixes_batch` is false.
 
         Raises:
             InputError: The checkpoint lacks a width.
             ConversionError: The network cannot be exported to this format.
         """
 
-    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:  # noqa: ARG002 - of those that can
-        """One file for every width of the checkpoint, chosen as it runs.
+    def export_runtime(self, source: Source, kernel: str = EXACT, batch: int | None = None) -> bytes:  # noqa: ARG002
+        """One file for every width of the checkpoint, chosen as it runs; arguments as of :meth:`export`.
 
         Raises:
             UsageError: The format has no such file.
@@ -202,8 +223,13 @@ class Backend(ABC):
         """
         raise UsageError(f"one {self.title} file cannot hold several widths; name the widths to export")
 
-    def export_truncatable(self, source: Source, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:  # noqa: ARG002
-        """Fixed files that other widths can be cut from.
+    def export_truncatable(
+        self,
+        source: Source,  # noqa: ARG002 - of those that can
+        widths: Sequence[int],  # noqa: ARG002
+        batch: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, bytes]]:
+        """Fixed files that other widths can be cut from; arguments as of :meth:`export`.
 
         Raises:
             UsageError: The format has no such file.
@@ -263,13 +289,13 @@ class Backend(ABC):
             InputError: It is damaged.
         """
 
-    def batch(self, content: bytes) -> int:  # noqa: ARG002 - of those that fix it
-        """How many samples a file takes at once; 1 in a format that takes any number.
+    def batch(self, content: bytes) -> int | None:
+        """How many samples a file takes at once; None for any number.
 
         Raises:
             InputError: It is damaged.
         """
-        return 1
+        return batch_of(self.describe(content)[0])
 
     @abstractmethod
     def facts(self, content: bytes) -> Facts:

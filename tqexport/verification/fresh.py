@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from tqexport.backends.running import Batch
     from tqexport.model import TruncModel
 
-__all__ = ["FreshExports"]
+__all__ = ["FileKind", "FreshExports"]
 
 Opener = Backend | BackendApart
 
@@ -36,35 +35,28 @@ _SAMPLES = 16  # to run continuous files on; every parameter has an effect on ea
 _TIMES, _LEAST, _MOST = 20, 4e-6, 1e-4
 
 
+FileKind: TypeAlias = tuple[str, str, int | None]
+"""Back end, kernel and number of samples at once of files; None for as many as files of the format do ordinarily."""
+
+
 class FreshExports:
     """Files of a project's checkpoint, each made once and when it is first asked for.
 
     It is the source that back ends export from, so that none of them reads a file of the export folder.
     """
 
-    def __init__(self, project: Project, wanted: Mapping[tuple[str, str, int], Collection[int]]) -> None:
+    def __init__(self, project: Project, wanted: Mapping[FileKind, Collection[int]]) -> None:
         """Plan what will be asked for, so that what is converted together is converted once.
 
         Args:
             project: The checkpoint.
-            wanted: By back end, kernel and batch, the widths of the fixed files that will be needed.
+            wanted: The widths of the fixed files that will be needed, by what they are.
         """
-        self._project, self._wanted = project, wanted
-        self._batch = 1
-        self._fixed: dict[tuple[str, str, int, int], bytes] = {}
-        self._run_time: dict[tuple[str, str, int], bytes] = {}
+        self._project = project
+        self._wanted = {_key(*kind): widths for kind, widths in wanted.items()}
+        self._fixed: dict[tuple[FileKind, int], bytes] = {}
+        self._run_time: dict[FileKind, bytes] = {}
         self._apart = Apart()
-
-    def of_batch(self, batch: int) -> FreshExports:
-        """The same exports, but files of a format that fixes the batch take so many samples; what is made is shared."""
-        others = copy.copy(self)
-        others._batch = batch
-        return others
-
-    @property
-    def batch(self) -> int:
-        """How many samples at once the files take that are made, in a format that fixes their number."""
-        return self._batch
 
     @property
     def model(self) -> TruncModel:
@@ -84,52 +76,53 @@ class FreshExports:
         """What the file of a back end is called."""
         return self._project.file_name(backend, widths, kernel)
 
-    def fixed_files(self, backend: str, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Fixed files for another back end to convert."""
+    def fixed_files(self, backend: str, widths: Sequence[int], batch: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Fixed files, for another back end to convert or for a file of several widths."""
         for bits in widths:
-            yield bits, self.fixed(backend, EXACT, bits, widths)
+            yield bits, self.fixed(backend, EXACT, bits, batch, widths)
 
-    def fixed(self, backend: str, kernel: str, bits: int, widths: Collection[int] = ()) -> bytes:
+    def fixed(
+        self, backend: str, kernel: str, bits: int, batch: int | None = None, widths: Collection[int] = ()
+    ) -> bytes:
         """The fixed file of a width.
 
         Args:
             backend: Name of the back end.
             kernel: One of its kernels.
             bits: The width.
+            batch: How many samples it takes at once; None for as many as files of the format do ordinarily.
             widths: Others that are made with it.
 
         Raises:
             HostError: A package is missing.
             ConversionError: The network cannot be exported to this format.
         """
-        key = self._key(backend, kernel)
-        if (*key, bits) not in self._fixed:
+        key = _key(backend, kernel, batch)
+        if (key, bits) not in self._fixed:
             together = sorted({bits, *widths, *self._wanted.get(key, ())})
-            missing = [width for width in together if (*key, width) not in self._fixed]
+            missing = [width for width in together if (key, width) not in self._fixed]
             BACKENDS[backend].check_environment(kernel)
             with _silently():
-                for width, content in BACKENDS[backend].export(self, missing, kernel):
-                    self._fixed[*key, width] = content
-        return self._fixed[*key, bits]
+                for width, content in BACKENDS[backend].export(self, missing, kernel, batch):
+                    self._fixed[key, width] = content
+        return self._fixed[key, bits]
 
-    def run_time(self, backend: str, kernel: str) -> bytes:
+    def run_time(self, backend: str, kernel: str, batch: int | None = None) -> bytes:
         """The run-time file; raises as :meth:`fixed`."""
-        key = self._key(backend, kernel)
+        key = _key(backend, kernel, batch)
         if key not in self._run_time:
             BACKENDS[backend].check_environment(kernel)
             with _silently():
-                self._run_time[key] = BACKENDS[backend].export_runtime(self, kernel)
+                self._run_time[key] = BACKENDS[backend].export_runtime(self, kernel, batch)
         return self._run_time[key]
 
-    def _key(self, backend: str, kernel: str) -> tuple[str, str, int]:
-        """What files are kept by, besides their widths."""
-        return backend, kernel, self._batch if BACKENDS[backend].fixes_batch else 1
-
-    def _expected(self, backend: str, kernel: str, bits: int, *, switched: bool) -> bytes:
+    def _expected(self, backend: str, kernel: str, bits: int, batch: int | None, *, switched: bool) -> bytes:
         """The fixed file of a width, or the run-time file; raises as :meth:`fixed`."""
-        return self.run_time(backend, kernel) if switched else self.fixed(backend, kernel, bits)
+        return self.run_time(backend, kernel, batch) if switched else self.fixed(backend, kernel, bits, batch)
 
-    def opener(self, backend: str, kernel: str, content: bytes, bits: int, *, switched: bool) -> Opener:
+    def opener(
+        self, backend: str, kernel: str, content: bytes, bits: int, batch: int | None = None, *, switched: bool
+    ) -> Opener:
         """Who opens a file in its runtime: its back end, or that in a process of its own where it is not untouched.
 
         Args:
@@ -137,12 +130,13 @@ class FreshExports:
             kernel: How it multiplies.
             content: The file.
             bits: The width to run at.
+            batch: How many samples it takes at once; None for any number.
             switched: Whether it is a run-time file.
         """
         if not BACKENDS[backend].runtimes:
             return self.apart(backend)
         try:
-            untouched = content == self._expected(backend, kernel, bits, switched=switched)
+            untouched = content == self._expected(backend, kernel, bits, batch, switched=switched)
         except (HostError, InputError, UsageError):  # nothing to compare with
             untouched = False
         return BACKENDS[backend] if untouched else self.apart(backend)
@@ -154,7 +148,9 @@ class FreshExports:
         """
         return BackendApart(self._apart, backend) if BACKENDS[backend].runtimes else BACKENDS[backend]
 
-    def compare(self, backend: str, kernel: str, content: bytes, bits: int, *, switched: bool) -> Parameters:
+    def compare(
+        self, backend: str, kernel: str, content: bytes, bits: int, batch: int | None = None, *, switched: bool
+    ) -> Parameters:
         """Compare the parameters of a file with those that the checkpoint gives.
 
         Args:
@@ -162,13 +158,14 @@ class FreshExports:
             kernel: How it multiplies.
             content: The file.
             bits: The width to compare at.
+            batch: How many samples it takes at once; None for any number.
             switched: Whether it is a run-time file.
 
         Raises:
             InputError: The file is damaged.
         """
         try:
-            fresh = self._expected(backend, kernel, bits, switched=switched)
+            fresh = self._expected(backend, kernel, bits, batch, switched=switched)
         except (HostError, ConversionError) as error:  # this machine makes none, which is no fault of the file
             return Parameters(content, not_compared=f"no fresh export could be made, because {error}")
         except (InputError, UsageError) as error:
@@ -202,6 +199,11 @@ class FreshExports:
             generator.standard_normal(values.shape, np.float32) if values.dtype == np.float32 else values
             for values in drawn
         )
+
+
+def _key(backend: str, kernel: str, batch: int | None) -> FileKind:
+    """What files are kept by, besides their widths."""
+    return backend, kernel, batch or BACKENDS[backend].ordinary_batch
 
 
 @contextmanager

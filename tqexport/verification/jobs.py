@@ -33,7 +33,7 @@ class Job:
         content: The file.
         temporary: It was exported for this job alone.
         run_time: Whether it is a run-time file.
-        batch: How many samples it takes at once.
+        batch: How many samples it takes at once; None for any number.
     """
 
     bits: int
@@ -43,7 +43,7 @@ class Job:
     content: bytes
     temporary: bool = False
     run_time: bool = False
-    batch: int = 1
+    batch: int | None = None
 
     @property
     def sha256(self) -> str:
@@ -52,7 +52,7 @@ class Job:
 
     def place(self) -> tuple[int, str, bool, bool, int]:
         """Its place in the order of the results."""
-        return self.bits, self.backend.name, self.kernel != EXACT, self.run_time, self.batch
+        return self.bits, self.backend.name, self.kernel != EXACT, self.run_time, self.batch or 0
 
     def runtimes(self) -> set[str]:
         """The runtimes that it runs in."""
@@ -60,13 +60,14 @@ class Job:
 
     def ways(self) -> list[str]:
         """What is said of it behind its runtime and kernel."""
-        return ["switched"] * self.run_time + [f"batch {self.batch}"] * (self.batch > 1)
+        fixed = self.batch not in (None, self.backend.ordinary_batch)
+        return ["switched"] * self.run_time + [f"batch {self.batch}"] * fixed
 
     def opener(self, fresh: FreshExports) -> Opener:
         """Who opens the file in its runtime."""
         if self.temporary:
             return self.backend
-        return fresh.opener(self.backend.name, self.kernel, self.content, self.bits, switched=self.run_time)
+        return fresh.opener(self.backend.name, self.kernel, self.content, self.bits, self.batch, switched=self.run_time)
 
     def comparison(self, project: Project, parameters: Parameters) -> Comparison:
         """The comparison with PyTorch at its width."""
@@ -82,7 +83,9 @@ class Job:
         """How its parameters compare with those that the checkpoint gives."""
         if self.temporary:
             return Parameters(self.content)  # it is what the checkpoint gives
-        return fresh.compare(self.backend.name, self.kernel, self.content, self.bits, switched=self.run_time)
+        return fresh.compare(
+            self.backend.name, self.kernel, self.content, self.bits, self.batch, switched=self.run_time
+        )
 
 
 def jobs_of(project: Project, widths: Sequence[int], runtimes: Collection[str] = ()) -> list[Job]:

@@ -15,7 +15,7 @@ from tqexport.backends.running import Runner, RuntimeRun
 from tqexport.errors import about
 from tqexport.integer.names import is_integer
 from tqexport.verification.comparison import Comparison, Verdict
-from tqexport.verification.fresh import FreshExports, Opener
+from tqexport.verification.fresh import FileKind, FreshExports, Opener
 from tqexport.verification.jobs import Job
 from tqexport.verification.samples import Labels, Samples, load_samples, random_samples
 from tqexport.verification.sizes import of_other_sizes
@@ -141,16 +141,18 @@ def verify_made(
         yield from checked
 
 
-def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dict[tuple[str, str, int], set[int]]:
+def _compared_with_fresh(jobs: Sequence[Job], every_width: Sequence[int]) -> dict[FileKind, set[int]]:
     """By back end, kernel and batch, the widths of the fixed files that are needed to compare exported files with."""
-    needed: dict[tuple[str, str, int], set[int]] = {}
+    needed: dict[FileKind, set[int]] = {}
     for job in jobs:
         if job.temporary or is_integer(job.kernel):
             continue
         widths = every_width if job.run_time else (job.bits,)  # a run-time file is made from those of every width
-        source = job.backend.converts or (job.backend.name if job.run_time else None)
-        keys = [] if source is None else [(source, EXACT, 1)]  # no format that fixes the batch is converted from
-        keys += [] if job.run_time else [(job.backend.name, job.kernel, job.batch)]
+        keys: list[FileKind] = [] if job.backend.converts is None else [(job.backend.converts, EXACT, None)]
+        if not job.run_time:
+            keys.append((job.backend.name, job.kernel, job.batch))
+        elif job.backend.converts is None:
+            keys.append((job.backend.name, EXACT, job.batch))
         for key in keys:
             needed.setdefault(key, set()).update(widths)
     return needed
@@ -174,7 +176,6 @@ def check(
     """
     programs = [runtime for runtime in runtimes if runtime in job.backend.programs]
     others = [runtime for runtime in runtimes if runtime in job.runtimes() and runtime not in programs]
-    fresh = fresh.of_batch(job.batch)
     parameters = job.parameters(fresh)
     if is_integer(job.kernel):
         if others or not runtimes:

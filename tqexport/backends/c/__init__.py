@@ -38,6 +38,7 @@ class CBackend(Backend):
     )
     kernels = {INTEGER: "integers from end to end"}  # noqa: RUF012 - annotated in the protocol
     integer_runtimes = {"c": "C"}  # noqa: RUF012 - annotated in the protocol
+    ordinary_batch = 1
     takes_folder = True
 
     def check_runtime(self, runtime: str) -> None:  # noqa: ARG002 - of one
@@ -45,13 +46,19 @@ class CBackend(Backend):
 
         compiler()
 
-    def export(self, source: Source, widths: Sequence[int], kernel: str = INTEGER) -> Iterator[tuple[int, bytes]]:  # noqa: ARG002
+    def export(
+        self,
+        source: Source,
+        widths: Sequence[int],
+        kernel: str = INTEGER,  # noqa: ARG002
+        batch: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, bytes]]:
         for bits in widths:
             with source.step(f"Writing {bits} bits in C"):
                 content = self._fixed(source, bits)
             yield bits, content
 
-    def export_runtime(self, source: Source, kernel: str = INTEGER) -> bytes:  # noqa: ARG002
+    def export_runtime(self, source: Source, kernel: str = INTEGER, batch: int | None = None) -> bytes:  # noqa: ARG002
         from tqexport.backends.c.source import render_c
 
         model, widths = source.model, source.widths

@@ -58,7 +58,13 @@ class OnnxBackend(Backend):
         if runtime == "web":
             check_web()
 
-    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
+    def export(
+        self,
+        source: Source,
+        widths: Sequence[int],
+        kernel: str = EXACT,
+        batch: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.export import export_onnx
         from tqexport.backends.onnx.integer_form import integer_onnx
         from tqexport.backends.onnx.packing import check_packable, pack_onnx
@@ -77,7 +83,7 @@ class OnnxBackend(Backend):
                     content = pack_onnx(content)
             yield bits, content
 
-    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
+    def export_runtime(self, source: Source, kernel: str = EXACT, batch: int | None = None) -> bytes:  # noqa: ARG002
         from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
@@ -92,7 +98,12 @@ class OnnxBackend(Backend):
             return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST])
         return merge_onnx(source.fixed_files(self.name, source.widths))
 
-    def export_truncatable(self, source: Source, widths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def export_truncatable(
+        self,
+        source: Source,
+        widths: Sequence[int],
+        batch: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.truncatable import truncatable_onnx
 
         return truncatable_onnx(source.fixed_files(self.name, source.widths), widths)

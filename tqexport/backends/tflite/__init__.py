@@ -58,6 +58,7 @@ class TfliteBackend(Backend):
     }
     packed_widths = range(1, WIDEST_PACKED + 1)
     takes_folder = True
+    ordinary_batch = 1
     fixes_batch = True
 
     def check_environment(self, kernel: str = EXACT) -> None:
@@ -82,13 +83,16 @@ class TfliteBackend(Backend):
             return ""
         return "packed files run in TFLite Micro alone: LiteRT has no operator that unpacks weights, so it was left out"
 
-    def export(self, source: Source, widths: Sequence[int], kernel: str = EXACT) -> Iterator[tuple[int, bytes]]:
+    def export(
+        self, source: Source, widths: Sequence[int], kernel: str = EXACT, batch: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.tflite.convert import convert_to_tflite, run_once
         from tqexport.backends.tflite.half_bytes import PLAIN_KERNELS, pack_tflite
         from tqexport.backends.tflite.half_bytes import check_packable as check_half_bytes
         from tqexport.backends.tflite.integer_form import check_packable, integer_tflite
         from tqexport.backends.tflite.micro import run_once_in_micro
 
+        batch = batch or self.ordinary_batch
         if kernel in PLAIN_KERNELS:
             check_half_bytes(max(widths))
         if kernel == PACKED:
@@ -96,20 +100,20 @@ class TfliteBackend(Backend):
         if is_integer(kernel):
             for bits in widths:
                 with source.step(f"Writing {bits} bits in integers to TFLite"):
-                    content = integer_tflite(source.model, bits, kernel, source.batch)
+                    content = integer_tflite(source.model, bits, kernel, batch)
                     (run_once_in_micro if kernel == PACKED else run_once)(content)
                 yield bits, content
             return
         models = _onnx_models(source, widths)
         with source.step(f"Converting {len(models)} file{'s' * (len(models) > 1)} to TFLite"):
-            converted = convert_to_tflite(models, PLAIN_KERNELS.get(kernel, kernel), source.batch)
+            converted = convert_to_tflite(models, PLAIN_KERNELS.get(kernel, kernel), batch)
             if kernel in PLAIN_KERNELS:
                 converted = [pack_tflite(content) for content in converted]
                 for content in converted:
                     run_once(content)
         yield from zip(widths, converted, strict=True)
 
-    def export_runtime(self, source: Source, kernel: str = EXACT) -> bytes:
+    def export_runtime(self, source: Source, kernel: str = EXACT, batch: int | None = None) -> bytes:
         from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 
         if kernel in (EXACT_PACKED, DYNAMIC_PACKED):
@@ -124,7 +128,7 @@ class TfliteBackend(Backend):
             )
         models = _onnx_models(source, source.widths)
         with source.step(f"Converting {len(models)} widths to one TFLite file"):
-            return convert_to_runtime_tflite(models, kernel, source.batch)[0]
+            return convert_to_runtime_tflite(models, kernel, batch or self.ordinary_batch)[0]
 
     def check_network(self, source: Source, kernel: str = EXACT, *, run_time: bool = False) -> bool:
         from tqexport.backends.tflite.convert import check_convertible
@@ -134,7 +138,7 @@ class TfliteBackend(Backend):
         self.check_environment(kernel)
         if run_time:
             check_shiftable(source.widths, source.model.info.scheme.quantizer)
-        check_convertible(_onnx_models(source, source.widths), source.batch)
+        check_convertible(_onnx_models(source, source.widths), self.ordinary_batch)
         return False
 
     def recognises(self, content: bytes) -> bool:
@@ -144,11 +148,6 @@ class TfliteBackend(Backend):
         from tqexport.backends.tflite.file import ends_of
 
         return ends_of(content)
-
-    def batch(self, content: bytes) -> int:
-        inputs, _ = self.describe(content)
-        size = next((tensor.shape[0] for tensor in inputs if tensor.shape), 1)
-        return size if isinstance(size, int) else 1
 
     def facts(self, content: bytes) -> Facts:
         from tqexport.backends.tflite.file import unpack
