@@ -91,7 +91,7 @@ def _options(backend: Backend) -> list[Callable[[Any], Any]]:
         )
     if backend.fixes_batch:
         ordinary = backend.ordinary_batch or "any number"
-        help_text = f"Samples that a file takes at once; N is in its name. Default: {ordinary}."
+        help_text = f"Samples that a file takes at once, by default {ordinary}; another N is in its name."
         options.append(click.option("--batch", type=click.IntRange(1, limits.BATCH), metavar="N", help=help_text))
     truncatable = "Keep the tables of all other widths in each file, so that tqexport truncate can make their files."
     hidden = type(backend).export_truncatable is Backend.export_truncatable  # then it says what to do instead

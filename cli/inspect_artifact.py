@@ -28,7 +28,9 @@ def inspect_artifact(output: Output, path: Path, options: ReadOptions) -> None:
         codes = artifact.backend.codes(artifact.content, artifact.own or artifact.widths[-1])
         batch = artifact.backend.batch(artifact.content)
     facts = artifact.facts_at(artifact.own or artifact.widths[-1])
-    at_once = f", {batch} samples at once" if batch not in (None, artifact.backend.ordinary_batch) else ""
+    at_once = (
+        f", {batch} sample{'s' * (batch != 1)} at once" if batch not in (None, artifact.backend.ordinary_batch) else ""
+    )
     output.say(f"{path}  {artifact.backend.title}, {len(artifact.content):,} bytes, {facts.layout}{at_once}")
     output.say(_widths_line(artifact))
     output.say(f"from {facts.architecture}, checkpoint sha256 {facts.checkpoint_sha256 or 'unknown'}")

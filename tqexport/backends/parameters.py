@@ -70,7 +70,7 @@ def different_facts(fresh: ArtifactFacts, own: ArtifactFacts | None) -> dict[str
     problems = {}
     for entry in fields(ArtifactFacts) if own is not None else ():
         expected, said = getattr(fresh, entry.name), getattr(own, entry.name)
-        if said not in (None, (), expected):
+        if said not in (None, (), {}, expected):
             text = f"the file says {said} where the checkpoint gives {expected}"
             problems[entry.name] = f"{entry.name.replace('_', ' ')}: {text}"
     return problems

@@ -60,9 +60,19 @@ class IntegerRuntime(ABC):
     def run_untouched(self, inputs: npt.NDArray[np.float32]) -> Levels:
         """Levels of the outputs of the file as it is, (N, ...)."""
 
+    @property
+    def batch(self) -> int | None:
+        """How many samples the file takes at once; None for any number."""
+        return None
+
     def latency(self, sample: npt.NDArray[np.float32]) -> float:
-        """Median seconds that one sample (1, ...) takes, after one run to warm up."""
-        return median_seconds(lambda: self.run_untouched(sample))
+        """Median seconds that one sample (1, ...) takes: of a file of several samples at once, its share of them."""
+        size = self.batch or 1
+        return self._seconds(np.repeat(sample, size, axis=0)) / size
+
+    def _seconds(self, batch: npt.NDArray[np.float32]) -> float:
+        """Median seconds that a batch takes, after one run to warm up."""
+        return median_seconds(lambda: self.run_untouched(batch))
 
 
 class IntegerRuntimeApart(IntegerRuntime):

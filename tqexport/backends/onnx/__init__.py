@@ -32,6 +32,7 @@ class OnnxBackend(Backend):
     packages = ("torch", "onnx", "onnx-ir", "onnxscript")
     extra = "onnx"
     verified_by_default = True
+    fixes_batch = True
     runtimes = {"onnxruntime": "onnxruntime", "web": "onnxruntime-web"}  # noqa: RUF012 - annotated in the protocol
     programs = ("web",)
     kernels = {  # noqa: RUF012 - annotated in the protocol
@@ -49,7 +50,9 @@ class OnnxBackend(Backend):
     packed_widths = range(1, WIDEST_PACKED + 1)
     description = (
         "Writes NAME-wB.onnx for each width B, with 8-bit codes and a BitShift node, and the manifest tqexport.json. "
-        "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs."
+        "With --bits runtime it writes one NAME.onnx, whose second input, bits, chooses the width as it runs. Files "
+        "take any number of samples at once; with --batch N (NAME-wB-batchN.onnx) N, and all shapes are numbers, as "
+        "compilers for accelerators want them."
     )
 
     def check_runtime(self, runtime: str) -> None:
@@ -63,7 +66,7 @@ class OnnxBackend(Backend):
         source: Source,
         widths: Sequence[int],
         kernel: str = EXACT,
-        batch: int | None = None,  # noqa: ARG002
+        batch: int | None = None,
     ) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.export import export_onnx
         from tqexport.backends.onnx.integer_form import integer_onnx
@@ -73,9 +76,9 @@ class OnnxBackend(Backend):
             check_packable(max(widths))  # before the first file is written
         exported: Iterator[tuple[int, bytes]]
         if is_integer(kernel):
-            exported = ((bits, integer_onnx(source.model, bits, kernel)) for bits in widths)
+            exported = ((bits, integer_onnx(source.model, bits, kernel, batch)) for bits in widths)
         else:
-            exported = export_onnx(source.model, tuple(widths))
+            exported = export_onnx(source.model, tuple(widths), batch)
         for bits in widths:
             with source.step(f"Exporting {bits} bits to ONNX"):
                 _, content = next(exported)
@@ -83,7 +86,7 @@ class OnnxBackend(Backend):
                     content = pack_onnx(content)
             yield bits, content
 
-    def export_runtime(self, source: Source, kernel: str = EXACT, batch: int | None = None) -> bytes:  # noqa: ARG002
+    def export_runtime(self, source: Source, kernel: str = EXACT, batch: int | None = None) -> bytes:
         from tqexport.backends.onnx.integer_runtime_file import WIDEST, runtime_integer_onnx
         from tqexport.backends.onnx.runtime_file import merge_onnx
 
@@ -95,18 +98,18 @@ class OnnxBackend(Backend):
         if kernel in (FOLDED, SYMMETRIC):
             raise UsageError("folded weights are those of one width; a run-time file holds the codes: --kernel integer")
         if kernel == INTEGER:
-            return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST])
-        return merge_onnx(source.fixed_files(self.name, source.widths))
+            return runtime_integer_onnx(source.model, [bits for bits in source.widths if bits <= WIDEST], batch)
+        return merge_onnx(source.fixed_files(self.name, source.widths, batch))
 
     def export_truncatable(
         self,
         source: Source,
         widths: Sequence[int],
-        batch: int | None = None,  # noqa: ARG002
+        batch: int | None = None,
     ) -> Iterator[tuple[int, bytes]]:
         from tqexport.backends.onnx.truncatable import truncatable_onnx
 
-        return truncatable_onnx(source.fixed_files(self.name, source.widths), widths)
+        return truncatable_onnx(source.fixed_files(self.name, source.widths, batch), widths)
 
     def recognises(self, content: bytes) -> bool:
         return content[:1] == b"\x08"  # the first field of the protobuf message, ir_version, is a number

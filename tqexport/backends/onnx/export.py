@@ -12,6 +12,8 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from tqexport.backends.onnx import LAYOUT
-from tqexport.backends.onnx.file import CONSTANT_PREFIX, write_facts
+from tqexport.backends.onnx.file import BATCH, CONSTANT_PREFIX, write_facts
+from tqexport.backends.onnx.fixed_batch import fix_batch
 from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError, first_line
 from tqexport.facts import ArtifactFacts, facts_of_model
@@ -45,12 +48,13 @@ OPSET = 20
 IR_VERSION = 10  # what every onnxruntime of the last years reads
 
 
-def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
+def export_onnx(model: TruncModel, widths: tuple[int, ...], batch: int | None = None) -> Iterator[tuple[int, bytes]]:
     """Export a network at several widths for little more than the price of one.
 
     Args:
         model: The reference network.
         widths: The widths, each one that ``model`` has.
+        batch: How many samples the files take at once; None for any number.
 
     Yields:
         Each width with its serialised ONNX file, in the order asked for. The same checkpoint gives the same bytes.
@@ -61,14 +65,17 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...]) -> Iterator[tuple[in
     """
     for bits in widths:
         model.check_width(bits)
-    templates: dict[bool, ir.Model] = {}  # by whether activations are plain ReLU (32 bits), which is another graph
+    # By whether activations are plain ReLU (32 bits), which is another graph: it, and what its facts are besides.
+    templates: dict[bool, tuple[ir.Model, Mapping[str, int]]] = {}
     for bits in widths:
         deployed = deploy(model, bits)
         relu = model.info.activation_width(bits) == FLOAT_BITS
         if relu not in templates:
-            templates[relu] = capture(deployed, model.info.signature)
+            template = capture(deployed, model.info.signature)
+            templates[relu] = template, {} if batch is None else _with_batch(template, batch, deployed)
         facts = facts_of_model(model, bits, LAYOUT, sizes=dynamic_sizes(model.info.signature))
-        yield bits, render(templates[relu], deployed, facts)
+        template, steps = templates[relu]
+        yield bits, render(template, deployed, replace(facts, steps_in_front=steps))
 
 
 def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
@@ -94,8 +101,8 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     except Exception as error:  # the network's own code raises whatever it raises
         shapes = ", ".join(f"{each.name} {(2, *each.shape)}" for each in inputs)
         raise ConversionError(f"the network does not run on inputs of zeros, {shapes}: {first_line(error)}") from error
-    sizes = {name: torch.export.Dim(name) for name in ("batch", *dynamic_sizes(inputs))}
-    axes = [{0: "batch", **{axis + 1: name for axis, name in each.dynamic_axes.items()}} for each in inputs]
+    sizes = {name: torch.export.Dim(name) for name in (BATCH, *dynamic_sizes(inputs))}
+    axes = [{0: BATCH, **{axis + 1: name for axis, name in each.dynamic_axes.items()}} for each in inputs]
     try:
         # Attention is written out, and then its results have another order in memory than those of a fused kernel: a
         # reshape behind it that was traced with that one might not fit.
@@ -134,6 +141,14 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     graph_model.producer_version = None
     graph_model.graph.name = "network"
     return graph_model
+
+
+def _with_batch(template: ir.Model, batch: int, deployed: nn.Module) -> Mapping[str, int]:
+    """Fix the batch of a captured network; see :func:`fix_batch`."""
+    named = set(deployed_values(deployed))
+    steps = fix_batch(template, batch, partial(_simplify, named=named), _initializer)
+    _number_constants(template.graph, named)
+    return steps
 
 
 def render(template: ir.Model, deployed: nn.Module, facts: ArtifactFacts) -> bytes:
@@ -185,7 +200,7 @@ def _check_free(graph: ir.Graph, axes: Sequence[Mapping[int, str]]) -> None:
             if not isinstance(size, ir.SymbolicDim):
                 why = "as where a layer behind a flatten has one number of inputs"
                 remedy = "pool before it, or leave it out of dynamic"
-                if name == "batch":
+                if name == BATCH:
                     remedy = (
                         "take it from the input's shape: x.shape[0], not len(x), which is a number for torch.export"
                     )
@@ -352,7 +367,12 @@ def _name_after_modules(model: ir.Model, named: set[str], aliases: Mapping[str, 
     for module, value in last_of.items():
         if id(value) not in fixed:
             value.name = module
-    for number, name in enumerate([name for name in model.graph.initializers if name not in named]):
-        initializer = model.graph.initializers.pop(name)
-        initializer.name = f"{CONSTANT_PREFIX}{number}"
-        model.graph.initializers.add(initializer)
+    _number_constants(model.graph, named)
+
+
+def _number_constants(graph: ir.Graph, named: set[str]) -> None:
+    """Name constants that are no tensors of the network by their number."""
+    constants = [graph.initializers.pop(name) for name in [*graph.initializers] if name not in named]
+    for number, constant in enumerate(constants):
+        constant.name = f"{CONSTANT_PREFIX}{number}"
+        graph.initializers.add(constant)

@@ -20,7 +20,7 @@ from tqexport.backends.base import TensorInfo
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.door import parse_onnx
 from tqexport.errors import InputError
-from tqexport.facts import TEXT_FACTS, Facts, decode, encode
+from tqexport.facts import TEXT_FACTS, Facts, MultiWidthFacts, decode, encode
 from tqexport.reading.records import parse_json, whole
 from tqexport.truncation import STORED_BITS
 
@@ -31,6 +31,7 @@ __all__ = [
     "describe",
     "is_right_shift",
     "of_samples",
+    "steps_in_front",
     "parse",
     "rebuild",
     "read_facts",
@@ -40,6 +41,7 @@ __all__ = [
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
+BATCH = "batch"  # what the number of samples is called where it is free
 BITS_NAME = "bits"  # the input of run-time files that chooses the width
 METADATA_PREFIX = "tqexport."
 CONSTANT_PREFIX = "constant/"  # initializers that belong to an operator, not to the network
@@ -218,6 +220,16 @@ def of_samples(model: onnx.ModelProto, *, sizes: bool) -> set[str]:
     """Names of the values that depend on the samples, or on the sizes of these alone if ``sizes`` is true."""
     inputs = (value.name for value in model.graph.input if len(value.type.tensor_type.shape.dim))  # not the width
     return depending_on(model, inputs, sizes=sizes)
+
+
+def steps_in_front(model: onnx.ModelProto) -> Mapping[str, int]:
+    """How many steps values have in front of their samples; see :class:`tqexport.facts.ArtifactFacts`."""
+    try:
+        facts = read_facts(model)
+    except InputError:  # lost as the file was rewritten
+        return {}
+    of_a_width = next(iter(facts.by_width.values())) if isinstance(facts, MultiWidthFacts) else facts
+    return of_a_width.steps_in_front  # those of every width
 
 
 def depending_on(model: onnx.ModelProto, names: Iterable[str], *, sizes: bool) -> set[str]:

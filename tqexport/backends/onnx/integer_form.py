@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tqexport.backends.onnx import LAYOUT
-from tqexport.backends.onnx.file import INPUT_NAME, OUTPUT_NAME
+from tqexport.backends.onnx.file import BATCH, INPUT_NAME, OUTPUT_NAME
 from tqexport.backends.onnx.graph_builder import GraphBuilder
 from tqexport.backends.onnx.packing import pack_onnx
 from tqexport.errors import ConversionError, InputError
@@ -52,7 +52,7 @@ MOST_IN_FLOAT = 1 << 21  # of a bias whose quotient by its unit is surely rounde
 _MEAN_RATIOS = (2.0**-32, 2.0**8)  # what onnxruntime's mean of integers takes, of grids and number of values
 
 
-def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
+def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER, batch: int | None = None) -> bytes:
     """Export a calibrated network at a width to integers.
 
     Args:
@@ -60,6 +60,7 @@ def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
         bits: The weight width.
         kernel: ``integer``, ``integer-packed``, ``integer-folded``, or ``integer-symmetric``, which needs a network
             that was calibrated ``symmetric`` and activations of 7 bits at most.
+        batch: How many samples it takes at once; None for any number.
 
     Returns:
         The serialised, checked ONNX file: float32 in and out, everything between in integers.
@@ -76,10 +77,10 @@ def integer_onnx(model: TruncModel, bits: int, kernel: str = INTEGER) -> bytes:
             bits,
             ", ".join(layers[:3]) + more,
         )
-    return render_onnx(network, facts_of_model(model, bits, LAYOUT, kernel))
+    return render_onnx(network, facts_of_model(model, bits, LAYOUT, kernel), batch)
 
 
-def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, fused: bool = False) -> bytes:
+def render_onnx(network: IntegerModel, facts: ArtifactFacts, batch: int | None = None, *, fused: bool = False) -> bytes:
     """The file of an integer model.
 
     Args:
@@ -93,7 +94,7 @@ def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, fused: bool = Fa
     """
     if facts.kernel == SYMMETRIC:
         _check_symmetric(network)
-    writer = _Writer(network, facts.kernel, fused)
+    writer = _Writer(network, facts.kernel, batch, fused)
     for operation in network.operations:
         writer.add(operation)
     if facts.kernel == PACKED:
@@ -104,14 +105,14 @@ def render_onnx(network: IntegerModel, facts: ArtifactFacts, *, fused: bool = Fa
 class _Writer:
     """Writes values as pairs: ``NAME:levels`` in uint8 or int8 and ``NAME`` in float."""
 
-    def __init__(self, network: IntegerModel, kernel: str | None, fused: bool) -> None:
-        self._network, self._fused = network, fused
+    def __init__(self, network: IntegerModel, kernel: str | None, batch: int | None, fused: bool) -> None:
+        self._network, self._fused, self._batch = network, fused, batch or BATCH
         self._folded, self._symmetric = kernel in (FOLDED, SYMMETRIC), kernel == SYMMETRIC
         self._levels = np.int8 if self._symmetric else np.uint8
         # Of two roundings in a row onnxruntime makes one, unless something stands between them.
         self._limited = network.quantized | {move.output for move in network.operations if isinstance(move, Requantize)}
         self._graph = GraphBuilder()
-        self._graph.input(INPUT_NAME, ("batch", *network.shapes[INPUT]))
+        self._graph.input(INPUT_NAME, (self._batch, *network.shapes[INPUT]))
         self._floats: dict[str, str] = {}
         self._store(INPUT, INPUT_NAME)
 
@@ -159,7 +160,7 @@ class _Writer:
     def finish(self, facts: ArtifactFacts) -> bytes:
         """The file."""
         self._graph.node("Identity", [self._floats[self._network.output]], OUTPUT_NAME)
-        return self._graph.model(("batch", *self._network.shapes[self._network.output]), facts)
+        return self._graph.model((self._batch, *self._network.shapes[self._network.output]), facts)
 
     def _store(self, name: str, computed: str, grid: Grid | None = None) -> None:
         """Round a float value to its grid."""

@@ -65,6 +65,10 @@ class IntegerOnnxRuntime(IntegerRuntime):
             values[name] = (value.astype(np.int16) + zero).astype(np.uint8)
         return IntegerRun(values, outputs)
 
+    @property
+    def batch(self) -> int | None:
+        return self._untouched.batch
+
     def run_untouched(self, inputs: Inputs) -> Levels:
         return to_grid(self._untouched.run((inputs,))[0], self._network.grids[self._network.output])
 
@@ -76,9 +80,9 @@ class IntegerWebRuntime(IntegerOnnxRuntime):
     rounding = "web"
     _open = WebSession
 
-    def latency(self, sample: Inputs) -> float:
+    def _seconds(self, batch: Inputs) -> float:
         assert isinstance(self._untouched, WebSession)
-        return self._untouched.latency((sample,))
+        return self._untouched.latency((batch,))
 
 
 def _types(file: onnx.ModelProto) -> dict[str, int]:

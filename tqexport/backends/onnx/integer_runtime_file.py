@@ -35,12 +35,13 @@ _SCALARS = {  # which inputs of an operator have no dimension
 }
 
 
-def runtime_integer_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
+def runtime_integer_onnx(model: TruncModel, widths: Sequence[int], batch: int | None = None) -> bytes:
     """Export a calibrated network to one file of integers that holds several widths.
 
     Args:
         model: See :func:`tqexport.integer.calibration.calibrate`.
         widths: At least two widths that ``model`` has, 7 bits at most.
+        batch: How many samples it takes at once; None for any number.
 
     Returns:
         The serialised, checked file. Inputs ``input`` float32 (N, ...) and ``bits`` uint8 scalar.
@@ -57,7 +58,7 @@ def runtime_integer_onnx(model: TruncModel, widths: Sequence[int]) -> bytes:
             "the run-time file and export it as a file of its own"
         )
     files = (
-        (bits, render_onnx(integer_model(model, bits), facts_of_model(model, bits, LAYOUT, INTEGER), fused=True))
+        (bits, render_onnx(integer_model(model, bits), facts_of_model(model, bits, LAYOUT, INTEGER), batch, fused=True))
         for bits in sorted(set(widths))
     )
     return _with_scalars(merge_onnx(files))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import onnx
 
-from tqexport.backends.onnx.file import parse, read_facts
+from tqexport.backends.onnx.file import parse, read_facts, steps_in_front, write_facts
 from tqexport.backends.onnx.folding import forms
 from tqexport.backends.onnx.graph import drop_identities, graph_of, opset_of
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.truncatable import plain_file
 from tqexport.backends.parameters import REWRITTEN, Parameters, different_facts, matched
 from tqexport.errors import InputError
-from tqexport.facts import ArtifactFacts, MultiWidthFacts
+from tqexport.facts import ArtifactFacts, Facts, MultiWidthFacts
 
 __all__ = ["compare_parameters", "without_roundings"]
 
@@ -24,6 +25,7 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     """Compare a file with a fresh export; see :meth:`tqexport.backends.base.Backend.compare_parameters`."""
     if content == fresh:
         return Parameters(content)
+    content = _with_steps(content, steps_in_front(parse(fresh)))
     model, expected = plain_file(parse(content)), plain_file(parse(fresh))
     for each in (model, expected):
         drop_identities(each.graph)
@@ -38,6 +40,21 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     return Parameters(_renamed(model, found.names), {**found.differences, **differences})
 
 
+def _with_steps(content: bytes, steps: Mapping[str, int]) -> bytes:
+    """A file that says how many steps values have in front of their samples: a tool that fixed the batch does not."""
+    model = parse(content)
+    facts = _said(model)
+    if facts is None or not steps or steps_in_front(model):
+        return content
+    if isinstance(facts, MultiWidthFacts):
+        by_width = {bits: replace(own, steps_in_front=steps) for bits, own in facts.by_width.items()}
+        write_facts(model, replace(facts, by_width=by_width))
+    else:
+        write_facts(model, replace(facts, steps_in_front=steps))
+    changed: bytes = model.SerializeToString(deterministic=True)
+    return changed
+
+
 def without_roundings(content: bytes, bits: int | None) -> OnnxSession:
     """A file without its roundings of activations, so that all it computes is continuous."""
     model = parse(content)
@@ -49,11 +66,16 @@ def without_roundings(content: bytes, bits: int | None) -> OnnxSession:
 
 def _facts(model: onnx.ModelProto, bits: int) -> ArtifactFacts | None:
     """What a file says of itself at a width; None where that was lost as it was rewritten."""
+    facts = _said(model)
+    return facts.by_width.get(bits) if isinstance(facts, MultiWidthFacts) else facts
+
+
+def _said(model: onnx.ModelProto) -> Facts | None:
+    """What a file says of itself; None where that was lost as it was rewritten."""
     try:
-        facts = read_facts(model)
+        return read_facts(model)
     except InputError:
         return None
-    return facts.by_width.get(bits) if isinstance(facts, MultiWidthFacts) else facts
 
 
 def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> bytes:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx
 
-from tqexport.backends.onnx.file import activation_outputs, is_right_shift, of_samples
+from tqexport.backends.onnx.file import activation_outputs, is_right_shift, of_samples, steps_in_front
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
-from tqexport.backends.running import Runner
+from tqexport.backends.running import Runner, in_groups, put_together
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 if TYPE_CHECKING:
@@ -39,23 +39,35 @@ class OnnxRunner(Runner):
         values = [] if deployed else [name for name in _layer_outputs(model) if name not in self._weights]
         super().__init__([value.name for value in model.graph.output], activations, values, deployed=deployed)
         self._of_samples = of_samples(model, sizes=True)
+        self._steps = steps_in_front(model)
         self._untouched = self._open(content, bits=bits, optimized=deployed)
         kept = (*(node.output[0] for node in shifts), *activations, *values)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
         self._traced = self._open(model.SerializeToString(), bits=bits, optimized=deployed)
 
     def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
-        traced = [self._traced.run(part) for part in _parts(batch)]
+        self._traced.check(batch)
+        size = self._traced.batch
+        groups = [*in_groups(batch, size)] if size else [(part, len(part[0])) for part in _parts(batch)]
+        traced = [self._traced.run_group(*group) for group, _ in groups]
         codes: dict[str, list[Array]] = {}
         ends = len(self._outputs)
         for weight, value in zip(self._weights, traced[0][ends:], strict=False):
             codes.setdefault(weight, []).append(value)
         names = (*self._outputs, *self._activations, *self._values)
         of_parts = zip(*(values[:ends] + values[ends + len(self._weights) :] for values in traced), strict=True)
-        return codes, [
-            np.concatenate(parts) if name in self._of_samples else parts[0]
-            for name, parts in zip(names, of_parts, strict=True)
-        ]
+        counts = [count for _, count in groups]
+        return codes, [self._joined(name, parts, counts) for name, parts in zip(names, of_parts, strict=True)]
+
+    def _joined(self, name: str, parts: Sequence[Array], counts: Sequence[int]) -> Array:
+        """A value of all samples from those of groups, each of which has so many of them."""
+        if name not in self._of_samples:
+            return parts[0]
+        return put_together(parts, counts, self._traced.batch, self._steps.get(name, 1))
+
+    @property
+    def batch(self) -> int | None:
+        return self._untouched.batch
 
     def run_untouched(self, batch: Batch) -> list[Array]:
         of_parts = zip(*map(self._untouched.run, _parts(batch)), strict=True)
@@ -68,9 +80,9 @@ class WebRunner(OnnxRunner):
     runtime = WEB_RUNTIME
     _open = WebSession
 
-    def latency(self, sample: Batch) -> float:
+    def _seconds(self, batch: Batch) -> float:
         assert isinstance(self._untouched, WebSession)
-        return self._untouched.latency(sample)
+        return self._untouched.latency(batch)
 
 
 class OnnxStretches:
@@ -79,7 +91,7 @@ class OnnxStretches:
     def __init__(self, content: bytes, bits: int | None, activations: Collection[str]) -> None:
         """Open a file; see :meth:`tqexport.backends.base.Backend.open_stretches`."""
         model = onnx.load_from_string(content)
-        names = {*activations} & of_samples(model, sizes=True)
+        names = ({*activations} & of_samples(model, sizes=True)) - steps_in_front(model).keys()
         cut = [node for node in model.graph.node if node.op_type == "Round" and node.output[0] in names]
         for node in cut:
             model.graph.node.remove(node)

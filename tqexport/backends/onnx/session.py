@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
+from tqexport.backends.base import TensorInfo, batch_of
 from tqexport.backends.onnx.file import BITS_NAME
 from tqexport.backends.running import Session
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
-    from tqexport.backends.running import Array, Batch
+    from tqexport.backends.running import Array
 
 __all__ = ["OnnxSession"]
 
@@ -47,18 +48,26 @@ class OnnxSession(Session):
             self._session: Any = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise InputError(f"onnxruntime does not load the file: {_in_a_line(error)}") from error
-        self._inputs = [value.name for value in self._session.get_inputs() if bits is None or value.name != BITS_NAME]
+        taken = [value for value in self._session.get_inputs() if bits is None or value.name != BITS_NAME]
+        self._inputs = [value.name for value in taken]
+        self._batch = batch_of([TensorInfo(value.name, value.type, tuple(value.shape)) for value in taken])
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
-    def run(self, batch: Batch) -> list[Array]:
-        if len(batch) != len(self._inputs):
-            raise InputError(f"the file takes {len(self._inputs)} inputs ({', '.join(self._inputs)}), not {len(batch)}")
+    def run_group(self, *group: Array) -> list[Array]:
         try:
-            fed = dict(zip(self._inputs, batch, strict=True))
+            fed = dict(zip(self._inputs, group, strict=True))
             results: list[Array] = self._session.run(None, {**fed, **self._switch})
         except Exception as error:  # of no common base, as when loading
             raise InputError(f"onnxruntime does not run the batch: {_in_a_line(error)}") from error
         return results
+
+    @property
+    def batch(self) -> int | None:
+        return self._batch
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._inputs
 
     @property
     def output_names(self) -> list[str]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tqexport.backends.onnx.file import BITS_NAME
+from tqexport.backends.base import batch_of
+from tqexport.backends.onnx.file import BITS_NAME, describe, parse
 from tqexport.backends.onnx.web_package import MODULE, find_package
 from tqexport.backends.running import Session
 from tqexport.errors import HostError, InputError
@@ -76,12 +77,13 @@ class WebSession(Session):
         self._number = next(self._node.numbers)
         header = {"ask": "open", "session": self._number, "optimized": optimized}
         said, _ = self._node.ask("load the file", header, [content])
+        self._batch = batch_of(describe(parse(content))[0])
         self._inputs = [name for name in said["inputs"] if bits is None or name != BITS_NAME]
         self._outputs: list[str] = said["outputs"]
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
-    def run(self, batch: Batch) -> list[Array]:
-        said, parts = self._ask("run", batch)
+    def run_group(self, *group: Array) -> list[Array]:
+        said, parts = self._ask("run", group)
         try:
             return [
                 np.frombuffer(part, np.dtype(tensor["type"]).newbyteorder("<")).reshape(tensor["shape"])
@@ -95,13 +97,19 @@ class WebSession(Session):
         return float(self._ask("time", sample)[0]["seconds"])
 
     @property
+    def batch(self) -> int | None:
+        return self._batch
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._inputs
+
+    @property
     def output_names(self) -> list[str]:
         return self._outputs
 
     def _ask(self, what: str, batch: Batch) -> tuple[dict[str, Any], list[bytes]]:
         """Ask for something that takes samples."""
-        if len(batch) != len(self._inputs):
-            raise InputError(f"the file takes {len(self._inputs)} inputs ({', '.join(self._inputs)}), not {len(batch)}")
         fed = dict(zip(self._inputs, batch, strict=True)) | self._switch
         tensors = [{"name": name, "type": str(value.dtype), "shape": value.shape} for name, value in fed.items()]
         header = {"ask": what, "session": self._number, "tensors": tensors}

@@ -23,9 +23,9 @@ from tqexport.backends.base import TensorInfo
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import LEVELS_SUFFIX, describe, read_facts
 from tqexport.backends.onnx.session import OnnxSession
-from tqexport.backends.running import other_orders
+from tqexport.backends.running import of_first_samples, other_orders
 from tqexport.backends.tflite.flatbuffer import FlatModel
-from tqexport.backends.tflite.layout import of_samples, to_channels_first, to_channels_last
+from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import ConversionError, about
 from tqexport.facts import ArtifactFacts
@@ -153,7 +153,7 @@ def layout_of_values(model: onnx.ModelProto, flat: FlatModel) -> tuple[list[str]
     Returns:
         Names of the values of three axes or more that have the same axis order in both; all others are channels last
         in the file. And by name, how often all samples come one behind the other in the file, where it is several
-        times; see :func:`tqexport.backends.tflite.layout.of_samples`.
+        times; see :func:`tqexport.backends.running.of_first_samples`.
 
     Raises:
         ConversionError: The two compute different things, or samples of a batch are not independent, or not in front in
@@ -206,7 +206,7 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
         if name in outputs and max(steps) > 1:
             raise _samples_not_apart(name, samples)
         ours, theirs = (
-            of_samples(values[0], samples, samples, count) for values, count in zip(both, steps, strict=True)
+            of_first_samples(values[0], samples, samples, count) for values, count in zip(both, steps, strict=True)
         )
         yield name, ours, theirs, steps[1]
 

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from tqexport.backends.running import in_groups
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.micro import MicroSession, check_micro
 from tqexport.backends.tflite.packing import DECODE, unpacked_filters
-from tqexport.backends.tflite.session import LiteRTSession, in_groups
+from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import HostError, InputError
 from tqexport.integer.arithmetic import Rounding, to_grid
 from tqexport.integer.grids import OFFSET
@@ -77,6 +78,10 @@ class _TfliteRuntime(IntegerRuntime):
 
     def __init__(self, file: _File, network: IntegerModel) -> None:
         self._network, self._float_io, self._batch = network, file.float_io, file.batch
+
+    @property
+    def batch(self) -> int:
+        return self._batch
 
     def run(self, inputs: Inputs) -> IntegerRun:
         return IntegerRun({}, self.run_untouched(inputs))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tqexport.backends.coded_weight import joined
-from tqexport.backends.running import Runner
+from tqexport.backends.running import Runner, in_groups, put_together
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import stored_integers
-from tqexport.backends.tflite.layout import batch_to_channels_last, of_samples, to_channels_first
+from tqexport.backends.tflite.layout import batch_to_channels_last, to_channels_first
 from tqexport.backends.tflite.provenance import filters
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.layer_kinds import FILTER_OPERATORS
@@ -51,7 +51,7 @@ class TfliteRunner(Runner):
     def run_traced(self, batch: Batch) -> tuple[dict[str, list[Array]], list[Array]]:
         samples = self._in_file(batch)
         traced, counts = [], []
-        for group, count in self._traced.groups(samples):
+        for group, count in in_groups(samples, self._traced.batch):
             traced.append(self._traced.run_group(*group))
             counts.append(count)
         shifted = traced[0][-len(self._shifted) :] if self._shifted else ()
@@ -72,17 +72,15 @@ class TfliteRunner(Runner):
             for name, value in zip(self._outputs, values, strict=True)
         ]
 
-    def latency(self, sample: Batch) -> float:
-        """Median seconds that one sample (1, ...) takes: of a file of several samples at once, its share of them."""
-        size = self._untouched.batch
-        return super().latency(tuple(np.repeat(values, size, axis=0) for values in sample)) / size
+    @property
+    def batch(self) -> int:
+        return self._untouched.batch
 
     def _of_samples(self, name: str, parts: Sequence[Array], counts: Sequence[int]) -> Array:
         """A value of all samples from those of groups, each of which has so many of them."""
         if name in self._of_all_samples:
             return parts[0]
-        size, steps = self._traced.batch, self._steps.get(name, 1)
-        return np.concatenate([of_samples(part, count, size, steps) for part, count in zip(parts, counts, strict=True)])
+        return put_together(parts, counts, self._traced.batch, self._steps.get(name, 1))
 
     def _in_file(self, batch: Batch) -> Batch:
         """Samples in the layout of the file, if they fit it."""

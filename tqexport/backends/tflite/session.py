@@ -12,14 +12,13 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tqexport.backends.running import Session
 from tqexport.backends.tflite.file import ends_of_signature, signature_of
-from tqexport.backends.tflite.layout import of_samples
 from tqexport.backends.tflite.packing import DECODE
 from tqexport.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from tqexport.backends.running import Array, Batch
 
-__all__ = ["LiteRTSession", "in_groups"]
+__all__ = ["LiteRTSession"]
 
 
 class LiteRTSession(Session):
@@ -59,44 +58,22 @@ class LiteRTSession(Session):
         self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in self._inputs]
         self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
 
-    def run(self, batch: Batch) -> list[Array]:
-        self.check(batch)
-        parts = [
-            [of_samples(value, count, self.batch) for value in self.run_group(*group)]
-            for group, count in self.groups(batch)
-        ]
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
-
     @property
     def batch(self) -> int:
         """How many samples the file takes at once: its first input says it."""
         return max(1, next((shape[0] for shape in self._shapes if shape), 1))
 
-    def groups(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
-        """Samples in groups of as many as the file takes, see :func:`in_groups`."""
-        return in_groups(batch, self.batch)
+    @property
+    def input_names(self) -> list[str]:
+        return [str(detail["name"]) for detail in self._inputs]
 
     def check(self, batch: Batch) -> None:
-        """Refuse samples of another shape, and inputs of different numbers of samples.
-
-        Raises:
-            InputError: They are not what the file takes.
-        """
-        if len(batch) != len(self._inputs):
-            names = ", ".join(str(detail["name"]) for detail in self._inputs)
-            raise InputError(f"the file takes {len(self._inputs)} inputs ({names}), not {len(batch)}")
+        super().check(batch)
         for values, shape in zip(batch, self._shapes, strict=True):
-            if not len(values) or values.shape[1:] != shape[1:]:
+            if values.shape[1:] != shape[1:]:
                 raise InputError(f"the file takes samples of shape {shape[1:]}, channels last, not {values.shape[1:]}")
-        if len({len(values) for values in batch}) > 1:
-            raise InputError(f"the inputs have {', '.join(str(len(values)) for values in batch)} samples")
 
     def run_group(self, *group: Array) -> list[Array]:
-        """Run as many samples as the file takes, an array for each input; returns every output as the file gives it.
-
-        Raises:
-            InputError: LiteRT does not run the file.
-        """
         try:
             values = [value.reshape(shape) for value, shape in zip(group, self._shapes, strict=True)]
             return self._invoke(values)
@@ -131,19 +108,6 @@ class LiteRTSession(Session):
         inputs, outputs = self._signature_ends
         results = self._signature(**dict(zip(inputs, values, strict=True)))
         return [results[name] for name in outputs]
-
-
-def in_groups(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
-    """Samples in groups of one size; the last one is filled up with its last sample.
-
-    Yields:
-        A group, and how many of its samples are those of the batch.
-    """
-    samples = len(batch[0])
-    for start in range(0, samples, size):
-        count = min(size, samples - start)
-        numbers = np.minimum(np.arange(start, start + size), samples - 1)
-        yield batch if samples == size else tuple(values[numbers] for values in batch), count
 
 
 @contextmanager
