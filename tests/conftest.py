@@ -11,11 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from captures import Captures
 from places import DIGITS, DIGITS_DATA, artifact, made_once
 from warm_converter import WarmConverter
 
 from tqexport import ReadOptions, TruncModel, load_checkpoint
 from tqexport.artifacts.project import open_project
+from tqexport.backends.onnx import export
 from tqexport.backends.onnx.runtime_file import merge_onnx
 from tqexport.backends.tflite import onnx2tf, template
 from tqexport.backends.tflite.onnx2tf import run_onnx2tf, run_worker
@@ -66,6 +68,14 @@ def each_graph_is_converted_once(tmp_path_factory: pytest.TempPathFactory):
         patch.setattr(onnx2tf, "run_worker", warm.run_worker)
         yield
     warm.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_network_is_captured_once():
+    """torch.export takes seconds, and what it gives depends on the structure of a network alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "capture", Captures(export.capture))
+        yield
 
 
 @pytest.fixture
