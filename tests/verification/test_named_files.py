@@ -12,12 +12,19 @@ import onnxsim
 import pytest
 from commands import run
 from damage import changed_onnx, scaled_onnx
+from networks import model_of, randomize_
 from onnx import TensorProto, helper, numpy_helper
 from places import DIGITS, DIGITS_INT, artifact
+from torch import nn
 
-from tqexport import load_checkpoint, save_checkpoint
+from tqexport import load_checkpoint, prepare, save_checkpoint
+from tqexport.backends import BACKENDS
 from tqexport.backends.c import CBackend
 from tqexport.backends.onnx.integer_form import integer_onnx
+from tqexport.verification.fresh import FreshExports
+from tqexport.verification.jobs import Job
+from tqexport.verification.run import check
+from tqexport.verification.samples import noise
 from tqexport.verification.trial import project_of
 
 
@@ -48,6 +55,50 @@ def test_files_of_every_format_and_width_pass(folder):
     ]  # fmt: skip
     assert all(each["as_deployed"]["parameters"] == "equal" for each in results)
     assert not any(each["temporary"] for each in results)
+
+
+class Attention(nn.Module):
+    """Of two heads, whose products and transpositions onnxsim writes in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.attention(x, x, x, need_weights=False)[0]).mean(1)
+
+
+class Recurrent(nn.Module):
+    """An LSTM, whose weights onnxsim puts together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.steps, self.last = nn.Linear(6, 8), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.steps(self.first(x).relu())[0].relu()[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "sizes"), [(Attention, "last", (3, 8)), (Recurrent, "steps.weight_ih_l0", (1, 8, 32))]
+)
+def test_files_of_another_structure_pass_with_the_floats_of_every_code(network, layer, sizes):
+    model = model_of(randomize_(prepare(network(), (2, 8)), 5), (4, 6), (2, 8))
+    project = project_of(model)
+    fresh = FreshExports(project, {})
+    content = simplified(fresh.fixed("onnx", "exact", 2))
+    file = onnx.load_from_string(content)
+    assert not any(node.op_type == "BitShift" for node in file.graph.node)
+    weight, *_ = [each.name for each in file.graph.initializer if sorted(each.dims) == [*sizes]]
+    damage = [lambda value: np.where(value == value.max(), value * np.float32(1 + 1e-6), value), lambda value: -value]
+    for change in (None, *damage):
+        job = Job(2, BACKENDS["onnx"], "exact", "file", changed_onnx(content, weight, change) if change else content)
+        (checked,) = check(project, job, noise(4, model.info.signature), (), fresh)
+        assert checked.deployed.parameters != "equal"
+        assert checked.deployed.passed is checked.unoptimized.passed is (change is None), checked.deployed.problems
+        assert (f"layer {layer} has no codes in the file" in checked.deployed.problems) is (change is not None)
 
 
 def test_a_statement_has_the_hash_of_the_rewritten_file(folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,14 @@ class Parameters:
         content: The file; its values named as tqexport names them, where that could be found out.
         differences: By name of the value, a sentence with both values for each that differs.
         not_compared: Why not everything could be compared; None if all of it was.
+        folded: Of a file of another structure: the weights whose codes a tool folded into floats, and whose floats are
+            those that the checkpoint gives.
     """
 
     content: bytes
     differences: Mapping[str, str] = field(default_factory=dict)
     not_compared: str | None = None
+    folded: Collection[str] = ()
 
     @property
     def proved(self) -> bool:

@@ -193,8 +193,9 @@ class Comparison:
             codes: See :class:`tqexport.backends.running.RuntimeRun`.
         """
         expected = expected_codes(self._model, self._bits)
-        if self._parameters.proved:  # then a weight without codes was folded, and is the one that its codes give
-            codes = {**{name: [weight.codes] for name, weight in expected.items()}, **codes}
+        # A weight without codes was folded in these, and is the one that its codes give.
+        folded = expected if self._parameters.proved else self._parameters.folded
+        codes = {**{name: [expected[name].codes] for name in folded if name in expected}, **codes}
         self._codes = compare_codes(expected, self._bits, codes, self._code_problems)
 
     def verdict(self) -> Verdict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from onnx.reference import ReferenceEvaluator
 
 from tqexport.backends.graphs import Constant, Graph, Node, fits_in_memory, fold
+from tqexport.backends.onnx.file import CODES
 from tqexport.backends.onnx.integer_form import MOST_IN_FLOAT
 
-__all__ = ["forms"]
+__all__ = ["folded_weights", "forms"]
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +29,7 @@ _FOLDED_KINDS = _PLAIN | {"Add", "Div", "Mul", "Sub"}
 _FOLDED_TYPES = {*map(np.dtype, ("bool", "int8", "uint8", "int32", "int64", "float32", "float64"))}
 _OPERATIONS = {"Mul": np.multiply, "Div": np.divide}
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # with the axis that counts output channels
+_MOST_AXES = 5  # of a weight: of a Conv3d
 _NORM_CONSTANTS = 4  # of a BatchNormalization: weight, bias, mean, variance
 
 
@@ -34,6 +37,41 @@ def forms(graph: Graph) -> tuple[Graph, ...]:
     """The graph in the forms of :func:`tqexport.backends.parameters.matched`."""
     folded = _with_float_biases(_without_ones(fold(graph, _computed)))
     return graph, folded, _with_norms_folded(folded)
+
+
+def folded_weights(fresh: Sequence[Graph], own: Sequence[Graph]) -> frozenset[str]:
+    """Weights whose floats a file of another structure computes with, to the last bit, in the place of their codes.
+
+    Args:
+        fresh: A fresh export in its forms.
+        own: The file likewise.
+    """
+    (plain, folded, *_), (_, rewritten, *_) = fresh, own
+    read = {name for node in rewritten.nodes for name in node.inputs} & rewritten.constants.keys()
+    there: dict[tuple[int, ...], list[Array]] = {}  # by the sizes of axes, ascending
+    for name in read:
+        value = rewritten.constants[name].value
+        if value.dtype == np.float32:
+            there.setdefault(tuple(sorted(value.shape)), []).append(value)
+    needed: dict[str, list[Array]] = {}
+    for weight in (name.removesuffix(CODES) for name in plain.constants if name.endswith(CODES)):
+        made = {weight + CODES}
+        for node in plain.nodes:
+            if not made.isdisjoint(node.inputs):
+                made.update(node.outputs)
+        constants = {name for node in folded.nodes for name in node.inputs if name in made} & folded.constants.keys()
+        needed[weight] = [folded.constants[name].value for name in constants]
+    return frozenset(
+        weight
+        for weight, values in needed.items()
+        if values and all(_is_among(value, there.get(tuple(sorted(value.shape)), ())) for value in values)
+    )
+
+
+def _is_among(value: Array, others: Sequence[Array]) -> bool:
+    """Whether one of some constants is another with its axes in any order."""
+    orders = [value.transpose(order) for order in permutations(range(value.ndim))] if value.ndim <= _MOST_AXES else []
+    return any(np.array_equal(order, other) for order in orders for other in others)
 
 
 def _with_float_biases(graph: Graph) -> Graph:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx
 
 from tqexport.backends.onnx.file import parse, read_facts, steps_in_front, write_facts
-from tqexport.backends.onnx.folding import forms
+from tqexport.backends.onnx.folding import folded_weights, forms
 from tqexport.backends.onnx.graph import drop_identities, graph_of, opset_of
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.truncatable import plain_file
@@ -30,13 +30,14 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     for each in (model, expected):
         drop_identities(each.graph)
     expected_facts = _facts(expected, bits)
-    found = None
+    found, folded = None, frozenset[str]()
     if opset_of(model) >= _OLDEST_OPSET:
         one, two = (forms(graph_of(each)) for each in (expected, model))
         found = matched(one, two, expected_facts)
+        folded = frozenset() if found else folded_weights(one, two)
     differences = {} if expected_facts is None else different_facts(expected_facts, _facts(model, bits))
     if found is None:
-        return Parameters(content, differences, REWRITTEN)
+        return Parameters(content, differences, REWRITTEN, folded)
     return Parameters(_renamed(model, found.names), {**found.differences, **differences})
 
 
