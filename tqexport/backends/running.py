@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-
 from tqexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,11 +25,8 @@ __all__ = [
     "RuntimeRun",
     "Session",
     "Stretches",
-    "in_groups",
     "median_seconds",
-    "of_first_samples",
     "other_orders",
-    "put_together",
 ]
 
 _LATENCY_RUNS, _LATENCY_SECONDS = 30, 1.0
@@ -86,6 +81,8 @@ class Session(ABC):
         size = self.batch
         if size is None:
             return self.run_group(*batch)
+        from tqexport.backends.grouping import in_groups, put_together
+
         groups, counts = zip(*in_groups(batch, size), strict=True)
         columns = zip(*(self.run_group(*group) for group in groups), strict=True)
         return [put_together(parts, counts, size) for parts in columns]
@@ -181,64 +178,11 @@ class Runner(ABC):
     def latency(self, sample: Batch) -> float:
         """Median seconds that one sample (1, ...) takes: of a file of several samples at once, its share of them."""
         size = self.batch or 1
-        return self._seconds(tuple(np.repeat(values, size, axis=0) for values in sample)) / size
+        return self._seconds(tuple(values.repeat(size, axis=0) for values in sample)) / size
 
     def _seconds(self, batch: Batch) -> float:
         """Median seconds that a batch takes, after one run to warm up."""
         return median_seconds(lambda: self.run_untouched(batch))
-
-
-def in_groups(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
-    """Samples in groups of one size; the last one is filled up with its last sample.
-
-    Yields:
-        A group, and how many of its samples are those of the batch.
-    """
-    samples = len(batch[0])
-    for start in range(0, samples, size):
-        count = min(size, samples - start)
-        numbers = np.minimum(np.arange(start, start + size), samples - 1)
-        yield batch if samples == size else tuple(values[numbers] for values in batch), count
-
-
-def of_first_samples(value: Array, count: int, size: int, steps: int = 1) -> Array:
-    """What belongs to the first samples of a group, one behind the other as a file of one sample at a time gives it.
-
-    Args:
-        value: Of a group, as the file gives it.
-        count: How many samples are wanted.
-        size: How many samples the group has.
-        steps: How often all samples come one behind the other in ``value``, as they do for every step of a sequence.
-
-    Raises:
-        InputError: The value does not have so many samples and steps.
-    """
-    if steps == 1:
-        return value if count == size else value[: len(value) // size * count]
-    shape = list(value.shape)
-    axis = next((axis for axis in range(value.ndim) if np.prod(shape[: axis + 1]) >= steps * size), 0)  # of the samples
-    if value.size % (steps * size) or not value.size or shape[axis] % size:
-        raise InputError(f"has a value of shape {value.shape}, which is not of {steps} steps of {size} samples")
-    shape[axis] //= size
-    apart = np.moveaxis(value.reshape(steps, size, -1), 1, 0)
-    return np.concatenate([sample.reshape(shape) for sample in apart[:count]])
-
-
-def put_together(parts: Sequence[Array], counts: Sequence[int], size: int | None, steps: int = 1) -> Array:
-    """A value of all samples from those of groups.
-
-    Args:
-        parts: The value of each group, as the file gives it.
-        counts: How many samples are wanted of each.
-        size: How many samples a group has; None where it has those that are wanted.
-        steps: As in :func:`of_first_samples`.
-
-    Raises:
-        InputError: The value does not have so many samples and steps.
-    """
-    if size is not None:
-        parts = [of_first_samples(part, count, size, steps) for part, count in zip(parts, counts, strict=True)]
-    return np.concatenate(parts)
 
 
 def median_seconds(run: Callable[[], object]) -> float:

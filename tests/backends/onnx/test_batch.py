@@ -18,6 +18,7 @@ from torch import nn
 from tqexport import TruncModel, prepare
 from tqexport.backends.onnx import OnnxBackend
 from tqexport.backends.onnx.export import export_onnx
+from tqexport.errors import ConversionError
 from tqexport.integer.names import FOLDED, INTEGER, PACKED, SYMMETRIC
 from tqexport.runtime import SwitchableModel
 from tqexport.verification.fresh import FreshExports
@@ -91,6 +92,36 @@ def test_right_files_pass_and_changed_ones_fail(network, batch):
     assert not any(verdict.passed for verdict in verdicts(model, wrong, 8))
     for bits, content, _ in files:
         assert ONNX.cut(run_time, bits) == content
+
+
+class Middle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class StepsInFront(Middle):
+    def forward(self, x):
+        return self.last(self.first(x)).transpose(0, 1)
+
+
+class Dependent(Middle):
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x - x.mean(0))
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (StepsInFront, "output has something else than its samples in front, as the steps of a sequence"),
+        (Dependent, "output does not have every sample by itself"),
+    ],
+)
+def test_networks_whose_samples_are_not_apart_are_refused(network, words, batch):
+    with pytest.raises(ConversionError, match=f"{words}.* no file can take a fixed number of them at once"):
+        list(export_onnx(prepared(network()), (2,), batch))
 
 
 def test_shapes_are_numbers_that_other_programs_infer():

@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from tqexport.backends.onnx import LAYOUT
 from tqexport.backends.onnx.file import BATCH, CONSTANT_PREFIX, write_facts
 from tqexport.backends.onnx.fixed_batch import fix_batch
+from tqexport.backends.onnx.samples_apart import refuse_dependent_samples, with_fine_levels
 from tqexport.deploy import buffers_in_file_order, deploy, deployed_values
 from tqexport.errors import ConversionError, first_line
 from tqexport.facts import ArtifactFacts, facts_of_model
@@ -61,7 +62,7 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...], batch: int | None = 
 
     Raises:
         InputError: The checkpoint lacks a width.
-        ConversionError: The network cannot be captured.
+        ConversionError: The network cannot be captured, or not for a fixed batch.
     """
     for bits in widths:
         model.check_width(bits)
@@ -69,11 +70,11 @@ def export_onnx(model: TruncModel, widths: tuple[int, ...], batch: int | None = 
     templates: dict[bool, tuple[ir.Model, Mapping[str, int]]] = {}
     for bits in widths:
         deployed = deploy(model, bits)
+        facts = facts_of_model(model, bits, LAYOUT, sizes=dynamic_sizes(model.info.signature))
         relu = model.info.activation_width(bits) == FLOAT_BITS
         if relu not in templates:
             template = capture(deployed, model.info.signature)
-            templates[relu] = template, {} if batch is None else _with_batch(template, batch, deployed)
-        facts = facts_of_model(model, bits, LAYOUT, sizes=dynamic_sizes(model.info.signature))
+            templates[relu] = template, {} if batch is None else _with_batch(template, batch, deployed, facts)
         template, steps = templates[relu]
         yield bits, render(template, deployed, replace(facts, steps_in_front=steps))
 
@@ -143,11 +144,18 @@ def capture(deployed: nn.Module, inputs: Sequence[InputInfo]) -> ir.Model:
     return graph_model
 
 
-def _with_batch(template: ir.Model, batch: int, deployed: nn.Module) -> Mapping[str, int]:
-    """Fix the batch of a captured network; see :func:`fix_batch`."""
+def _with_batch(template: ir.Model, batch: int, deployed: nn.Module, facts: ArtifactFacts) -> Mapping[str, int]:
+    """Fix the batch of a captured network, in place; see :func:`fix_batch`.
+
+    Raises:
+        ConversionError: Samples depend on each other, or are not in front in an output.
+    """
     named = set(deployed_values(deployed))
-    steps = fix_batch(template, batch, partial(_simplify, named=named), _initializer)
-    _number_constants(template.graph, named)
+    pair = template.clone()
+    for each, count in ((pair, 2), (template, batch)):  # of two samples, to see whether they are apart
+        steps = fix_batch(each, count, partial(_simplify, named=named), _initializer)
+        _number_constants(each.graph, named)
+    refuse_dependent_samples(with_fine_levels(onnx.load_from_string(render(pair, deployed, facts))))
     return steps
 
 

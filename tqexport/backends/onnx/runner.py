@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx
 
+from tqexport.backends.grouping import in_groups, put_together
 from tqexport.backends.onnx.file import activation_outputs, is_right_shift, of_samples, steps_in_front
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.web_session import WEB_RUNTIME, WebSession
-from tqexport.backends.running import Runner, in_groups, put_together
+from tqexport.backends.running import Runner
 from tqexport.layer_kinds import ONNX_OPERATORS
 
 if TYPE_CHECKING:

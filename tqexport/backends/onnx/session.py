@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from tqexport.backends.base import TensorInfo, batch_of
 from tqexport.backends.onnx.file import BITS_NAME
 from tqexport.backends.running import Session
 from tqexport.errors import InputError
@@ -50,7 +49,8 @@ class OnnxSession(Session):
             raise InputError(f"onnxruntime does not load the file: {_in_a_line(error)}") from error
         taken = [value for value in self._session.get_inputs() if bits is None or value.name != BITS_NAME]
         self._inputs = [value.name for value in taken]
-        self._batch = batch_of([TensorInfo(value.name, value.type, tuple(value.shape)) for value in taken])
+        size = next((value.shape[0] for value in taken if value.shape), None)
+        self._batch = size if isinstance(size, int) else None  # and not the name of a size, or none
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
     def run_group(self, *group: Array) -> list[Array]:

@@ -7,46 +7,36 @@ matter. The run also shows which values of three axes or more keep PyTorch's ord
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
-from tqexport.backends.base import TensorInfo
 from tqexport.backends.coded_weight import CodedWeight
-from tqexport.backends.onnx.file import LEVELS_SUFFIX, describe, read_facts
-from tqexport.backends.onnx.session import OnnxSession
-from tqexport.backends.running import of_first_samples, other_orders
+from tqexport.backends.grouping import of_first_samples
+from tqexport.backends.onnx.samples_apart import (
+    ends_and_batches,
+    rounded_values,
+    run_on,
+    samples_not_apart,
+    steps_found,
+)
+from tqexport.backends.running import other_orders
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.session import LiteRTSession
 from tqexport.errors import ConversionError, about
-from tqexport.facts import ArtifactFacts
 from tqexport.layer_kinds import ONNX_OPERATORS
 
-__all__ = [
-    "input_limits",
-    "layout_of_values",
-    "refuse_dependent_samples",
-    "refuse_operators",
-    "refuse_changed_weights",
-    "samples_of",
-    "with_fine_levels",
-]
+__all__ = ["layout_of_values", "refuse_changed_weights", "refuse_operators"]
 
 _TOLERANCE = 1e-4  # of a value's largest element; 114 right networks are off by 4e-5 at most
 _GROWTH = 30  # times the largest error before it: rounding errors grow on their way through a deep network
 
-_APART = 1e-2  # of a value's largest element; a sample in another's place is off by a tenth and more
-
-_FINE = np.float32(2**20)
 _ORDINARY = {*ONNX_OPERATORS, "Add", "BatchNormalization", "Clip", "Div", "Flatten", "Identity", "Mul", "Relu", "Round"}
 # What onnx2tf converts, but to what plain TFLite files cannot hold.
 _INTO_PARTS = {"Slice", "Split"}  # what takes a weight to pieces
@@ -113,35 +103,6 @@ def refuse_changed_weights(model: onnx.ModelProto, weights: Iterable[CodedWeight
         )
 
 
-def refuse_dependent_samples(model: onnx.ModelProto) -> None:
-    """Refuse a network that no file can compute for its batch, before the time is spent on converting it.
-
-    Whoever runs the file fills a batch up with any samples, and takes those of his own from the front of the outputs.
-
-    Raises:
-        ConversionError: Samples depend on each other, or are not in front in an output.
-    """
-    _, outputs, batches = _ends_and_batches(model)
-    if len(batches) == 1:
-        return
-    runs, samples = _run_onnx(model, (), batches), len(batches[0][0])
-    for name in outputs:
-        if _steps_in_front(name, [run[name] for run in runs], samples) > 1:
-            raise ConversionError(
-                f"{name} has something else than its samples in front, as the steps of a sequence, so that no file can "
-                f"take {samples} of them at once; transpose it in the network, or leave --batch out"
-            )
-
-
-def with_fine_levels(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with 2^20 levels in each activation quantiser, so that it is all but continuous."""
-    changed = copy.deepcopy(model)
-    for tensor in changed.graph.initializer:
-        if tensor.name.endswith(LEVELS_SUFFIX):
-            tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), _FINE), tensor.name))
-    return changed
-
-
 def layout_of_values(model: onnx.ModelProto, flat: FlatModel) -> tuple[list[str], dict[str, int]]:
     """Run a network before and after conversion, and compare its output and its rounded activations.
 
@@ -153,14 +114,14 @@ def layout_of_values(model: onnx.ModelProto, flat: FlatModel) -> tuple[list[str]
     Returns:
         Names of the values of three axes or more that have the same axis order in both; all others are channels last
         in the file. And by name, how often all samples come one behind the other in the file, where it is several
-        times; see :func:`tqexport.backends.running.of_first_samples`.
+        times; see :func:`tqexport.backends.grouping.of_first_samples`.
 
     Raises:
         ConversionError: The two compute different things, or samples of a batch are not independent, or not in front in
             an output.
     """
     in_same_order, steps_in_front = [], {}
-    rounded = _rounded(model)
+    rounded = rounded_values(model)
     worst = 0.0
     for name, expected, converted, steps in _values(model, flat):
         if steps > 1:
@@ -194,104 +155,21 @@ def _values(model: onnx.ModelProto, flat: FlatModel) -> Iterator[tuple[str, Arra
 
     Activations come first, in the order they are computed. Values are as those of one sample at a time.
     """
-    rounds, outputs, batches = _ends_and_batches(model)
+    rounds, outputs, batches = ends_and_batches(model)
     samples = len(batches[0][0])
-    expected = _run_onnx(model, rounds, batches)
+    expected = run_on(model, rounds, batches)
     converted = _run_tflite(flat, [tuple(map(to_channels_last, each)) for each in batches])
     for name in (*rounds, *outputs):
         if name not in converted[0]:  # the converter drops what the output does not depend on
             continue
         both = [[run[name] for run in runs] for runs in (expected, converted)]
-        steps = [_steps_in_front(name, values, samples) for values in both]
+        steps = [steps_found(name, values, samples) for values in both]
         if name in outputs and max(steps) > 1:
-            raise _samples_not_apart(name, samples)
+            raise samples_not_apart(name)
         ours, theirs = (
             of_first_samples(values[0], samples, samples, count) for values, count in zip(both, steps, strict=True)
         )
         yield name, ours, theirs, steps[1]
-
-
-def _rounded(model: onnx.ModelProto) -> list[str]:
-    """Names of the levels of activations, in the order in which they are computed."""
-    return [node.output[0] for node in model.graph.node if node.op_type == "Round"]
-
-
-def _ends_and_batches(model: onnx.ModelProto) -> tuple[list[str], list[str], list[Batch]]:
-    """Names of rounded values and of outputs; and samples, where they are several backwards as well.
-
-    Backwards, the last stands for the first, too: the sum of all samples would not depend on their order.
-    """
-    outputs = [output.name for output in model.graph.output]
-    batch = samples_of(model, input_limits(model))
-    order = [*range(len(batch[0]) - 1, 0, -1), len(batch[0]) - 1]
-    return _rounded(model), outputs, [batch, *([tuple(values[order] for values in batch)] if len(order) > 1 else [])]
-
-
-def _steps_in_front(name: str, values: Sequence[Array], samples: int) -> int:
-    """How often all samples of a batch come one behind the other in a value; 1 where they are in front.
-
-    Args:
-        name: Of the value.
-        values: It; and the same of the samples backwards, without the first and with the last once more in its place.
-        samples: Size of the batch.
-
-    Raises:
-        ConversionError: Samples depend on each other.
-    """
-    if samples == 1:
-        return 1
-    value, of_backwards = values
-    if np.array_equal(value, of_backwards):
-        return 1  # of no sample
-    largest = max(float(np.abs(value).max()), 1e-30)
-    shape = value.shape
-
-    def error(steps: int) -> float:
-        given, moved = (each.reshape(steps, samples, -1).astype(np.float64) for each in (value, of_backwards))
-        return float(np.abs(given[:, 1:] - moved[:, -2::-1]).max()) / largest
-
-    fitting = [axis for axis, length in enumerate(shape) if length % samples == 0]
-    places = [prod(shape[:axis]) * part for axis in fitting for part in (1, shape[axis] // samples)]
-    steps = min(places, key=error, default=0)
-    if not steps or not error(steps) <= _APART:
-        raise _samples_not_apart(name, samples)
-    return steps
-
-
-def _samples_not_apart(name: str, samples: int) -> ConversionError:
-    return ConversionError(
-        f"{name} does not have every sample by itself, one behind the other, so that no file can take {samples} of "
-        "them at once; leave --batch out"
-    )
-
-
-def input_limits(model: onnx.ModelProto) -> tuple[int, ...]:
-    """For each input of a file of tqexport the number that its integers are below; 0 where it takes other numbers."""
-    inputs, _ = describe(model)
-    facts = read_facts(model)
-    return (facts.input_limits if isinstance(facts, ArtifactFacts) else ()) or (0,) * len(inputs)
-
-
-def samples_of(model: onnx.ModelProto, limits: Sequence[int]) -> Batch:
-    """A batch of samples, always the same: normally distributed, or whole numbers below a limit that is not 0."""
-    generator = np.random.default_rng(0)
-
-    def sample(tensor: TensorInfo, limit: int) -> Array:
-        shape = tuple(int(size) for size in tensor.shape)
-        if limit:
-            return generator.integers(0, limit, shape).astype(tensor.dtype)
-        return generator.standard_normal(shape, np.float32)
-
-    return tuple(map(sample, describe(model)[0], limits))
-
-
-def _run_onnx(model: onnx.ModelProto, names: Sequence[str], batches: Sequence[Batch]) -> list[dict[str, Array]]:
-    """The outputs and the named values of each batch, by onnxruntime."""
-    traced = copy.deepcopy(model)
-    outputs = [output.name for output in model.graph.output]
-    traced.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    session = OnnxSession(traced.SerializeToString(), optimized=False)  # slower to run, quicker to load
-    return [dict(zip((*outputs, *names), session.run(batch), strict=True)) for batch in batches]
 
 
 def _run_tflite(flat: FlatModel, batches: Sequence[Batch]) -> list[dict[str, Array]]:

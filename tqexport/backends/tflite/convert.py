@@ -18,14 +18,8 @@ from ai_edge_litert import schema_py_generated as schema
 from tqexport.backends.base import EXACT
 from tqexport.backends.coded_weight import CodedWeight
 from tqexport.backends.onnx.file import coded_weights, read_facts
-from tqexport.backends.tflite.check import (
-    input_limits,
-    layout_of_values,
-    refuse_changed_weights,
-    refuse_dependent_samples,
-    refuse_operators,
-    with_fine_levels,
-)
+from tqexport.backends.onnx.samples_apart import input_limits, refuse_dependent_samples, with_fine_levels
+from tqexport.backends.tflite.check import layout_of_values, refuse_changed_weights, refuse_operators
 from tqexport.backends.tflite.computed import with_constants_computed
 from tqexport.backends.tflite.encode import put_codes_back
 from tqexport.backends.tflite.file import finish_fixed

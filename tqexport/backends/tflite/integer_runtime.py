@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from tqexport.backends.running import in_groups
+from tqexport.backends.grouping import in_groups
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.layout import to_channels_first, to_channels_last
 from tqexport.backends.tflite.micro import MicroSession, check_micro

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tqexport.backends.coded_weight import joined
-from tqexport.backends.running import Runner, in_groups, put_together
+from tqexport.backends.grouping import in_groups, put_together
+from tqexport.backends.running import Runner
 from tqexport.backends.tflite.file import single_graph
 from tqexport.backends.tflite.flatbuffer import FlatModel, Operator
 from tqexport.backends.tflite.integers import stored_integers

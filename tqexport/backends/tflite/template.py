@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from tqexport.backends.onnx.file import depending_on
-from tqexport.backends.tflite.check import samples_of
+from tqexport.backends.onnx.samples_apart import samples_of
 from tqexport.backends.tflite.fingerprints import Fingerprints, Product, Sum, parameters, with_fingerprints
 from tqexport.backends.tflite.flatbuffer import FlatModel
 from tqexport.backends.tflite.given import with_given_as_constants, with_given_as_inputs
@@ -106,7 +106,7 @@ def convert_to_templates(
     Args:
         models: Networks of one signature.
         weights: Names of the parameters that have codes.
-        limits: See :func:`tqexport.backends.tflite.check.samples_of`.
+        limits: See :func:`tqexport.backends.onnx.samples_apart.samples_of`.
 
     Raises:
         ConversionError: The converter fails, or combined parameters beyond recognition.
