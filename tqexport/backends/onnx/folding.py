@@ -6,7 +6,7 @@ Tools fold what they can before a file runs; a file that computes the same is to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from onnx.reference import ReferenceEvaluator
 
-from tqexport.backends.graphs import Constant, Graph, Node, fits_in_memory, fold
+from tqexport.backends.graphs import FOLDED, Constant, Graph, Node, fits_in_memory, fold
 from tqexport.backends.onnx.file import CODES
 from tqexport.backends.onnx.integer_form import MOST_IN_FLOAT
 
-__all__ = ["folded_weights", "forms"]
+__all__ = ["FoldedWeights", "folded_weights", "forms"]
 
 Array = npt.NDArray[Any]
 
@@ -39,39 +39,75 @@ def forms(graph: Graph) -> tuple[Graph, ...]:
     return graph, folded, _with_norms_folded(folded)
 
 
-def folded_weights(fresh: Sequence[Graph], own: Sequence[Graph]) -> frozenset[str]:
-    """Weights whose floats a file of another structure computes with, to the last bit, in the place of their codes.
+@dataclass(frozen=True)
+class FoldedWeights:
+    """What a file of another structure has in the place of codes.
+
+    Attributes:
+        names: Weights that it has as the floats that their codes give.
+        with_norm: Values that layers compute in it with the BatchNorm behind them, whatever they are called.
+    """
+
+    names: frozenset[str] = frozenset()
+    with_norm: frozenset[str] = frozenset()
+
+
+def folded_weights(fresh: Sequence[Graph], own: Sequence[Graph]) -> FoldedWeights:
+    """The weights that a file of another structure has as floats.
+
+    These are the floats of the fresh export to the last bit, or, times the gain of a BatchNorm, up to rounding.
 
     Args:
         fresh: A fresh export in its forms.
         own: The file likewise.
     """
-    (plain, folded, *_), (_, rewritten, *_) = fresh, own
-    read = {name for node in rewritten.nodes for name in node.inputs} & rewritten.constants.keys()
-    there: dict[tuple[int, ...], list[Array]] = {}  # by the sizes of axes, ascending
-    for name in read:
-        value = rewritten.constants[name].value
-        if value.dtype == np.float32:
-            there.setdefault(tuple(sorted(value.shape)), []).append(value)
-    needed: dict[str, list[Array]] = {}
+    (plain, folded, normed), (_, rewritten, _) = fresh, own
+    stored: dict[tuple[int, ...], list[tuple[Node, Array]]] = {}  # constants with their readers, by their sizes
+    for node in rewritten.nodes:
+        for name in rewritten.constants.keys() & {*node.inputs}:
+            value = rewritten.constants[name].value
+            if value.dtype == np.float32:
+                stored.setdefault(tuple(sorted(value.shape)), []).append((node, value))
+    with_norm = {id(node.source): node for node in normed.nodes}
+
+    def readers(constant: Constant, tolerance: float) -> list[Node]:
+        """Operators of the file that read a constant, which may have its axes in any order."""
+        if constant.value.ndim > _MOST_AXES:
+            return []
+        orders = [*permutations(range(constant.value.ndim))]
+        return [
+            node
+            for node, value in stored.get(tuple(sorted(constant.value.shape)), ())
+            if any(_is_near(constant, order, value, tolerance) for order in orders)
+        ]
+
+    names, merged = set[str](), set[str]()
     for weight in (name.removesuffix(CODES) for name in plain.constants if name.endswith(CODES)):
         made = {weight + CODES}
         for node in plain.nodes:
             if not made.isdisjoint(node.inputs):
                 made.update(node.outputs)
-        constants = {name for node in folded.nodes for name in node.inputs if name in made} & folded.constants.keys()
-        needed[weight] = [folded.constants[name].value for name in constants]
-    return frozenset(
-        weight
-        for weight, values in needed.items()
-        if values and all(_is_among(value, there.get(tuple(sorted(value.shape)), ())) for value in values)
-    )
+        read = [(node, name) for node in folded.nodes for name in node.inputs if name in made & folded.constants.keys()]
+        whole = bool(read)
+        for node, name in read:
+            twin = with_norm.get(id(node.source))
+            found = readers(folded.constants[name], 0.0)
+            if not found and twin is not None and node.inputs[1:2] == (name,) != twin.inputs[1:2]:
+                found = readers(normed.constants[twin.inputs[1]], FOLDED)
+                merged.update(each.outputs[0] for each in found)
+            whole = whole and bool(found)
+        if whole:
+            names.add(weight)
+    return FoldedWeights(frozenset(names), frozenset(merged))
 
 
-def _is_among(value: Array, others: Sequence[Array]) -> bool:
-    """Whether one of some constants is another with its axes in any order."""
-    orders = [value.transpose(order) for order in permutations(range(value.ndim))] if value.ndim <= _MOST_AXES else []
-    return any(np.array_equal(order, other) for order in orders for other in others)
+def _is_near(constant: Constant, order: Sequence[int], value: Array, tolerance: float) -> bool:
+    """Whether a constant with its axes in an order is another, up to a share of its terms."""
+    moved = constant.value.transpose(order)
+    if moved.shape != value.shape:
+        return False
+    apart = np.abs(moved - value.astype(np.float64))
+    return bool((apart <= constant.terms().transpose(order) * tolerance).all())
 
 
 def _with_float_biases(graph: Graph) -> Graph:

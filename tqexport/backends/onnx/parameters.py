@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx
 
 from tqexport.backends.onnx.file import parse, read_facts, steps_in_front, write_facts
-from tqexport.backends.onnx.folding import folded_weights, forms
+from tqexport.backends.onnx.folding import FoldedWeights, folded_weights, forms
 from tqexport.backends.onnx.graph import drop_identities, graph_of, opset_of
 from tqexport.backends.onnx.session import OnnxSession
 from tqexport.backends.onnx.truncatable import plain_file
@@ -30,14 +30,17 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     for each in (model, expected):
         drop_identities(each.graph)
     expected_facts = _facts(expected, bits)
-    found, folded = None, frozenset[str]()
+    found, folded = None, FoldedWeights()
     if opset_of(model) >= _OLDEST_OPSET:
         one, two = (forms(graph_of(each)) for each in (expected, model))
         found = matched(one, two, expected_facts)
-        folded = frozenset() if found else folded_weights(one, two)
+        folded = FoldedWeights() if found else folded_weights(one, two)
     differences = {} if expected_facts is None else different_facts(expected_facts, _facts(model, bits))
     if found is None:
-        return Parameters(content, differences, REWRITTEN, folded)
+        # What a layer computes with a BatchNorm has the layer's name, and is not what the layer computes in PyTorch.
+        names = {name: f"{name}/with_norm" for name in folded.with_norm}
+        content = _renamed(parse(content), names, others="") if names else content
+        return Parameters(content, differences, REWRITTEN, folded.names)
     return Parameters(_renamed(model, found.names), {**found.differences, **differences})
 
 
@@ -79,8 +82,8 @@ def _said(model: onnx.ModelProto) -> Facts | None:
         return None
 
 
-def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> bytes:
-    """A file whose values have the names that a fresh export gives them; its inputs and outputs keep theirs."""
+def _renamed(model: onnx.ModelProto, names: Mapping[str, str], others: str = "rewritten/") -> bytes:
+    """A file with new names for some values, and letters in front of those of others; its ends keep theirs."""
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     given: dict[str, str] = {}
     taken = {*ends, ""}
@@ -90,7 +93,7 @@ def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> bytes:
             taken.add(given[name])
 
     def rename(values: Iterable[str]) -> list[str]:
-        return [name if name in ends or not name else given.get(name, f"rewritten/{name}") for name in values]
+        return [name if name in ends or not name else given.get(name, f"{others}{name}") for name in values]
 
     for tensor in model.graph.initializer:
         (tensor.name,) = rename([tensor.name])
