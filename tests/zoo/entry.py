@@ -28,6 +28,7 @@ class Entry:
         tflite: The same.
         float_layers: Names of the layers that stay in float; None for the first and the last.
         learned_ranges: Whether the ranges of its activations are learned.
+        rewritten: Whether verify takes its ONNX file behind onnxsim.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Entry:
     tflite: str = EXACT
     float_layers: tuple[str, ...] | None = None
     learned_ranges: bool = False
+    rewritten: bool = True
 
 
 class Framed(nn.Module):

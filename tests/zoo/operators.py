@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from entry import Apply, Entry, Framed
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def applied(name: str, function: Callable[[Tensor], Tensor], channels: int = 8, **expected: str) -> Entry:
+def applied(name: str, function: Callable[[Tensor], Tensor], channels: int = 8, **expected: Any) -> Entry:
     """A function in the frame."""
     return Entry(name, lambda: Framed(Apply(function), channels), **expected)
 
@@ -99,7 +100,7 @@ ENTRIES = [
     applied("unfold", unfold, 32),
     applied("fold", fold),
     applied("grid sample", grid_sample),
-    applied("softmax over space", lambda x: x.flatten(2).softmax(2).reshape(x.shape) * 64),
+    applied("softmax over space", lambda x: x.flatten(2).softmax(2).reshape(x.shape) * 64, rewritten=False),
     applied("pixel unshuffle", lambda x: functional.pixel_unshuffle(x, 2), 32),
     applied("a table per place", lambda x: torch.maximum(x, TABLE) * TABLE),
     applied("where", lambda x: torch.where(x > 0.3, x, x * x)),

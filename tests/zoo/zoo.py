@@ -8,6 +8,7 @@ from typing import Any
 
 import convolutions
 import onnx
+import onnxsim
 import operators
 import sequences
 import torch
@@ -20,11 +21,13 @@ from tqexport.backends import BACKENDS
 from tqexport.backends.tflite.runtime_file import convert_to_runtime_tflite
 from tqexport.errors import TqExportError
 from tqexport.outputs import outputs_of
-from tqexport.verification.run import verify_made
+from tqexport.verification.fresh import FreshExports
+from tqexport.verification.jobs import Job
+from tqexport.verification.run import check, verify_made
 from tqexport.verification.samples import noise
 from tqexport.verification.trial import project_of
 
-__all__ = ["ENTRIES", "GROUPS", "WIDTHS", "Outcome", "run_entry"]
+__all__ = ["ENTRIES", "FAILS", "GROUPS", "WIDTHS", "Outcome", "run_entry"]
 
 GROUPS = {
     "Convolutional networks": convolutions.ENTRIES,
@@ -33,6 +36,9 @@ GROUPS = {
 }
 ENTRIES = [entry for entries in GROUPS.values() for entry in entries]
 WIDTHS = (1, 3, 4, 8)
+FAILS = "fails"
+_EQUAL, _BY_OUTPUTS = "parameters equal", "outputs equal"
+_REWRITTEN = 4  # bits
 _STEPS = 3
 _SAMPLES = 4
 
@@ -44,29 +50,36 @@ class Outcome:
     Attributes:
         onnx: ``exact``, the sentence that refuses it, or what is wrong, which begins with ``WRONG``.
         tflite: The same.
+        rewritten: What verify says of an ONNX file behind onnxsim: ``parameters equal``, ``outputs equal`` where the
+            structure is another one, or that it fails; empty where it was not asked.
         quantized: How many of its weights have codes.
     """
 
     onnx: str
     tflite: str
+    rewritten: str = ""
     quantized: int = 0
 
     def as_expected(self, entry: Entry) -> bool:
-        """Whether both are what the entry says."""
+        """Whether all of it is what the entry says."""
         pairs = ((self.onnx, entry.onnx), (self.tflite, entry.tflite))
-        return all(came == EXACT if expected == EXACT else _refused(came, expected) for came, expected in pairs)
+        as_rewritten = not self.rewritten or (self.rewritten != FAILS) is entry.rewritten
+        return as_rewritten and all(
+            came == EXACT if expected == EXACT else _refused(came, expected) for came, expected in pairs
+        )
 
 
 def _refused(came: str, words: str) -> bool:
     return words in came and not came.startswith("WRONG") and came != EXACT
 
 
-def run_entry(entry: Entry) -> Outcome:
-    """Take a network through everything: both formats, fixed files and run-time files."""
+def run_entry(entry: Entry, *, rewritten: bool = False) -> Outcome:
+    """Take a network through everything: both formats, fixed files and run-time files; perhaps behind onnxsim, too."""
     model = trained(entry)
     project = project_of(model)
     codes = sum("parametrizations" in name for name, _ in model.module.named_parameters())
-    return Outcome(_outcome(_onnx, project), _outcome(_tflite, project), codes)
+    outcomes = _outcome(_onnx, project), _outcome(_tflite, project)
+    return Outcome(*outcomes, _rewritten(project) if rewritten and outcomes[0] == EXACT else "", codes)
 
 
 def trained(entry: Entry) -> TruncModel:
@@ -107,6 +120,20 @@ def _outcome(make: Any, project: Project) -> str:
     except Exception as error:  # an internal error is one of the things that are looked for
         return f"WRONG: internal error, {type(error).__name__}: {error}"
     return EXACT
+
+
+def _rewritten(project: Project) -> str:
+    """What verify says of the file of a width behind onnxsim, as it is and with the batch fixed to one sample."""
+    fresh, said = FreshExports(project, {}), set()
+    for batch in (None, 1):
+        file = onnx.load_from_string(fresh.fixed("onnx", EXACT, _REWRITTEN))
+        shapes = {each.name: (batch, *each.shape) for each in project.model.info.signature} if batch else None
+        content = onnxsim.simplify(file, overwrite_input_shapes=shapes)[0].SerializeToString()
+        job = Job(_REWRITTEN, BACKENDS["onnx"], EXACT, "file", content, batch=batch)
+        for checked in check(project, job, noise(_SAMPLES, project.model.info.signature), (), fresh):
+            passed = checked.deployed.passed and checked.unoptimized.passed
+            said.add((_EQUAL if checked.deployed.parameters == "equal" else _BY_OUTPUTS) if passed else FAILS)
+    return max(said, key=(_EQUAL, _BY_OUTPUTS, FAILS).index)
 
 
 def _onnx(project: Project) -> tuple[str, list[tuple[int, bytes]], bytes]:
