@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Captures"]
 
-_OF_STATE_DICTS = ("_state_dict", "_load_state_dict")  # hooks that have no part in what a network computes
 _TENSORS = ("_parameters", "_buffers", "_modules")  # which are looked at by themselves
 
 
@@ -54,11 +53,10 @@ def _structure(network: nn.Module) -> str:
     for name, module in network.named_modules(remove_duplicate=False):
         lines.append(f"{name}: {_class(module)}, as {first.setdefault(id(module), name)}")
         for key, value in sorted(vars(module).items()):
-            hooks = key.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
-            if hooks and value and not any(key.startswith(start) or start in key for start in _OF_STATE_DICTS):
+            if "_hook" not in key:
+                lines += [] if key in _TENSORS else [f"  {key} = {_setting(value)}"]
+            elif value and "state_dict" not in key:  # whose hooks have no part in what a network computes
                 raise _UnknownError
-            if not hooks and key not in _TENSORS and "_hook" not in key:
-                lines.append(f"  {key} = {_setting(value)}")
         for kind in ("_parameters", "_buffers"):
             for key, tensor in getattr(module, kind).items():
                 same = None if tensor is None else first.setdefault(id(tensor), f"{name}.{key}")

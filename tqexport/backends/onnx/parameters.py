@@ -25,8 +25,9 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
     """Compare a file with a fresh export; see :meth:`tqexport.backends.base.Backend.compare_parameters`."""
     if content == fresh:
         return Parameters(content)
-    content = _with_steps(content, steps_in_front(parse(fresh)))
-    model, expected = plain_file(parse(content)), plain_file(parse(fresh))
+    expected = plain_file(parse(fresh))
+    content = _with_steps(content, steps_in_front(expected))
+    model = plain_file(parse(content))
     for each in (model, expected):
         drop_identities(each.graph)
     expected_facts = _facts(expected, bits)
@@ -46,9 +47,11 @@ def compare_parameters(content: bytes, fresh: bytes, bits: int) -> Parameters:
 
 def _with_steps(content: bytes, steps: Mapping[str, int]) -> bytes:
     """A file that says how many steps values have in front of their samples: a tool that fixed the batch does not."""
+    if not steps:
+        return content
     model = parse(content)
     facts = _said(model)
-    if facts is None or not steps or steps_in_front(model):
+    if facts is None or steps_in_front(model):
         return content
     if isinstance(facts, MultiWidthFacts):
         by_width = {bits: replace(own, steps_in_front=steps) for bits, own in facts.by_width.items()}
