@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import onnxsim
 import pytest
 from commands import run
@@ -116,6 +117,26 @@ def test_files_of_another_structure_pass_with_the_floats_of_every_code(network, 
         assert checked.deployed.parameters != "equal"
         assert checked.deployed.passed is checked.unoptimized.passed is (change is None), checked.deployed.problems
         assert (f"layer {layer} has no codes in the file" in checked.deployed.problems) is (change is not None)
+
+
+def extended(content, folder):
+    """What onnxruntime makes of a file at its level EXTENDED: operators of its own, with activations in them."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "extended.onnx")
+    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return (folder / "extended.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1, True), (1 + 1e-5, False)])
+def test_files_with_operators_of_onnxruntime_pass_with_the_floats_of_every_code(folder, exported_once, factor, right):
+    content = extended(scaled_onnx(artifact(exported_once, "onnx", 4), factor), folder)
+    assert "FusedConv" in {node.op_type for node in onnx.load_from_string(content).graph.node}
+    done = run("verify", "ckpt.pt", "extended.onnx", "--samples", "4", cwd=folder)
+    assert done.returncode == (0 if right else 1), done.stdout + done.stderr
+    assert ("the verdict is of the samples" in " ".join(done.stdout.split())) is right
+    assert ("layers.1.conv1 has no codes in the file" in " ".join(done.stdout.split())) is not right
 
 
 def test_a_statement_has_the_hash_of_the_rewritten_file(folder):
