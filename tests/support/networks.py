@@ -18,6 +18,7 @@ from tqexport.backends.tflite.convert import convert_to_tflite
 from tqexport.verification.comparison import Verdict, compare
 
 __all__ = [
+    "Attention",
     "FloatLayers",
     "Layers",
     "assert_parity",
@@ -122,6 +123,20 @@ def one_dimensional() -> nn.Module:
         nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 5, 4, stride=2, padding=1), nn.BatchNorm1d(5),
         nn.ReLU(), nn.Flatten(), nn.Linear(5 * 6, 4), nn.ReLU(), nn.Linear(4, 2),
     )  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Attention of two heads over (N, steps, 6), with linear layers around it; its reshapes have the batch in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        mixed: torch.Tensor = self.last(self.attention(x, x, x, need_weights=False)[0]).mean(1)
+        return mixed
 
 
 def model_of(

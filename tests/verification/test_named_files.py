@@ -13,7 +13,7 @@ import onnxsim
 import pytest
 from commands import run
 from damage import changed_onnx, scaled_onnx
-from networks import model_of, randomize_
+from networks import Attention, model_of, randomize_
 from onnx import TensorProto, helper, numpy_helper
 from places import DIGITS, DIGITS_INT, artifact
 from torch import nn
@@ -56,19 +56,6 @@ def test_files_of_every_format_and_width_pass(folder):
     ]  # fmt: skip
     assert all(each["as_deployed"]["parameters"] == "equal" for each in results)
     assert not any(each["temporary"] for each in results)
-
-
-class Attention(nn.Module):
-    """Of two heads, whose products and transpositions onnxsim writes in another way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(self.attention(x, x, x, need_weights=False)[0]).mean(1)
 
 
 class Recurrent(nn.Module):

@@ -63,7 +63,17 @@ class RuntimeRun:
 
 
 class Session(ABC):
-    """A file open in its runtime, as an application runs it; arrays are in the layout of the file."""
+    """A file open in its runtime, as an application runs it; arrays are in the layout of the file.
+
+    Attributes:
+        batch: How many samples the file takes at once; None for any number.
+        input_names: Names of its inputs, without the one that chooses a width.
+        output_names: Names of its outputs, in the order of :meth:`run`.
+    """
+
+    batch: int | None
+    input_names: Sequence[str]
+    output_names: Sequence[str]
 
     def run(self, batch: Batch) -> list[Array]:
         """Run any number of samples, in groups of as many as the file takes.
@@ -106,21 +116,6 @@ class Session(ABC):
         Raises:
             InputError: The runtime does not run the file on them.
         """
-
-    @property
-    @abstractmethod
-    def batch(self) -> int | None:
-        """How many samples the file takes at once; None for any number."""
-
-    @property
-    @abstractmethod
-    def input_names(self) -> list[str]:
-        """Names of the inputs, without the one that chooses a width."""
-
-    @property
-    @abstractmethod
-    def output_names(self) -> list[str]:
-        """Names of the outputs, in the order of :meth:`run`."""
 
 
 class Runner(ABC):

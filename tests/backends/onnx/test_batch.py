@@ -11,7 +11,7 @@ import onnxsim
 import pytest
 from commands import run
 from damage import changed_onnx, flip_a_bit
-from networks import model_of, randomize_
+from networks import Attention, model_of, randomize_
 from places import DIGITS, artifact
 from torch import nn
 
@@ -42,19 +42,6 @@ class Recurrent(nn.Module):
     def forward(self, x):
         values, _ = self.steps(self.first(x).relu().transpose(0, 1))
         return self.last(values.relu()[-1])
-
-
-class Attention(nn.Module):
-    """Attention of two heads, whose reshapes have the number of samples in them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(self.attention(x, x, x, need_weights=False)[0]).mean(1)
 
 
 def prepared(network: nn.Module) -> TruncModel:

@@ -48,30 +48,19 @@ class OnnxSession(Session):
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise InputError(f"onnxruntime does not load the file: {_in_a_line(error)}") from error
         taken = [value for value in self._session.get_inputs() if bits is None or value.name != BITS_NAME]
-        self._inputs = [value.name for value in taken]
+        self.input_names = [value.name for value in taken]
+        self.output_names = [value.name for value in self._session.get_outputs()]
         size = next((value.shape[0] for value in taken if value.shape), None)
-        self._batch = size if isinstance(size, int) else None  # and not the name of a size, or none
+        self.batch = size if isinstance(size, int) else None  # and not the name of a size, or none
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
     def run_group(self, *group: Array) -> list[Array]:
         try:
-            fed = dict(zip(self._inputs, group, strict=True))
+            fed = dict(zip(self.input_names, group, strict=True))
             results: list[Array] = self._session.run(None, {**fed, **self._switch})
         except Exception as error:  # of no common base, as when loading
             raise InputError(f"onnxruntime does not run the batch: {_in_a_line(error)}") from error
         return results
-
-    @property
-    def batch(self) -> int | None:
-        return self._batch
-
-    @property
-    def input_names(self) -> list[str]:
-        return self._inputs
-
-    @property
-    def output_names(self) -> list[str]:
-        return [value.name for value in self._session.get_outputs()]
 
 
 def _in_a_line(error: Exception) -> str:

@@ -77,9 +77,9 @@ class WebSession(Session):
         self._number = next(self._node.numbers)
         header = {"ask": "open", "session": self._number, "optimized": optimized}
         said, _ = self._node.ask("load the file", header, [content])
-        self._batch = batch_of(describe(parse(content))[0])
-        self._inputs = [name for name in said["inputs"] if bits is None or name != BITS_NAME]
-        self._outputs: list[str] = said["outputs"]
+        self.batch = batch_of(describe(parse(content))[0])
+        self.input_names = [name for name in said["inputs"] if bits is None or name != BITS_NAME]
+        self.output_names = said["outputs"]
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
 
     def run_group(self, *group: Array) -> list[Array]:
@@ -96,21 +96,9 @@ class WebSession(Session):
         """Median seconds that one sample (1, ...) takes in Node."""
         return float(self._ask("time", sample)[0]["seconds"])
 
-    @property
-    def batch(self) -> int | None:
-        return self._batch
-
-    @property
-    def input_names(self) -> list[str]:
-        return self._inputs
-
-    @property
-    def output_names(self) -> list[str]:
-        return self._outputs
-
     def _ask(self, what: str, batch: Batch) -> tuple[dict[str, Any], list[bytes]]:
         """Ask for something that takes samples."""
-        fed = dict(zip(self._inputs, batch, strict=True)) | self._switch
+        fed = dict(zip(self.input_names, batch, strict=True)) | self._switch
         tensors = [{"name": name, "type": str(value.dtype), "shape": value.shape} for name, value in fed.items()]
         header = {"ask": what, "session": self._number, "tensors": tensors}
         little = [value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes() for value in fed.values()]

@@ -57,15 +57,9 @@ class LiteRTSession(Session):
             self._open_signature(content, bits)
         self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in self._inputs]
         self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
-
-    @property
-    def batch(self) -> int:
-        """How many samples the file takes at once: its first input says it."""
-        return max(1, next((shape[0] for shape in self._shapes if shape), 1))
-
-    @property
-    def input_names(self) -> list[str]:
-        return [str(detail["name"]) for detail in self._inputs]
+        self.input_names = [str(detail["name"]) for detail in self._inputs]
+        self.output_names = [str(detail["name"]) for detail in self._interpreter.get_output_details()]
+        self.batch: int = max(1, next((shape[0] for shape in self._shapes if shape), 1))  # the first input says it
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
@@ -83,10 +77,6 @@ class LiteRTSession(Session):
     def run_zeros(self) -> list[Array]:
         """Run samples of zeros."""
         return self.run_group(*(np.zeros(detail["shape"], detail["dtype"]) for detail in self._inputs))
-
-    @property
-    def output_names(self) -> list[str]:
-        return [str(detail["name"]) for detail in self._interpreter.get_output_details()]
 
     def _open_signature(self, content: bytes, bits: int) -> None:
         """Choose the signature of a width."""
