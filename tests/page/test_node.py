@@ -87,6 +87,13 @@ def test_what_the_runtime_computes_is_what_is_compared(exported_once, digits, di
     )
 
 
+def test_files_of_a_fixed_batch_pass(folder):
+    assert run("onnx", "ckpt.pt", "--bits", "5", "--batch", "3", "-o", "three", cwd=folder).returncode == 0
+    done = run("verify", "three", "--bits", "5", "--runtime", "web", "--data", "few.npz", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "onnxruntime-web batch 3" in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize("case", ["ds_cnn", "resnet20q", "shortcuts", "branches", "one axis"])
 def test_integers_are_equal_to_the_last_bit(case):
     model, inputs = calibrated_case(case)

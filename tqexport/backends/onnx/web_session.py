@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
-from tqexport.backends.base import batch_of
-from tqexport.backends.onnx.file import BITS_NAME, describe, parse
+from tqexport.backends.onnx.file import BITS_NAME
 from tqexport.backends.onnx.web_package import MODULE, find_package
 from tqexport.backends.running import Session
 from tqexport.errors import HostError, InputError
@@ -77,7 +77,8 @@ class WebSession(Session):
         self._number = next(self._node.numbers)
         header = {"ask": "open", "session": self._number, "optimized": optimized}
         said, _ = self._node.ask("load the file", header, [content])
-        self.batch = batch_of(describe(parse(content))[0])
+        shapes = [value.type.tensor_type.shape.dim for value in onnx.load_from_string(content).graph.input]
+        self.batch = next((sizes[0].dim_value or None for sizes in shapes if sizes), None)
         self.input_names = [name for name in said["inputs"] if bits is None or name != BITS_NAME]
         self.output_names = said["outputs"]
         self._switch = {} if bits is None else {BITS_NAME: np.array(bits, np.uint8)}
