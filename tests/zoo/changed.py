@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -30,6 +30,7 @@ from tqexport.verification.fresh import FreshExports
 from tqexport.verification.jobs import Job
 from tqexport.verification.run import check
 from tqexport.verification.samples import noise
+from tqexport.verification.trace import furthest_apart
 from tqexport.verification.trial import project_of
 
 NETWORKS = (
@@ -83,14 +84,6 @@ def changed(content: bytes, random: Random) -> tuple[bytes, str]:
     return model.SerializeToString(), f"{tensor.name} {value.shape}, {what}"
 
 
-def apart(own: Sequence[Any], expected: Sequence[Any]) -> float:
-    """How far apart outputs are, as a share of the largest."""
-    return max(
-        float(np.abs(value - wanted.astype(float)).max() / np.abs(wanted).max())
-        for value, wanted in zip(own, expected, strict=True)
-    )
-
-
 def main() -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,14 +102,14 @@ def main() -> int:
             for seed in range(arguments.seed, arguments.seed + arguments.changed):
                 content, what = changed(right, Random(f"{entry.name} {bits} {seed}"))
                 files += 1
-                if apart(OnnxSession(content).run(batch), expected) < NO_EFFECT:
+                if furthest_apart(OnnxSession(content).run(batch), expected) < NO_EFFECT:
                     continue
                 effective += 1
                 job = Job(bits, BACKENDS["onnx"], EXACT, "file", content)
                 checked = [*check(project, job, noise(32, signature), (), fresh)]
                 if all(each.deployed.passed and each.unoptimized.passed for each in checked):
                     smooth = [without_roundings(each, None).run(batch) for each in (content, right)]
-                    off = apart(*smooth)
+                    off = furthest_apart(*smooth)
                     within += off <= ROUNDING
                     wrong += off > ROUNDING
                     say(f"  {entry.name}, {bits} bits, seed {seed}: {what} passed; off by {off:.1e} without roundings")
